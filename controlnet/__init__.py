@@ -1,0 +1,1 @@
+"""Actions and control maps to photoreal frames."""

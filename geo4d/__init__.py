@@ -1,0 +1,43 @@
+"""geo4d: a geometry-first 4D world-model toolkit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from geo4d.core.errors import Geo4DError, InputError, ReconstructionError
+    from geo4d.core.types import Camera, Frame, Frames, Observations, PointCloud, Scale, Scene
+    from recon import reconstruct
+
+_EXPORTS = {
+    "Camera": "geo4d.core.types",
+    "Frame": "geo4d.core.types",
+    "Frames": "geo4d.core.types",
+    "Geo4DError": "geo4d.core.errors",
+    "InputError": "geo4d.core.errors",
+    "Observations": "geo4d.core.types",
+    "PointCloud": "geo4d.core.types",
+    "ReconstructionError": "geo4d.core.errors",
+    "Scale": "geo4d.core.types",
+    "Scene": "geo4d.core.types",
+    "load_frames": "geo4d.core.io.frames",
+    "load_scene": "geo4d.core.io.scene",
+    "reconstruct": "recon",
+    "save_scene": "geo4d.core.io.scene",
+}
+
+__all__ = ["__version__", *_EXPORTS]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'geo4d' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_EXPORTS[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,1 @@
+"""File formats: pictures in, scenes out."""

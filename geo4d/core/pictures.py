@@ -1,0 +1,79 @@
+"""Operations on pictures as arrays: resizing, turning, undistorting, sharpness."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import torch
+
+from geo4d.core.types import Camera
+
+
+def resize(picture: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
+    """Resize `(h, w[, c])`: area average when shrinking, bicubic when growing; keeps the dtype."""
+    h, w = picture.shape[:2]
+    if (h, w) == hw:
+        return picture
+    shrinking = hw[0] <= h and hw[1] <= w
+    return cv2.resize(picture, (hw[1], hw[0]), interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_CUBIC)
+
+
+def fit_hw(hw: tuple[int, int], long_side: int) -> tuple[int, int]:
+    """Size with the aspect of `hw` whose longer side is at most `long_side`; never larger than `hw`."""
+    factor = min(1.0, long_side / max(hw))
+    return max(1, round(hw[0] * factor)), max(1, round(hw[1] * factor))
+
+
+def undistort(
+    picture: np.ndarray, camera: Camera, mask: np.ndarray | None = None, hw: tuple[int, int] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Resample a picture to the pinhole camera `camera.undistorted()`, at size `hw` (default: its own).
+
+    Args:
+        picture: uint8 `(h, w, 3)` of size `camera.hw`.
+        camera: one camera, with or without distortion.
+        mask: bool `(h, w)`, True where pixels may be used.
+        hw: size of the result; K of the result is that of `camera.undistorted().resize(hw)`.
+
+    Returns:
+        The picture and bool `(h, w)`: True where it shows a pixel of the input that the mask allows.
+    """
+    size = hw or camera.hw
+    target = camera.undistorted().resize(size)
+    if camera.distortion is None:
+        allowed = np.ones(size, bool) if mask is None else resize(mask.astype(np.uint8) * 255, size) > 254
+        return resize(picture, size), allowed
+    factor = size[1] / camera.hw[1]
+    if factor < 1:  # Shrink first, so that remap's bilinear sampling does not alias.
+        small = fit_hw(camera.hw, round(max(camera.hw) * factor))
+        picture, camera = resize(picture, small), camera.resize(small)
+        mask = None if mask is None else resize(mask.astype(np.uint8) * 255, small) > 254
+    map_uv = distortion_map(camera, target)
+    u, v = map_uv[..., 0] - 0.5, map_uv[..., 1] - 0.5  # cv2 counts from the first pixel's centre
+    interpolation = cv2.INTER_LINEAR if factor < 1 else cv2.INTER_CUBIC
+    result = cv2.remap(picture, u, v, interpolation, borderMode=cv2.BORDER_REPLICATE)
+    h, w = camera.hw
+    valid = (u >= -0.5) & (v >= -0.5) & (u <= w - 0.5) & (v <= h - 0.5)
+    if mask is not None:
+        kept = cv2.remap(mask.astype(np.uint8) * 255, u, v, cv2.INTER_LINEAR, borderValue=0)
+        valid &= kept > 254
+    return result, valid
+
+
+def distortion_map(camera: Camera, target: Camera) -> np.ndarray:
+    """Where each pixel centre of the pinhole picture `target` lies in the picture of `camera`: float32 `(h, w, 2)`."""
+    at_origin = torch.eye(4, dtype=torch.float64)
+    _, ray = target.with_pose(at_origin).rays()
+    uv_px, _ = camera.with_pose(at_origin).project(ray.reshape(-1, 3))
+    return uv_px.reshape(*target.hw, 2).float().numpy()
+
+
+def sharpness(picture: np.ndarray, *, long_side: int = 640) -> float:
+    """Energy of the Laplacian relative to that of a blurred copy, at a fixed size; higher is sharper.
+
+    The ratio depends little on how much texture the scene has, so photos of one walk can be compared.
+    """
+    grey = cv2.cvtColor(resize(picture, fit_hw(picture.shape[:2], long_side)), cv2.COLOR_RGB2GRAY).astype(np.float32)
+    fine = cv2.Laplacian(grey, cv2.CV_32F)
+    coarse = cv2.Laplacian(cv2.GaussianBlur(grey, (0, 0), 2.0), cv2.CV_32F)
+    return float(fine.std() / max(float(coarse.std()), 1e-6))

@@ -1,0 +1,44 @@
+"""Progress of long verbs: stages that count, and the seconds that each took."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+class Progress:
+    """Records the seconds of every stage and shows nothing; `geo4d.cli` has the subclass that draws.
+
+    Example:
+        >>> progress = Progress()
+        >>> with progress.stage("features", total=2) as advance:
+        ...     advance()
+        ...     advance()
+        >>> list(progress.seconds)
+        ['features']
+    """
+
+    def __init__(self) -> None:
+        """Start with no stages."""
+        self.seconds: dict[str, float] = {}
+        self.notes: list[str] = []
+
+    @contextmanager
+    def stage(self, name: str, total: int | None = None) -> Iterator[Callable[[], None]]:
+        """Time a stage; the value is called once per finished item of `total`. Stages of one name add up."""
+        start = time.perf_counter()
+        try:
+            with self._shown(name, total) as advance:
+                yield advance
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def note(self, text: str) -> None:
+        """Tell the user one line that they should know (a dropped photo and why); kept for the report."""
+        self.notes.append(text)
+
+    @contextmanager
+    def _shown(self, name: str, total: int | None) -> Iterator[Callable[[], None]]:
+        del name, total
+        yield lambda: None

@@ -1,0 +1,453 @@
+"""The central types: cameras, pictures, observations and scenes, as frozen dataclasses of tensors.
+
+Conventions (docs/conventions.md): OpenCV camera axes, pixel centres at +0.5, z-depth, NaN = unknown, poses and K in float64.
+"""
+
+# Annotations stay live objects here (no `from __future__ import annotations`), so that jaxtyping can check them in tests.
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, overload
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float32, Float64, Int64
+from torch import Tensor
+
+from geo4d.core import camera_models, geometry
+from geo4d.core.errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class Distortion:
+    """Lens distortion by a COLMAP model: its parameters after focal length and principal point."""
+
+    model: str
+    params: Float64[Tensor, "*#b p"]
+
+    def __post_init__(self) -> None:
+        lens = camera_models.LENS_MODELS.get(self.model)
+        if lens is None or lens.extras == 0 or self.params.shape[-1] != lens.extras:
+            accepted = ", ".join(f"{k} ({v.extras})" for k, v in camera_models.LENS_MODELS.items() if v.extras)
+            raise InputError(
+                "unknown lens distortion",
+                found=f"model {self.model!r} with {self.params.shape[-1]} parameters",
+                accepted=f"model (number of parameters): {accepted}",
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Camera:
+    """One camera or a batch of cameras of one picture size.
+
+    `K` is in pixels of the stored picture, whose first pixel has its centre at (0.5, 0.5); `world_from_cam` is a rigid
+    transform in OpenCV axes; `hw` is (height, width) in pixels; `distortion` is None for a pinhole camera.
+    """
+
+    K: Float64[Tensor, "*b 3 3"]
+    world_from_cam: Float64[Tensor, "*b 4 4"]
+    hw: tuple[int, int]
+    distortion: Distortion | None = None
+
+    @property
+    def cam_from_world(self) -> Float64[Tensor, "*b 4 4"]:
+        """Inverse of `world_from_cam`."""
+        return geometry.rigid_inverse(self.world_from_cam)
+
+    def project(self, p_world: Float[Tensor, "*#b n 3"]) -> tuple[Float[Tensor, "*b n 2"], Float[Tensor, "*b n"]]:
+        """Pixels and z-depths of world points; pixels are NaN for points that are not in front of the camera.
+
+        Differentiable in the points, K, pose and distortion. Pixels may lie outside of the picture.
+        """
+        p_cam = geometry.transform_points(self.cam_from_world, p_world.to(self.K.dtype))
+        z = p_cam[..., 2]
+        in_front = z > 0
+        xy = p_cam[..., :2] / torch.where(in_front, z, torch.ones_like(z))[..., None]
+        if self.distortion is not None:
+            xy = camera_models.distort(self.distortion.model, self.distortion.params[..., None, :], xy)
+        uv_px = xy @ self.K[..., :2, :2].transpose(-1, -2) + self.K[..., None, :2, 2]
+        return torch.where(in_front[..., None], uv_px, torch.full_like(uv_px, torch.nan)), z
+
+    def unproject(self, uv_px: Float[Tensor, "*#b n 2"], depth: Float[Tensor, "*#b n"]) -> Float[Tensor, "*b n 3"]:
+        """World points at z-depth `depth` behind pixels; differentiable; NaN depth or pixel gives NaN."""
+        ray_cam = self._ray_cam(uv_px)
+        return geometry.transform_points(self.world_from_cam, ray_cam * depth[..., None].to(self.K.dtype))
+
+    def rays(self) -> tuple[Float64[Tensor, "*b 3"], Float64[Tensor, "*b h w 3"]]:
+        """Camera centres, and per pixel the world vector `ray` for which p_world = centre + z_depth * ray."""
+        h, w = self.hw
+        v, u = torch.meshgrid(
+            torch.arange(h, dtype=self.K.dtype) + 0.5, torch.arange(w, dtype=self.K.dtype) + 0.5, indexing="ij"
+        )
+        uv_px = torch.stack([u, v], -1).reshape(-1, 2).to(self.K.device)
+        ray_cam = self._ray_cam(uv_px.expand(*self.K.shape[:-2], -1, 2))
+        ray_world = ray_cam @ self.world_from_cam[..., :3, :3].transpose(-1, -2)
+        return self.world_from_cam[..., :3, 3], ray_world.unflatten(-2, (h, w))
+
+    def _ray_cam(self, uv_px: Tensor) -> Tensor:
+        """Directions with z = 1 in camera axes."""
+        centred = uv_px.to(self.K.dtype) - self.K[..., None, :2, 2]
+        xy = centred @ torch.linalg.inv(self.K[..., :2, :2]).transpose(-1, -2)
+        if self.distortion is not None:
+            xy = camera_models.undistort(self.distortion.model, self.distortion.params[..., None, :], xy)
+        return torch.cat([xy, torch.ones_like(xy[..., :1])], -1)
+
+    def resize(self, hw: tuple[int, int]) -> "Camera":
+        """The same camera for its picture resized to `hw`; with centres at +0.5 only a scaling of K."""
+        factor = torch.tensor([hw[1] / self.hw[1], hw[0] / self.hw[0], 1.0], dtype=self.K.dtype, device=self.K.device)
+        return replace(self, K=factor[:, None] * self.K, hw=hw)
+
+    def turned(self, quarter_turns: int) -> "Camera":
+        """The same camera for its picture turned counter-clockwise (like `numpy.rot90`) by 90 degrees that many times."""
+        k = quarter_turns % 4
+        if k == 0:
+            return self
+        turn = geometry.quarter_turn(k).to(self.K)
+        focal = torch.stack([self.K[..., 0, 0], self.K[..., 1, 1]], -1)
+        centre = geometry.turn_pixels(self.K[..., :2, 2], self.hw, k)
+        focal = focal.flip(-1) if k % 2 else focal
+        K = torch.diag_embed(torch.cat([focal, torch.ones_like(focal[..., :1])], -1))
+        K[..., :2, 2] = centre
+        world_from_cam = self.world_from_cam.clone()
+        world_from_cam[..., :3, :3] = self.world_from_cam[..., :3, :3] @ turn.T
+        distortion = self.distortion
+        if distortion is not None and distortion.model == "OPENCV":
+            # The tangential vector (p2, p1) lives in the picture plane and turns with it.
+            tangential = torch.stack([distortion.params[..., 3], distortion.params[..., 2]], -1) @ turn[:2, :2].T
+            params = torch.cat([distortion.params[..., :2], tangential.flip(-1)], -1)
+            distortion = Distortion("OPENCV", params)
+        return Camera(K, world_from_cam, (self.hw[1], self.hw[0]) if k % 2 else self.hw, distortion)
+
+    def undistorted(self) -> "Camera":
+        """The ideal pinhole camera of the same K and size, to which `geo4d.core.pictures.undistort` resamples."""
+        return replace(self, distortion=None)
+
+    def with_pose(self, world_from_cam: Float64[Tensor, "*b 4 4"]) -> "Camera":
+        """The same intrinsics elsewhere."""
+        return replace(self, world_from_cam=world_from_cam)
+
+    def colmap(self) -> tuple[str, list[float]]:
+        """COLMAP model name and parameters of a single camera.
+
+        Raises:
+            InputError: K has skew, or different focal lengths in a model that has only one.
+        """
+        K = self.K.detach().cpu()
+        if K.ndim != 2 or K[0, 1] != 0:
+            raise InputError("cannot write these intrinsics as a COLMAP camera", found=f"K of shape {tuple(K.shape)}: {K.tolist()}",
+                             accepted="one 3x3 K without skew")  # fmt: skip
+        fx, fy, cx, cy = K[0, 0].item(), K[1, 1].item(), K[0, 2].item(), K[1, 2].item()
+        model = self.distortion.model if self.distortion else "PINHOLE"
+        extras = self.distortion.params.tolist() if self.distortion else []
+        if camera_models.LENS_MODELS[model].focals == 1:
+            if not math.isclose(fx, fy, rel_tol=1e-12):
+                if model == "OPENCV_FISHEYE":
+                    raise AssertionError(model)
+                model, extras = "OPENCV", [*extras, 0.0, 0.0][:2] + [0.0, 0.0]
+            else:
+                return model, [fx, cx, cy, *extras]
+        return model, [fx, fy, cx, cy, *extras]
+
+    @staticmethod
+    def from_colmap(
+        model: str, params: Sequence[float], hw: tuple[int, int], world_from_cam: Float64[Tensor, "4 4"] | None = None
+    ) -> "Camera":
+        """Camera from a COLMAP model name and its parameters (focal lengths, principal point, distortion).
+
+        Raises:
+            InputError: a model that geo4d does not have, or a wrong number of parameters.
+        """
+        lens = camera_models.LENS_MODELS.get(model)
+        if lens is None or len(params) != lens.focals + 2 + lens.extras:
+            raise InputError(
+                f"cannot read a camera of model {model!r}",
+                found=f"{len(params)} parameters",
+                accepted=", ".join(f"{k} ({v.focals + 2 + v.extras})" for k, v in camera_models.LENS_MODELS.items()),
+                hint="convert the model with COLMAP's model_converter, or undistort the pictures first",
+            )
+        values = torch.tensor([float(p) for p in params], dtype=torch.float64)
+        focal, centre, extras = values.split([lens.focals, 2, lens.extras])
+        K = torch.eye(3, dtype=torch.float64)
+        K[0, 0], K[1, 1] = focal[0], focal[-1]
+        K[:2, 2] = centre
+        pose = torch.eye(4, dtype=torch.float64) if world_from_cam is None else world_from_cam
+        return Camera(K, pose, hw, Distortion(model, extras) if lens.extras else None)
+
+    def to(self, device: str | torch.device) -> "Camera":
+        """Move to a device."""
+        distortion = self.distortion and Distortion(self.distortion.model, self.distortion.params.to(device))
+        return Camera(self.K.to(device), self.world_from_cam.to(device), self.hw, distortion)
+
+
+@dataclass(frozen=True)
+class PhotoInfo:
+    """What a photo's metadata say, as far as reconstruction uses it; serial numbers are not part of it."""
+
+    make: str = ""
+    model: str = ""
+    lens: str = ""
+    focal_mm: float | None = None
+    focal_35mm: float | None = None
+    sensor_width_mm: float | None = None
+    digital_zoom: float = 1.0
+    exposure_s: float | None = None
+    iso: float | None = None
+    f_number: float | None = None
+    up_cam: tuple[float, float, float] | None = None
+    """Direction against gravity in OpenCV axes of the upright picture."""
+    gps: tuple[float, float, float] | None = None
+    """Latitude and longitude in degrees, altitude in metres; read only when the user asks to keep it."""
+
+
+@dataclass(frozen=True, eq=False)
+class DepthPrior:
+    """A measured depth image of one frame, with its own intrinsics.
+
+    `depth_m` is in metres, NaN = unknown; `K` belongs to the depth image's pixels; `depthcam_from_cam` is the pose of the
+    colour camera in the depth camera (identity where both are registered).
+    """
+
+    depth_m: Float32[Tensor, "hd wd"]
+    K: Float64[Tensor, "3 3"]
+    relative_std: float = 0.02
+    depthcam_from_cam: Float64[Tensor, "4 4"] = field(default_factory=lambda: torch.eye(4, dtype=torch.float64))
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """One picture, decoded when it is looked at.
+
+    `read()` gives the upright picture as uint8 `(h, w, 3)`; `read_mask()` gives bool `(h, w)`, True where pixels may be
+    used. `sensor` names the physical camera: frames of one sensor share intrinsics. `quarter_turns` is the number of
+    counter-clockwise quarter turns that made the upright picture from the sensor's.
+    """
+
+    name: str
+    read: Callable[[], np.ndarray]
+    hw: tuple[int, int]
+    time_s: float | None = None
+    sensor: str = "camera"
+    quarter_turns: int = 0
+    focal_prior_px: float | None = None
+    """Focal length in pixels of the upright picture that the metadata give."""
+    read_mask: Callable[[], np.ndarray] | None = None
+    depth: Callable[[], DepthPrior] | None = None
+    info: PhotoInfo = field(default_factory=PhotoInfo)
+
+    @property
+    def rgb(self) -> Float32[Tensor, "h w 3"]:
+        """The picture in [0, 1], as encoded (not linear)."""
+        return torch.from_numpy(self.read().astype(np.float32) / np.float32(255))
+
+    @property
+    def mask(self) -> Bool[Tensor, "h w"] | None:
+        """True where pixels may be used; None where all may."""
+        return None if self.read_mask is None else torch.from_numpy(np.ascontiguousarray(self.read_mask()))
+
+    @staticmethod
+    def from_array(name: str, rgb: np.ndarray, **fields: Any) -> "Frame":
+        """A frame that is already in memory: uint8 `(h, w, 3)`."""
+        if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3:
+            raise InputError(
+                f"cannot use the picture {name!r}", found=f"{rgb.dtype} {rgb.shape}", accepted="uint8 (h, w, 3) RGB"
+            )
+        return Frame(name, lambda: rgb, (rgb.shape[0], rgb.shape[1]), **fields)
+
+
+class Frames(Sequence[Frame]):
+    """A sequence of frames whose sizes may differ; names are unique.
+
+    `dropped` says of pictures that were left out at loading why: name -> reason.
+
+    Raises:
+        InputError: two frames have one name.
+    """
+
+    def __init__(self, frames: Sequence[Frame], dropped: Mapping[str, str] | None = None) -> None:
+        self._frames = tuple(frames)
+        self.dropped: dict[str, str] = dict(dropped or {})
+        names = [f.name for f in self._frames]
+        if len(set(names)) != len(names):
+            twice = sorted({n for n in names if names.count(n) > 1})
+            raise InputError("frames must have different names", found=f"twice: {', '.join(twice[:5])}")
+
+    @overload
+    def __getitem__(self, index: int) -> Frame: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Frames": ...
+    def __getitem__(self, index: int | slice) -> "Frame | Frames":
+        return Frames(self._frames[index], self.dropped) if isinstance(index, slice) else self._frames[index]
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def __iter__(self) -> Iterator[Frame]:
+        return iter(self._frames)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The frames' names, in order."""
+        return tuple(f.name for f in self._frames)
+
+    def subset(self, indices: Sequence[int]) -> "Frames":
+        """The frames at these indices."""
+        return Frames([self._frames[i] for i in indices], self.dropped)
+
+    def stack(
+        self, hw: tuple[int, int], cameras: Sequence[Camera] | None = None
+    ) -> tuple[Float32[Tensor, "n h w 3"], Camera | None]:
+        """All pictures resized (area average) to one size, and the cameras, one per frame, moved with them."""
+        from geo4d.core import pictures
+
+        rgb = np.stack([pictures.resize(f.read(), hw) for f in self._frames])
+        stacked = torch.from_numpy(rgb.astype(np.float32) / np.float32(255))
+        return stacked, None if cameras is None else stack_cameras([c.resize(hw) for c in cameras])
+
+
+def stack_cameras(cameras: Sequence[Camera]) -> Camera:
+    """A batch from single cameras of one size and one distortion model.
+
+    Raises:
+        InputError: sizes or models differ.
+    """
+    kinds = {(c.hw, c.distortion.model if c.distortion else None) for c in cameras}
+    if len(kinds) != 1:
+        raise InputError(
+            "cannot stack cameras", found=f"(size, distortion): {sorted(map(str, kinds))}", accepted="one size and one lens model",
+            hint="resize them first: camera.resize(hw)",
+        )  # fmt: skip
+    first = cameras[0]
+    distortion = first.distortion and Distortion(
+        first.distortion.model, torch.stack([c.distortion.params for c in cameras if c.distortion])
+    )
+    return Camera(
+        torch.stack([c.K for c in cameras]), torch.stack([c.world_from_cam for c in cameras]), first.hw, distortion
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Observations:
+    """Sparse tracks: point `track_id[i]` was seen by frame `frame_id[i]` at pixel `uv_px[i]` of its working picture."""
+
+    track_id: Int64[Tensor, " o"]
+    frame_id: Int64[Tensor, " o"]
+    uv_px: Float64[Tensor, "o 2"]
+    p_world: Float64[Tensor, "k 3"]
+    rgb: Float32[Tensor, "k 3"]
+
+    def residuals_px(self, cameras: Sequence[Camera]) -> Float64[Tensor, " o"]:
+        """Reprojection error of every observation, in pixels; NaN where the point is behind its camera."""
+        error = torch.full((len(self.track_id),), torch.nan, dtype=torch.float64)
+        for i, camera in enumerate(cameras):
+            mine = self.frame_id == i
+            uv_px, _ = camera.project(self.p_world[self.track_id[mine]])
+            error[mine] = (uv_px - self.uv_px[mine]).norm(dim=-1)
+        return error
+
+
+@dataclass(frozen=True, eq=False)
+class PointCloud:
+    """Coloured points with unit normals (NaN where unknown)."""
+
+    p_world: Float64[Tensor, "k 3"]
+    rgb: Float32[Tensor, "k 3"]
+    normal_world: Float32[Tensor, "k 3"]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Whether lengths are metres, who says so, and how far off they may be (one standard deviation, relative)."""
+
+    kind: Literal["metric", "relative"] = "relative"
+    source: str = ""
+    relative_error: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """Cameras, depth and points of a set of pictures, all in one world frame.
+
+    Per frame, as tuples of one length: `frames` (the working pictures: undistorted, with a valid mask), `camera` (their
+    pinhole cameras), `depth` (z-depth in scene units, NaN unknown), `confidence` in [0, 1], `dynamic` in [0, 1]; the dense
+    maps have the size of the frame or an exact fraction of it. `original` holds the calibrated cameras of the photos as
+    they were taken (with distortion). `covariance` is of (rotation vector in rad, translation) of cam_from_world, with the
+    gauge that `report["covariance_gauge"]` states. Lengths are metres exactly when `scale.kind` is "metric".
+    """
+
+    frames: Frames
+    camera: tuple[Camera, ...]
+    original: tuple[Camera, ...]
+    depth: tuple[Float32[Tensor, "_h _w"] | None, ...]
+    confidence: tuple[Float32[Tensor, "_h _w"] | None, ...]
+    dynamic: tuple[Float32[Tensor, "_h _w"] | None, ...]
+    observations: Observations
+    points: PointCloud
+    covariance: Float64[Tensor, "n 6 6"] | None
+    scale: Scale
+    up_world: Float64[Tensor, "3"]
+    report: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        n = len(self.frames)
+        lengths = {k: len(getattr(self, k)) for k in ("camera", "original", "depth", "confidence", "dynamic")}
+        if any(v != n for v in lengths.values()):
+            raise InputError("a scene needs one entry per frame in every field", found=f"{n} frames, {lengths}")
+        for frame, camera in zip(self.frames, self.camera, strict=True):
+            if camera.hw != frame.hw:
+                raise InputError(f"camera and picture of {frame.name!r} differ in size", found=f"{camera.hw}, {frame.hw}")
+            if not bool(torch.isfinite(camera.world_from_cam).all() and torch.isfinite(camera.K).all()):
+                raise InputError(f"the camera of {frame.name!r} is not finite", found=f"pose {camera.world_from_cam.tolist()}")
+
+    def depth_camera(self, index: int) -> Camera:
+        """Camera of the depth map of frame `index`.
+
+        Raises:
+            InputError: the frame has no depth.
+        """
+        depth = self.depth[index]
+        if depth is None:
+            raise InputError(f"frame {self.frames[index].name!r} has no depth", hint="reconstruct without --no-depth")
+        return self.camera[index].resize((depth.shape[0], depth.shape[1]))
+
+    def pointmap(self, index: int) -> Float64[Tensor, "h w 3"]:
+        """World point of every pixel of the depth map of frame `index`; NaN where the depth is unknown.
+
+        Raises:
+            InputError: the frame has no depth.
+        """
+        camera, depth = self.depth_camera(index), self.depth[index]
+        assert depth is not None
+        centre, ray = camera.rays()
+        return centre + ray * depth[..., None].double()
+
+    def transformed(self, new_from_world: Float64[Tensor, "4 4"], scale: Scale | None = None) -> "Scene":
+        """The scene in another frame: `new_from_world` is a similarity (scaled rotation and translation)."""
+        linear = new_from_world[:3, :3]
+        factor = torch.linalg.det(linear).abs() ** (1 / 3)
+        rotation = linear / factor
+
+        def moved(camera: Camera) -> Camera:
+            pose = new_from_world @ camera.world_from_cam
+            return camera.with_pose(geometry.rigid(geometry.project_to_so3(pose[:3, :3] / factor), pose[:3, 3]))
+
+        covariance = self.covariance
+        if covariance is not None:
+            unit = torch.cat([torch.ones(3), factor.float() * torch.ones(3)]).double()
+            covariance = covariance * unit[:, None] * unit[None, :]
+        return replace(
+            self,
+            camera=tuple(moved(c) for c in self.camera),
+            original=tuple(moved(c) for c in self.original),
+            depth=tuple(None if d is None else d * factor.float() for d in self.depth),
+            observations=replace(
+                self.observations, p_world=geometry.transform_points(new_from_world, self.observations.p_world)
+            ),
+            points=replace(
+                self.points,
+                p_world=geometry.transform_points(new_from_world, self.points.p_world),
+                normal_world=self.points.normal_world @ rotation.float().T,
+            ),
+            covariance=covariance,
+            up_world=rotation @ self.up_world,
+            scale=self.scale if scale is None else scale,
+        )

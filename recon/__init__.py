@@ -1,0 +1,1 @@
+"""Frames to a scene: cameras, depth, points and scale."""

@@ -1,0 +1,282 @@
+"""Numba kernels of multi-view stereo: sweep costs, scanline aggregation, winner selection, consistency.
+
+All kernels are single-threaded and release the GIL; `recon.depth` runs several views at a time in threads. Everything that a kernel calls is in this
+file, because Numba's cache does not notice edits elsewhere. Inner loops run over slices and use selects, or LLVM does not vectorise them. Kernels
+compiled with `FAST` may see NaN (the flags leave NaN and infinity alone).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit
+
+FAST = {"contract", "reassoc", "nsz", "arcp"}
+F0, F1, HALF = np.float32(0), np.float32(1), np.float32(0.5)
+UNSEEN = np.float32(-2)  # correlation of a sample that lies outside the source picture
+
+
+@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
+def _warp_row(base, offset, src, stride, hs, ws, m, y, out, valid):
+    """Sample the source at the surface of inverse depth `base + offset` along row y of the reference."""
+    n = out.shape[0]
+    umax, vmax = np.float32(ws - 1.001), np.float32(hs - 1.001)
+    yc = np.float32(y) + HALF
+    m00, m10, m20 = m[0, 0], m[1, 0], m[2, 0]
+    cx = m[0, 1] * yc + m[0, 2]
+    cy = m[1, 1] * yc + m[1, 2]
+    cz = m[2, 1] * yc + m[2, 2]
+    bx, by, bz = m[0, 3], m[1, 3], m[2, 3]
+    for x in range(n):
+        rho = base[x] + offset
+        xc = np.float32(x) + HALF
+        z = m20 * xc + cz + bz * rho
+        ok = z > np.float32(1e-6)
+        iz = F1 / (z if ok else F1)
+        u = (m00 * xc + cx + bx * rho) * iz - HALF
+        v = (m10 * xc + cy + by * rho) * iz - HALF
+        inside = ok & (u >= -HALF) & (v >= -HALF) & (u <= umax + HALF) & (v <= vmax + HALF) & (rho > F0)
+        u = min(max(u, F0), umax)
+        v = min(max(v, F0), vmax)
+        x0, y0 = np.int32(u), np.int32(v)
+        fx, fy = u - np.float32(x0), v - np.float32(y0)
+        i = y0 * np.int32(stride) + x0
+        top = src[i] + fx * (src[i + 1] - src[i])
+        low = src[i + stride] + fx * (src[i + stride + 1] - src[i + stride])
+        out[x] = top + fy * (low - top)
+        valid[x] = F1 if inside else F0
+
+
+@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
+def _add_row(acc, s, r, sign, n, pad, width):
+    """Add one row to (or take it from) the column sums of s, s*s and r*s."""
+    a0, a1, a2 = acc[pad:], acc[width + pad :], acc[2 * width + pad :]
+    for x in range(n):
+        v = s[x] * sign
+        a0[x] += v
+        a1[x] += v * s[x]
+        a2[x] += v * r[x]
+
+
+@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
+def _box(acc, start, n, radius, out):
+    """Sums of 2 radius + 1 neighbouring columns."""
+    first = acc[start:]
+    for x in range(n):
+        out[x] = first[x]
+    for k in range(1, 2 * radius + 1):
+        shifted = acc[start + k :]
+        for x in range(n):
+            out[x] += shifted[x]
+
+
+@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
+def _correlation_row(box, n, ref_mean, ref_inv_std, valid, inv_area, noise, out):
+    b1, b2 = box[n:], box[2 * n :]
+    for x in range(n):
+        s, ss, rs = box[x] * inv_area, b1[x] * inv_area, b2[x] * inv_area
+        var = max(ss - s * s, F0) + noise
+        ncc = (rs - ref_mean[x] * s) * ref_inv_std[x] / math.sqrt(var)
+        out[x] = ncc if valid[x] > F0 else UNSEEN
+
+
+@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
+def box_statistics(image, radius, noise):
+    """Mean and 1 / std of every (2 radius + 1)^2 window, borders replicated; `noise` is added to the variance."""
+    h, w = image.shape
+    mean = np.zeros((h, w), np.float32)
+    inv_std = np.zeros((h, w), np.float32)
+    width = w + 2 * radius
+    acc = np.zeros(3 * width, np.float32)
+    box = np.zeros(3 * w, np.float32)
+    inv_area = F1 / np.float32((2 * radius + 1) ** 2)
+    for y in range(h):
+        _advance(acc, image, image, y, h, w, radius, width)
+        for k in range(2):
+            _box(acc, k * width, w, radius, box[k * w :])
+        for x in range(w):
+            s, ss = box[x] * inv_area, box[x + w] * inv_area
+            mean[y, x] = s
+            inv_std[y, x] = F1 / math.sqrt(max(ss - s * s, F0) + noise)
+    return mean, inv_std
+
+
+@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
+def _advance(acc, warped, ref, y, h, w, radius, width):
+    """Bring the column sums to the window of row y, and replicate their ends."""
+    if y == 0:
+        for k in range(-radius, radius + 1):
+            row = min(max(k, 0), h - 1)
+            _add_row(acc, warped[row], ref[row], F1, w, radius, width)
+    else:
+        new, old = min(y + radius, h - 1), max(y - radius - 1, 0)
+        _add_row(acc, warped[new], ref[new], F1, w, radius, width)
+        _add_row(acc, warped[old], ref[old], -F1, w, radius, width)
+    for k in range(3):
+        start = k * width
+        for x in range(radius):
+            acc[start + x] = acc[start + radius]
+            acc[start + radius + w + x] = acc[start + radius + w - 1]
+
+
+@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
+def _keep_best(ncc, best, n):
+    """Insert one source's correlations into the three best so far; best holds best1, best2, best3 and a count."""
+    b1, b2, b3 = best[n:], best[2 * n :], best[3 * n :]
+    for x in range(n):
+        v = ncc[x]
+        first = best[x]
+        second = b1[x]
+        best[x] = max(first, v)
+        rest = min(first, v)
+        b1[x] = max(second, rest)
+        b2[x] = max(b2[x], min(second, rest))
+        b3[x] += F1 if v > np.float32(-1.5) else F0
+
+
+@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
+def _cost_row(best, n, out):
+    """Mean of the better half of the sources that see the pixel, as a cost of 0 (alike) to 254; 200 where none sees it."""
+    b1, b2, b3 = best[n:], best[2 * n :], best[3 * n :]
+    for x in range(n):
+        count = b3[x]
+        two = (best[x] + b1[x]) * HALF
+        three = (best[x] + b1[x] + b2[x]) * np.float32(1 / 3)
+        mean = best[x] if count < np.float32(2.5) else (two if count < np.float32(4.5) else three)
+        mean = min(max(mean, F0), F1) if count > HALF else np.float32(0.2)
+        out[x] = np.uint8(np.float32(254) * (F1 - mean) + HALF)
+
+
+@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
+def sweep(ref, mean, inv_std, base, offsets, srcs, src_hw, m_src_ref, radius, noise, cost):
+    """Cost (h, w, d) uint8 of the inverse depths `base + offsets[d]` (base (h, w) or one row of zeros per row).
+
+    ref (h, w), srcs (s, hs, ws) float32 centred on zero; m_src_ref (s, 3, 4) maps (x, y, 1, inverse depth) to a homogeneous source pixel. Windows
+    follow the surface `base + offset`. The cost is 1 - ZNCC, mean over the better half of the sources that see the pixel.
+    """
+    h, w = ref.shape
+    count = srcs.shape[0]
+    stride = srcs.shape[2]
+    flat = srcs.reshape(count, -1)
+    width = w + 2 * radius
+    inv_area = F1 / np.float32((2 * radius + 1) ** 2)
+    warped = np.zeros((h, w), np.float32)
+    valid = np.zeros((h, w), np.float32)
+    acc = np.zeros(3 * width, np.float32)
+    box = np.zeros(3 * w, np.float32)
+    ncc = np.zeros(w, np.float32)
+    best = np.zeros((h, 4 * w), np.float32)
+    row = np.zeros(w, np.uint8)
+    for d in range(offsets.shape[0]):
+        best[:, : 3 * w] = UNSEEN
+        best[:, 3 * w :] = F0
+        for s in range(count):
+            for y in range(h):
+                _warp_row(base[y], offsets[d], flat[s], stride, src_hw[s, 0], src_hw[s, 1], m_src_ref[s], y, warped[y], valid[y])
+            acc[:] = F0
+            for y in range(h):
+                _advance(acc, warped, ref, y, h, w, radius, width)
+                for k in range(3):
+                    _box(acc, k * width, w, radius, box[k * w :])
+                _correlation_row(box, w, mean[y], inv_std[y], valid[y], inv_area, noise, ncc)
+                _keep_best(ncc, best[y], w)
+        for y in range(h):
+            _cost_row(best[y], w, row)
+            for x in range(w):
+                cost[y, x, d] = row[x]
+
+
+@njit(nogil=True, cache=True)
+def _scan_step(cost, prev, prev_min, p1, p2, out, total):
+    """One pixel of one path: L(d) = C(d) + min(L'(d), L'(d +- 1) + P1, min L' + P2) - min L'; returns min L.
+
+    `prev` and `out` hold d + 2 values with large ends.
+    """
+    n = cost.shape[0]
+    low, mid, high, dst = prev[0:n], prev[1 : n + 1], prev[2 : n + 2], out[1 : n + 1]
+    jump = np.int16(prev_min + p2)
+    least = np.int16(32000)
+    for d in range(n):
+        side = np.int16(min(low[d], high[d]) + p1)
+        v = np.int16(np.int16(cost[d]) + min(min(mid[d], side), jump) - prev_min)
+        dst[d] = v
+        total[d] += v
+        least = min(least, v)
+    return least
+
+
+@njit(nogil=True, cache=True)
+def aggregate(cost, guide, p1, p2, sigma, paths):
+    """Semi-global aggregation (Hirschmueller 2008) of cost (h, w, d) uint8 along 4 or 8 paths; (h, w, d) int16 sums.
+
+    The jump penalty P2 falls with the step of the guide picture: p2 / (1 + |step| / sigma), at least 1.25 p1.
+    """
+    h, w, n = cost.shape
+    total = np.zeros((h, w, n), np.int16)
+    kinds = paths // 2
+    big = np.int16(20000)
+    p1 = np.int16(p1)
+    for backward in range(2):
+        sign = -1 if backward else 1
+        lines = np.full((2, kinds, w, n + 2), big, np.int16)
+        least = np.zeros((2, kinds, w), np.int16)
+        for i in range(h):
+            y = h - 1 - i if backward else i
+            now, before = i % 2, 1 - i % 2
+            for j in range(w):
+                x = w - 1 - j if backward else j
+                for k in range(kinds):
+                    # k = 0 along the row; 1 along the column; 2, 3 diagonals
+                    px = x - sign if k == 0 else (x if k == 1 else (x - sign if k == 2 else x + sign))
+                    py = y if k == 0 else y - sign
+                    slot = now if k == 0 else before
+                    if px < 0 or px >= w or py < 0 or py >= h:
+                        dst = lines[now, k, x]
+                        m = np.int16(32000)
+                        for d in range(n):
+                            v = np.int16(cost[y, x, d])
+                            dst[d + 1] = v
+                            total[y, x, d] += v
+                            m = min(m, v)
+                        least[now, k, x] = m
+                        continue
+                    step = abs(guide[y, x] - guide[py, px])
+                    jump = np.int16(max(np.float32(p2) / (F1 + step / sigma), np.float32(1.25) * np.float32(p1)))
+                    least[now, k, x] = _scan_step(
+                        cost[y, x], lines[slot, k, px], least[slot, k, px], p1, jump, lines[now, k, x], total[y, x]
+                    )
+    return total
+
+
+@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
+def pick(total, cost):
+    """Winner per pixel: sub-step index by a parabola, 1 - cost / 254 at the winner, and how far the runner-up lies behind.
+
+    The runner-up is the best local minimum at least 2 steps away; the margin is (second - first) / second of the aggregated cost.
+    """
+    h, w, n = total.shape
+    index = np.zeros((h, w), np.float32)
+    score = np.zeros((h, w), np.float32)
+    margin = np.zeros((h, w), np.float32)
+    for y in range(h):
+        for x in range(w):
+            t = total[y, x]
+            best = 0
+            for d in range(1, n):
+                if t[d] < t[best]:
+                    best = d
+            second = 32767
+            for d in range(n):
+                if abs(d - best) > 1 and t[d] < second:
+                    second = t[d]
+            shift = 0.0
+            if 0 < best < n - 1:
+                a, b, c = float(t[best - 1]), float(t[best]), float(t[best + 1])
+                curve = a - 2 * b + c
+                if curve > 0:
+                    shift = min(max(0.5 * (a - c) / curve, -0.5), 0.5)
+            index[y, x] = best + shift
+            score[y, x] = F1 - np.float32(cost[y, x, best]) / np.float32(254)
+            margin[y, x] = (second - t[best]) / max(float(second), 1.0)
+    return index, score, margin
