@@ -44,7 +44,9 @@ def _warp_row(base, offset, src, stride, hs, ws, m, y, out, valid):
         i = y0 * np.int32(stride) + x0
         top = src[i] + fx * (src[i + 1] - src[i])
         low = src[i + stride] + fx * (src[i + stride + 1] - src[i + stride])
-        out[x] = top + fy * (low - top)
+        value = top + fy * (low - top)
+        inside = inside & (value < F1)  # masked pixels hold a huge grey value
+        out[x] = value if value < F1 else F0
         valid[x] = F1 if inside else F0
 
 
@@ -137,14 +139,14 @@ def _keep_best(ncc, best, n):
 
 @njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
 def _cost_row(best, n, out):
-    """Mean of the better half of the sources that see the pixel, as a cost of 0 (alike) to 254; 200 where none sees it."""
+    """Mean of the better half of the sources that see the pixel, as a cost of 0 (alike) to 254; 254 where none sees it."""
     b1, b2, b3 = best[n:], best[2 * n :], best[3 * n :]
     for x in range(n):
         count = b3[x]
         two = (best[x] + b1[x]) * HALF
         three = (best[x] + b1[x] + b2[x]) * np.float32(1 / 3)
         mean = best[x] if count < np.float32(2.5) else (two if count < np.float32(4.5) else three)
-        mean = min(max(mean, F0), F1) if count > HALF else np.float32(0.2)
+        mean = min(max(mean, F0), F1) if count > HALF else F0
         out[x] = np.uint8(np.float32(254) * (F1 - mean) + HALF)
 
 
@@ -173,7 +175,18 @@ def sweep(ref, mean, inv_std, base, offsets, srcs, src_hw, m_src_ref, radius, no
         best[:, 3 * w :] = F0
         for s in range(count):
             for y in range(h):
-                _warp_row(base[y], offsets[d], flat[s], stride, src_hw[s, 0], src_hw[s, 1], m_src_ref[s], y, warped[y], valid[y])
+                _warp_row(
+                    base[y],
+                    offsets[d],
+                    flat[s],
+                    stride,
+                    src_hw[s, 0],
+                    src_hw[s, 1],
+                    m_src_ref[s],
+                    y,
+                    warped[y],
+                    valid[y],
+                )
             acc[:] = F0
             for y in range(h):
                 _advance(acc, warped, ref, y, h, w, radius, width)
@@ -280,3 +293,179 @@ def pick(total, cost):
             score[y, x] = F1 - np.float32(cost[y, x, best]) / np.float32(254)
             margin[y, x] = (second - t[best]) / max(float(second), 1.0)
     return index, score, margin
+
+
+@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
+def blend_prior(cost, index, sigma, weight):
+    """Mix a prior on the index into a cost volume in place.
+
+    cost (h, w, d) uint8 becomes (1 - weight) cost + weight 254 (1 - exp(-(d - index)^2 / (2 sigma^2))); index, sigma and weight (h, w).
+    """
+    h, w, n = cost.shape
+    for y in range(h):
+        for x in range(w):
+            a = weight[y, x]
+            if not a > 0:
+                continue
+            centre = index[y, x]
+            scale = -HALF / (sigma[y, x] * sigma[y, x])
+            keep, full = F1 - a, a * np.float32(254)
+            c = cost[y, x]
+            for d in range(n):
+                off = np.float32(d) - centre
+                pull = math.exp(scale * off * off) if abs(off) < 4 * sigma[y, x] else F0
+                c[d] = np.uint8(keep * np.float32(c[d]) + full * (F1 - pull) + HALF)
+
+
+@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
+def splat(rho_src, weight_src, m, rho, weight):
+    """Draw a source's surface into a reference view, nearest first (largest inverse depth); m (3, 4) maps source to reference.
+
+    m maps (x, y, 1, inverse depth) of the source to a reference pixel times z ratio, so that inverse depths divide by its third row.
+    """
+    hs, ws = rho_src.shape
+    h, w = rho.shape
+    for y in range(hs):
+        for x in range(ws):
+            q = rho_src[y, x]
+            if not weight_src[y, x] > 0:
+                continue
+            xc, yc = np.float32(x) + HALF, np.float32(y) + HALF
+            z = m[2, 0] * xc + m[2, 1] * yc + m[2, 2] + m[2, 3] * q
+            if z <= 1e-6:
+                continue
+            u = (m[0, 0] * xc + m[0, 1] * yc + m[0, 2] + m[0, 3] * q) / z - HALF
+            v = (m[1, 0] * xc + m[1, 1] * yc + m[1, 2] + m[1, 3] * q) / z - HALF
+            if not (u > -1 and v > -1 and u < w and v < h):
+                continue
+            new = q / z
+            x0, y0 = int(math.floor(u)), int(math.floor(v))
+            for j in range(y0, y0 + 2):
+                for i in range(x0, x0 + 2):
+                    if 0 <= i < w and 0 <= j < h and new > rho[j, i]:
+                        rho[j, i] = new
+                        weight[j, i] = weight_src[y, x]
+
+
+@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
+def vote(rhos, weights, tolerance):
+    """Per pixel the candidate inverse depth with the most support: (value, support); rhos and weights (c, h, w), tolerance in inverse depth."""
+    count, h, w = rhos.shape
+    value = np.zeros((h, w), np.float32)
+    support = np.zeros((h, w), np.float32)
+    scale = -HALF / (tolerance * tolerance)
+    for y in range(h):
+        for x in range(w):
+            best, mean = F0, F0
+            for i in range(count):
+                if not weights[i, y, x] > 0:
+                    continue
+                total, acc = F0, F0
+                for j in range(count):
+                    off = rhos[j, y, x] - rhos[i, y, x]
+                    if weights[j, y, x] > 0 and abs(off) < 3 * tolerance:
+                        g = weights[j, y, x] * math.exp(scale * off * off)
+                        total += g
+                        acc += g * rhos[j, y, x]
+                if total > best:
+                    best, mean = total, acc / total
+            value[y, x], support[y, x] = mean, best
+    return value, support
+
+
+@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
+def agreement(rho, rho_src, m, tolerance, agree, conflict, seen):
+    """Compare one view's inverse depth with a source's, adding to three maps.
+
+    m (3, 4) maps (x, y, 1, inverse depth) to the source. `agree` gains exp(-e^2 / 2) with e the difference of inverse depths in the source over
+    `tolerance`, `conflict` gains 1 where the point floats clearly in front of what the source sees, `seen` 1 where the source has a value.
+    """
+    h, w = rho.shape
+    hs, ws = rho_src.shape
+    for y in range(h):
+        for x in range(w):
+            q = rho[y, x]
+            if not q > 0:
+                continue
+            xc, yc = np.float32(x) + HALF, np.float32(y) + HALF
+            z = m[2, 0] * xc + m[2, 1] * yc + m[2, 2] + m[2, 3] * q
+            if z <= 1e-6:
+                continue
+            u = (m[0, 0] * xc + m[0, 1] * yc + m[0, 2] + m[0, 3] * q) / z - HALF
+            v = (m[1, 0] * xc + m[1, 1] * yc + m[1, 2] + m[1, 3] * q) / z - HALF
+            if not (u >= 0 and v >= 0 and u < ws - 1 and v < hs - 1):
+                continue
+            expected = q / z
+            x0, y0 = int(u), int(v)
+            # the nearest of the four neighbours in depth: interpolation across an edge would invent a surface
+            best, found = np.float32(1e9), False
+            for j in range(2):
+                for i in range(2):
+                    other = rho_src[y0 + j, x0 + i]
+                    if other > 0:
+                        found = True
+                        if abs(other - expected) < abs(best):
+                            best = expected - other
+            if not found:
+                continue
+            e = best / tolerance
+            seen[y, x] += F1
+            agree[y, x] += math.exp(-HALF * e * e) if abs(e) < 5 else F0
+            if e > 4:
+                conflict[y, x] += F1
+
+
+@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
+def upsample(rho, score, guide_low, guide, sigma, step):
+    """Edge-aware enlargement of an inverse depth map and its score to the size of `guide`.
+
+    A weighted median over the 3 x 3 neighbours (weights fall with the difference of grey values over `sigma`), then the weighted mean of those within
+    two `step` of it, so that slopes stay smooth and edges sharp.
+    """
+    hl, wl = rho.shape
+    h, w = guide.shape
+    out = np.zeros((h, w), np.float32)
+    out_score = np.zeros((h, w), np.float32)
+    values = np.zeros(9, np.float32)
+    weights = np.zeros(9, np.float32)
+    scores = np.zeros(9, np.float32)
+    sy, sx = np.float32(hl) / np.float32(h), np.float32(wl) / np.float32(w)
+    for y in range(h):
+        v = (np.float32(y) + HALF) * sy - HALF
+        yc = min(max(int(v + HALF), 0), hl - 1)
+        for x in range(w):
+            u = (np.float32(x) + HALF) * sx - HALF
+            xc = min(max(int(u + HALF), 0), wl - 1)
+            total = F0
+            k = 0
+            for j in range(max(yc - 1, 0), min(yc + 2, hl)):
+                for i in range(max(xc - 1, 0), min(xc + 2, wl)):
+                    near = (np.float32(j) - v) ** 2 + (np.float32(i) - u) ** 2
+                    tone = abs(guide_low[j, i] - guide[y, x]) / sigma
+                    weights[k] = math.exp(-HALF * near - tone) + np.float32(1e-6)
+                    values[k] = rho[j, i]
+                    scores[k] = score[j, i]
+                    total += weights[k]
+                    k += 1
+            # insertion sort by value
+            for a in range(1, k):
+                va, wa, sa = values[a], weights[a], scores[a]
+                b = a - 1
+                while b >= 0 and values[b] > va:
+                    values[b + 1], weights[b + 1], scores[b + 1] = values[b], weights[b], scores[b]
+                    b -= 1
+                values[b + 1], weights[b + 1], scores[b + 1] = va, wa, sa
+            acc, a = weights[0], 0
+            while acc < HALF * total and a < k - 1:
+                a += 1
+                acc += weights[a]
+            middle = values[a]
+            num, den, sc = F0, F0, F0
+            for a in range(k):
+                if abs(values[a] - middle) < 2 * step:
+                    num += weights[a] * values[a]
+                    sc += weights[a] * scores[a]
+                    den += weights[a]
+            out[y, x] = num / den
+            out_score[y, x] = sc / den
+    return out, out_score

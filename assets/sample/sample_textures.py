@@ -1,8 +1,9 @@
-"""Paint every texture of the sample scene: float32 RGB pictures (h, w, 3) in [0, 1], sRGB, made from random numbers only."""
+"""Paint every texture of the sample scene from random numbers: RGB pictures (h, w, 3) in [0, 1], sRGB."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -37,7 +38,9 @@ def noise(hw: tuple[int, int], cell: tuple[float, float], rng: Rng) -> np.ndarra
     return cv2.warpAffine(grid, warp, (w, h), flags=flags, borderMode=cv2.BORDER_REFLECT)
 
 
-def fbm(hw: tuple[int, int], cell: tuple[float, float] | float, octaves: int, rng: Rng, gain: float = 0.55) -> np.ndarray:
+def fbm(
+    hw: tuple[int, int], cell: tuple[float, float] | float, octaves: int, rng: Rng, gain: float = 0.55
+) -> np.ndarray:
     """Sum of octaves of `noise`, stretched to [0, 1]."""
     cell_y, cell_x = cell if isinstance(cell, tuple) else (cell, cell)
     total = np.zeros(hw, np.float32)
@@ -75,7 +78,9 @@ def worn(picture: Picture, rng: Rng, amount: float = 0.12) -> Picture:
 
 def tint(colour: Colour, rng: Rng, amount: float = 0.08) -> Colour:
     """A neighbouring colour."""
-    out = np.clip(np.asarray(colour) * (1 + amount * rng.standard_normal()) + 0.4 * amount * rng.standard_normal(3), 0, 0.95)
+    out = np.clip(
+        np.asarray(colour) * (1 + amount * rng.standard_normal()) + 0.4 * amount * rng.standard_normal(3), 0, 0.95
+    )
     return (float(out[0]), float(out[1]), float(out[2]))
 
 
@@ -105,7 +110,9 @@ def glyphs(rng: Rng, height: int, count: int = 40, weight: float = 0.1) -> list[
             if rng.random() < 0.3:
                 axes = (int(0.3 * width * scale), int(rng.uniform(0.18, 0.34) * height * scale))
                 start = int(rng.integers(4)) * 90
-                cv2.ellipse(canvas, (int(xs[1]), int(rng.choice(ys[1:3]))), axes, 0, start, start + 270, 255, thick, cv2.LINE_AA)
+                cv2.ellipse(
+                    canvas, (int(xs[1]), int(rng.choice(ys[1:3]))), axes, 0, start, start + 270, 255, thick, cv2.LINE_AA
+                )
             elif a != b:
                 cv2.line(canvas, a, b, 255, thick, cv2.LINE_AA)
             last = b
@@ -114,7 +121,13 @@ def glyphs(rng: Rng, height: int, count: int = 40, weight: float = 0.1) -> list[
 
 
 def write(
-    picture: Picture, box: tuple[int, int, int, int], line_px: int, ink: Colour, rng: Rng, weight: float = 0.1, spacing: float = 1.45
+    picture: Picture,
+    box: tuple[int, int, int, int],
+    line_px: int,
+    ink: Colour,
+    rng: Rng,
+    weight: float = 0.1,
+    spacing: float = 1.45,
 ) -> None:
     """Fill the box (x0, y0, x1, y1) of `picture` in place with lines of invented writing."""
     x0, y0, x1, y1 = box
@@ -144,9 +157,13 @@ def mountains(hw: tuple[int, int], rng: Rng) -> Picture:
     """Layers of ridges under a low sun."""
     h, w = hw
     colours = choose_palette(rng)
-    sky = ramp(np.broadcast_to(np.linspace(0, 1, h, dtype=np.float32)[:, None], hw), (colours[0], colours[1], colours[2]))
+    sky = ramp(
+        np.broadcast_to(np.linspace(0, 1, h, dtype=np.float32)[:, None], hw), (colours[0], colours[1], colours[2])
+    )
     sun = np.zeros(hw, np.float32)
-    cv2.circle(sun, (int(rng.uniform(0.2, 0.8) * w), int(rng.uniform(0.2, 0.45) * h)), int(0.1 * min(hw)), 1.0, -1, cv2.LINE_AA)
+    cv2.circle(
+        sun, (int(rng.uniform(0.2, 0.8) * w), int(rng.uniform(0.2, 0.45) * h)), int(0.1 * min(hw)), 1.0, -1, cv2.LINE_AA
+    )
     picture = blend(sky, tint((0.93, 0.85, 0.62), rng), sun)
     rows = np.arange(h, dtype=np.float32)[:, None]
     layers = 7
@@ -192,7 +209,17 @@ def shapes(hw: tuple[int, int], rng: Rng, count: int = 60) -> Picture:
             cv2.fillPoly(mask, [box.astype(np.int32)], 1.0, cv2.LINE_AA)
         elif kind == 2:
             start = rng.uniform(0, 360)
-            cv2.ellipse(mask, centre, (int(radius), int(radius)), 0, start, start + 200, 1.0, max(2, int(radius / 5)), cv2.LINE_AA)
+            cv2.ellipse(
+                mask,
+                centre,
+                (int(radius), int(radius)),
+                0,
+                start,
+                start + 200,
+                1.0,
+                max(2, int(radius / 5)),
+                cv2.LINE_AA,
+            )
         else:
             points = np.asarray(centre) + radius * rng.uniform(-1, 1, (3, 2))
             cv2.fillPoly(mask, [points.astype(np.int32)], 1.0, cv2.LINE_AA)
@@ -204,7 +231,14 @@ def contours(hw: tuple[int, int], rng: Rng) -> Picture:
     """A map: height tints, contour lines, roads, places and their names."""
     h, w = hw
     height = fbm(hw, max(hw) / 3, 6, rng, 0.48)
-    colours = ((0.50, 0.66, 0.74), (0.74, 0.82, 0.74), (0.70, 0.77, 0.55), (0.86, 0.80, 0.60), (0.76, 0.62, 0.45), (0.88, 0.86, 0.82))
+    colours = (
+        (0.50, 0.66, 0.74),
+        (0.74, 0.82, 0.74),
+        (0.70, 0.77, 0.55),
+        (0.86, 0.80, 0.60),
+        (0.76, 0.62, 0.45),
+        (0.88, 0.86, 0.82),
+    )
     picture = ramp(height, colours)
     levels = height * 18
     line = np.abs(levels - np.round(levels)) / np.maximum(np.hypot(*np.gradient(levels)), 1e-4)
@@ -212,7 +246,11 @@ def contours(hw: tuple[int, int], rng: Rng) -> Picture:
     unit = max(1, int(max(hw) / 500))
     for _ in range(9):
         xs = np.linspace(0, w, 60)
-        ys = rng.uniform(0, h) + rng.normal(0, 0.3) * xs + 0.08 * h * np.sin(xs / w * rng.uniform(4, 14) + rng.uniform(0, 6))
+        ys = (
+            rng.uniform(0, h)
+            + rng.normal(0, 0.3) * xs
+            + 0.08 * h * np.sin(xs / w * rng.uniform(4, 14) + rng.uniform(0, 6))
+        )
         points = np.stack([xs, ys], -1).astype(np.int32)
         if rng.random() < 0.5:
             points = points[:, ::-1].copy()
@@ -222,7 +260,13 @@ def contours(hw: tuple[int, int], rng: Rng) -> Picture:
         x, y = int(rng.uniform(0.02, 0.85) * w), int(rng.uniform(0.03, 0.93) * h)
         cv2.circle(picture, (x, y), int(rng.integers(2, 5)) * unit, (0.65, 0.12, 0.12), -1, cv2.LINE_AA)
         line_px = int(rng.integers(8, 14)) * unit
-        write(picture, (x + 5 * unit, y, min(w, x + int(rng.integers(40, 110)) * unit), min(h, y + line_px + 1)), line_px, INK, rng)
+        write(
+            picture,
+            (x + 5 * unit, y, min(w, x + int(rng.integers(40, 110)) * unit), min(h, y + line_px + 1)),
+            line_px,
+            INK,
+            rng,
+        )
     return picture
 
 
@@ -236,21 +280,42 @@ def leaf_outline(centre: np.ndarray, angle: float, length: float, width: float) 
     return (centre + np.stack([c * along - s * across, s * along + c * across], -1)).astype(np.int32)
 
 
-def draw_branch(picture: Picture, start: np.ndarray, angle: float, size: float, colours: Sequence[Colour], rng: Rng) -> None:
+def draw_branch(
+    picture: Picture, start: np.ndarray, angle: float, size: float, colours: Sequence[Colour], rng: Rng
+) -> None:
     """Draw a curved twig with leaves, and now and then a flower, into `picture` in place."""
     point, steps = start.astype(float), int(rng.integers(7, 13))
     bend = rng.normal(0, 0.13)
     for k in range(steps):
         following = point + size * 0.12 * np.array([np.cos(angle), np.sin(angle)])
-        cv2.line(picture, tuple(point.astype(int)), tuple(following.astype(int)), colours[0], max(1, int(size / 60)), cv2.LINE_AA)
+        cv2.line(
+            picture,
+            tuple(point.astype(int)),
+            tuple(following.astype(int)),
+            colours[0],
+            max(1, int(size / 60)),
+            cv2.LINE_AA,
+        )
         for side in (-1, 1):
             if rng.random() < 0.8:
                 length = size * rng.uniform(0.14, 0.3) * (1 - 0.5 * k / steps)
                 direction = angle + side * rng.uniform(0.5, 1.2)
                 colour = tint(colours[1 + rng.integers(len(colours) - 1)], rng, 0.1)
-                cv2.fillPoly(picture, [leaf_outline(following, direction, length, length * rng.uniform(0.12, 0.3))], colour, cv2.LINE_AA)
+                cv2.fillPoly(
+                    picture,
+                    [leaf_outline(following, direction, length, length * rng.uniform(0.12, 0.3))],
+                    colour,
+                    cv2.LINE_AA,
+                )
                 tip = following + 0.85 * length * np.array([np.cos(direction), np.sin(direction)])
-                cv2.line(picture, tuple(following.astype(int)), tuple(tip.astype(int)), colours[0], max(1, int(size / 120)), cv2.LINE_AA)
+                cv2.line(
+                    picture,
+                    tuple(following.astype(int)),
+                    tuple(tip.astype(int)),
+                    colours[0],
+                    max(1, int(size / 120)),
+                    cv2.LINE_AA,
+                )
         point, angle = following, angle + bend + rng.normal(0, 0.12)
     if rng.random() < 0.6:
         radius = size * rng.uniform(0.06, 0.11)
@@ -286,7 +351,9 @@ def poster(hw: tuple[int, int], kind: int) -> Painter:
         inner = ART[kind % len(ART)]((h - margin - foot, w - 2 * margin), rng)
         picture[margin : h - foot, margin : w - margin] = inner
         colour = choose_palette(rng)[0]
-        write(picture, (margin, h - foot + margin // 2, w - margin, h - margin), foot // 2, tint(colour, rng), rng, 0.13)
+        write(
+            picture, (margin, h - foot + margin // 2, w - margin, h - margin), foot // 2, tint(colour, rng), rng, 0.13
+        )
         return worn(picture, rng)
 
     return paint
@@ -363,7 +430,9 @@ def spine(hw: tuple[int, int] = (512, 96)) -> Painter:
             cv2.rectangle(picture, (x, 0), (x + int(rng.uniform(3, 22)), w), tint(colours[2], rng), -1)
         pale = (0.9, 0.86, 0.72) if sum(colours[0]) < 1.4 else INK
         line = int(w * rng.uniform(0.35, 0.6))
-        write(picture, (int(0.14 * h), (w - line) // 2, int(0.75 * h), (w - line) // 2 + line + 1), line, pale, rng, 0.14)
+        write(
+            picture, (int(0.14 * h), (w - line) // 2, int(0.75 * h), (w - line) // 2 + line + 1), line, pale, rng, 0.14
+        )
         write(picture, (int(0.8 * h), w // 3, int(0.97 * h), w // 3 + w // 4 + 1), w // 4, pale, rng, 0.14)
         return worn(np.ascontiguousarray(np.rot90(picture, -1)), rng, 0.2)
 
@@ -385,7 +454,8 @@ def marker(marker_id: int, pixels_per_bit: int = 64) -> Painter:
         dictionary = cv2.aruco.getPredefinedDictionary(cv2.aruco.DICT_4X4_50)
         black = cv2.aruco.generateImageMarker(dictionary, marker_id, bits)
         card = cv2.copyMakeBorder(black, *(bits // 4,) * 4, cv2.BORDER_CONSTANT, value=255)
-        return np.repeat((0.04 + 0.84 * card[..., None].astype(np.float32) / 255), 3, -1)
+        # Grey ink on greyish paper: a stronger contrast blooms, and moves the edges as the tone curve sees them.
+        return np.repeat((0.32 + 0.36 * card[..., None].astype(np.float32) / 255), 3, -1)
 
     return paint
 
@@ -406,7 +476,9 @@ def board(hw: tuple[int, int], rng: Rng, tones: Sequence[Colour], rings: float =
     fibre = 0.6 * noise(hw, (3, 160), rng) + 0.4 * noise(hw, (1.5, 60), rng)
     pores = np.clip(noise(hw, (2, 26), rng) - 0.80, 0, 1) * 4
     t = 0.42 * ring + 0.33 * fibre + 0.25 * fbm(hw, (h / 2, w / 3), 4, rng)
-    return np.clip(blend(ramp(np.clip(t, 0, 1), tones), tuple(0.45 * c for c in tones[0]), np.clip(pores, 0, 0.8)), 0, 1)
+    return np.clip(
+        blend(ramp(np.clip(t, 0, 1), tones), tuple(0.45 * c for c in tones[0]), np.clip(pores, 0, 0.8)), 0, 1
+    )
 
 
 OAK: tuple[Colour, ...] = ((0.36, 0.23, 0.13), (0.55, 0.38, 0.23), (0.68, 0.51, 0.33))
@@ -421,7 +493,7 @@ def wood(hw: tuple[int, int], tones: Sequence[Colour] = OAK, boards: int = 1, ri
         h, w = hw
         edges = np.linspace(0, h, boards + 1).astype(int)
         rows = []
-        for a, b in zip(edges[:-1], edges[1:], strict=True):
+        for a, b in pairwise(edges):
             one = board((b - a, w), rng, tones, rings, int(rng.integers(0, 3))) * rng.uniform(0.85, 1.12)
             if boards > 1:
                 one[:3] *= 0.45
@@ -432,7 +504,9 @@ def wood(hw: tuple[int, int], tones: Sequence[Colour] = OAK, boards: int = 1, ri
             start = np.array([rng.uniform(0, w), rng.uniform(0, h)])
             end = start + rng.normal(0, 0.05 * w, 2)
             shade = tuple(float(c) for c in np.asarray(tones[int(rng.integers(3))]) * rng.uniform(0.7, 1.2))
-            cv2.line(picture, tuple(start.astype(int)), tuple(end.astype(int)), shade, int(rng.integers(1, 3)), cv2.LINE_AA)
+            cv2.line(
+                picture, tuple(start.astype(int)), tuple(end.astype(int)), shade, int(rng.integers(1, 3)), cv2.LINE_AA
+            )
         return worn(picture, rng, 0.15)
 
     return paint
@@ -445,7 +519,7 @@ def floor(hw: tuple[int, int], rows: int) -> Painter:
         h, w = hw
         picture = np.zeros((*hw, 3), np.float32)
         edges = np.linspace(0, h, rows + 1).astype(int)
-        for a, b in zip(edges[:-1], edges[1:], strict=True):
+        for a, b in pairwise(edges):
             row = board((b - a, w), rng, PINE, 2.5, 5)
             x = -int(rng.uniform(0, 0.3 * w))
             while x < w:
@@ -491,13 +565,22 @@ def kilim(knots: tuple[int, int], knot_px: int) -> Painter:
 
     def paint(rng: Rng) -> Picture:
         rows, columns = knots
-        reds = [(0.50, 0.15, 0.13), (0.66, 0.30, 0.18), (0.82, 0.74, 0.58), (0.16, 0.20, 0.32), (0.30, 0.38, 0.33), (0.75, 0.55, 0.25)]
+        reds = [
+            (0.50, 0.15, 0.13),
+            (0.66, 0.30, 0.18),
+            (0.82, 0.74, 0.58),
+            (0.16, 0.20, 0.32),
+            (0.30, 0.38, 0.33),
+            (0.75, 0.55, 0.25),
+        ]
         index = np.zeros(knots, int)
         cell = max(10, rows // 11)
         for top in range(0, rows, cell):
             band = int(rng.integers(len(reds)))
             for left in range(0, columns, cell):
-                index[top : top + cell, left : left + cell] = _motif(cell, band, len(reds), rng)[: rows - top, : columns - left]
+                index[top : top + cell, left : left + cell] = _motif(cell, band, len(reds), rng)[
+                    : rows - top, : columns - left
+                ]
         border = max(3, rows // 26)
         stripes = (np.arange(columns) // int(rng.integers(3, 6)) + rng.integers(0, 2, columns)) % 2
         index[:border], index[-border:] = 3 * stripes, 3 * stripes[::-1]
@@ -506,7 +589,9 @@ def kilim(knots: tuple[int, int], knot_px: int) -> Painter:
         tone = np.asarray(reds, np.float32)[index] * rng.uniform(0.78, 1.1, (*knots, 1)).astype(np.float32)
         big = np.repeat(np.repeat(tone, knot_px, 0), knot_px, 1)
         y, x = np.mgrid[0 : big.shape[0], 0 : big.shape[1]].astype(np.float32)
-        weave = 0.8 + 0.2 * np.abs(np.sin(np.pi * y / knot_px) * np.sin(np.pi * (x / knot_px + 0.5 * ((y // knot_px) % 2))))
+        weave = 0.8 + 0.2 * np.abs(
+            np.sin(np.pi * y / knot_px) * np.sin(np.pi * (x / knot_px + 0.5 * ((y // knot_px) % 2)))
+        )
         return worn(big * weave[..., None], rng, 0.25)
 
     return paint
@@ -543,7 +628,14 @@ def embroidered(hw: tuple[int, int], ground: Colour, colours: Sequence[Colour], 
         for edge in (0.02, 0.06, 0.92, 0.965):
             y = int(edge * h)
             zigzag = np.stack([np.arange(0, w, 8), y + 0.012 * h * rng.uniform(-1, 1, len(range(0, w, 8)))], -1)
-            cv2.polylines(picture, [zigzag.astype(np.int32)], False, colours[int(rng.integers(len(colours)))], max(3, h // 200), cv2.LINE_AA)
+            cv2.polylines(
+                picture,
+                [zigzag.astype(np.int32)],
+                False,
+                colours[int(rng.integers(len(colours)))],
+                max(3, h // 200),
+                cv2.LINE_AA,
+            )
         y, x = np.mgrid[0:h, 0:w].astype(np.float32)
         thread = 6.0
         over = ((x // thread).astype(int) + (y // thread).astype(int)) % 2
@@ -557,7 +649,10 @@ def embroidered(hw: tuple[int, int], ground: Colour, colours: Sequence[Colour], 
 # ---------------------------------------------------------------- skins of round things
 
 
-def granite(hw: tuple[int, int] = (768, 768), tones: Sequence[Colour] = ((0.12, 0.12, 0.13), (0.50, 0.47, 0.45), (0.78, 0.75, 0.70))) -> Painter:
+def granite(
+    hw: tuple[int, int] = (768, 768),
+    tones: Sequence[Colour] = ((0.12, 0.12, 0.13), (0.50, 0.47, 0.45), (0.78, 0.75, 0.70)),
+) -> Painter:
     """Speckled stone."""
 
     def paint(rng: Rng) -> Picture:

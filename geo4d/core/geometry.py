@@ -98,7 +98,9 @@ def angle_between(a: Tensor, b: Tensor) -> Tensor:
     return torch.atan2(torch.linalg.cross(a, b).norm(dim=-1), (a * b).sum(-1))
 
 
-def fit_similarity(p_source: Tensor, p_target: Tensor, weights: Tensor | None = None, *, with_scale: bool = True) -> Tensor:
+def fit_similarity(
+    p_source: Tensor, p_target: Tensor, weights: Tensor | None = None, *, with_scale: bool = True
+) -> Tensor:
     """Least-squares similarity `target_from_source` 4x4 (scaled rotation and translation) between points `(n, 3)`.
 
     Umeyama, "Least-squares estimation of transformation parameters between two point patterns", 1991.

@@ -103,11 +103,8 @@ class Camera:
         if k == 0:
             return self
         turn = geometry.quarter_turn(k).to(self.K)
-        focal = torch.stack([self.K[..., 0, 0], self.K[..., 1, 1]], -1)
-        centre = geometry.turn_pixels(self.K[..., :2, 2], self.hw, k)
-        focal = focal.flip(-1) if k % 2 else focal
-        K = torch.diag_embed(torch.cat([focal, torch.ones_like(focal[..., :1])], -1))
-        K[..., :2, 2] = centre
+        K = turn @ self.K @ turn.T
+        K[..., :2, 2] = geometry.turn_pixels(self.K[..., :2, 2], self.hw, k)
         world_from_cam = self.world_from_cam.clone()
         world_from_cam[..., :3, :3] = self.world_from_cam[..., :3, :3] @ turn.T
         distortion = self.distortion
@@ -129,24 +126,23 @@ class Camera:
     def colmap(self) -> tuple[str, list[float]]:
         """COLMAP model name and parameters of a single camera.
 
+        SIMPLE_RADIAL and RADIAL have one focal length: where K has two, the same lens is written as OPENCV.
+
         Raises:
-            InputError: K has skew, or different focal lengths in a model that has only one.
+            InputError: K is a batch or has skew.
         """
         K = self.K.detach().cpu()
-        if K.ndim != 2 or K[0, 1] != 0:
+        if K.ndim != 2 or K[0, 1] != 0 or K[1, 0] != 0:
             raise InputError("cannot write these intrinsics as a COLMAP camera", found=f"K of shape {tuple(K.shape)}: {K.tolist()}",
                              accepted="one 3x3 K without skew")  # fmt: skip
         fx, fy, cx, cy = K[0, 0].item(), K[1, 1].item(), K[0, 2].item(), K[1, 2].item()
         model = self.distortion.model if self.distortion else "PINHOLE"
         extras = self.distortion.params.tolist() if self.distortion else []
-        if camera_models.LENS_MODELS[model].focals == 1:
-            if not math.isclose(fx, fy, rel_tol=1e-12):
-                if model == "OPENCV_FISHEYE":
-                    raise AssertionError(model)
-                model, extras = "OPENCV", [*extras, 0.0, 0.0][:2] + [0.0, 0.0]
-            else:
-                return model, [fx, cx, cy, *extras]
-        return model, [fx, fy, cx, cy, *extras]
+        if camera_models.LENS_MODELS[model].focals == 2:
+            return model, [fx, fy, cx, cy, *extras]
+        if math.isclose(fx, fy, rel_tol=1e-12):
+            return model, [fx, cx, cy, *extras]
+        return "OPENCV", [fx, fy, cx, cy, *[*extras, 0.0][:2], 0.0, 0.0]
 
     @staticmethod
     def from_colmap(
@@ -370,8 +366,8 @@ class Scene:
     Per frame, as tuples of one length: `frames` (the working pictures: undistorted, with a valid mask), `camera` (their
     pinhole cameras), `depth` (z-depth in scene units, NaN unknown), `confidence` in [0, 1], `dynamic` in [0, 1]; the dense
     maps have the size of the frame or an exact fraction of it. `original` holds the calibrated cameras of the photos as
-    they were taken (with distortion). `covariance` is of (rotation vector in rad, translation) of cam_from_world, with the
-    gauge that `report["covariance_gauge"]` states. Lengths are metres exactly when `scale.kind` is "metric".
+    they were taken (with distortion). `covariance` is of (rotation vector in rad, translation) of cam_from_world, the
+    rotation vector applied from the left (in camera axes), with the gauge that `report["covariance_gauge"]` states. Lengths are metres exactly when `scale.kind` is "metric".
     """
 
     frames: Frames
@@ -394,9 +390,13 @@ class Scene:
             raise InputError("a scene needs one entry per frame in every field", found=f"{n} frames, {lengths}")
         for frame, camera in zip(self.frames, self.camera, strict=True):
             if camera.hw != frame.hw:
-                raise InputError(f"camera and picture of {frame.name!r} differ in size", found=f"{camera.hw}, {frame.hw}")
+                raise InputError(
+                    f"camera and picture of {frame.name!r} differ in size", found=f"{camera.hw}, {frame.hw}"
+                )
             if not bool(torch.isfinite(camera.world_from_cam).all() and torch.isfinite(camera.K).all()):
-                raise InputError(f"the camera of {frame.name!r} is not finite", found=f"pose {camera.world_from_cam.tolist()}")
+                raise InputError(
+                    f"the camera of {frame.name!r} is not finite", found=f"pose {camera.world_from_cam.tolist()}"
+                )
 
     def depth_camera(self, index: int) -> Camera:
         """Camera of the depth map of frame `index`.
@@ -432,8 +432,14 @@ class Scene:
 
         covariance = self.covariance
         if covariance is not None:
-            unit = torch.cat([torch.ones(3), factor.float() * torch.ones(3)]).double()
-            covariance = covariance * unit[:, None] * unit[None, :]
+            # A small rotation r (from the left) and shift t of cam_from_world shift cam_from_new by factor t - r x (R o),
+            # where R o is the new origin's direction from the camera, in its axes: errors of rotation lever it.
+            cam_from_new = torch.stack([moved(c).cam_from_world for c in self.camera])
+            jacobian = torch.eye(6, dtype=torch.float64).repeat(len(covariance), 1, 1)
+            lever = cam_from_new[:, :3, :3] @ new_from_world[:3, 3]
+            jacobian[:, 3:, :3] = torch.linalg.cross(lever[:, None, :], torch.eye(3, dtype=torch.float64)[None]).mT
+            jacobian[:, 3:, 3:] *= factor
+            covariance = jacobian @ covariance @ jacobian.mT
         return replace(
             self,
             camera=tuple(moved(c) for c in self.camera),

@@ -1,0 +1,151 @@
+"""What every benchmark shares: where the data are, what they are, and a JSON with machine, commit and command."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+
+SOURCES = {
+    "fox": "instant-ngp (NVlabs), data/nerf/fox: 50 phone photos with transforms.json",
+    "herz_jesus_p8": "Strecha et al. 2008, HerzJesu-P8: 8 photos with surveyed cameras",
+    "redkitchen": "7-Scenes (Shotton et al. 2013), RedKitchen, first 480 frames of a sequence, every 2nd",
+}
+
+
+def data_dir(name: str) -> Path | None:
+    """Folder of a data set under $GEO4D_DATA (default ../shared/data), or None where it is not."""
+    path = Path(os.environ.get("GEO4D_DATA", ROOT.parent / "shared" / "data")) / name
+    return path if path.is_dir() else None
+
+
+def sha256(folder: Path) -> str:
+    """One hash over the names and bytes of all files of a folder, in sorted order."""
+    total = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        total.update(path.relative_to(folder).as_posix().encode() + b"\0")
+        total.update(hashlib.sha256(path.read_bytes()).digest())
+    return total.hexdigest()
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, memory, versions."""
+    import importlib.metadata as metadata
+
+    cpu = platform.processor()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        cpu = next((line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line), cpu)
+    versions = {p: metadata.version(p) for p in ("torch", "numpy", "numba", "pycolmap", "opencv-python-headless")}
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        **versions,
+    }
+
+
+def commit() -> str:
+    """Commit of the working tree, with a mark when it has changes."""
+    run = lambda *args: subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True).stdout.strip()  # noqa: E731
+    return run("rev-parse", "--short=12", "HEAD") + ("+changes" if run("status", "--porcelain", "-uno") else "")
+
+
+def write_result(name: str, result: dict[str, Any]) -> Path:
+    """Write benchmarks/results/NAME.json with what is needed to repeat it."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    command = "python " + " ".join([f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    record = {"benchmark": name, "command": command, "commit": commit(), "machine": machine(), **result}
+    path.write_text(json.dumps(record, indent=1, allow_nan=False, default=float) + "\n")
+    return path
+
+
+class Measured:
+    """Wall seconds, processor seconds (this process and its children) and peak memory of a block."""
+
+    def __enter__(self) -> Measured:
+        self._wall, self._cpu = time.perf_counter(), _cpu_seconds()
+        self._stop = threading.Event()
+        self.peak_mib = 0.0
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.wall_s = time.perf_counter() - self._wall
+        self.cpu_s = _cpu_seconds() - self._cpu
+        self._stop.set()
+        self._thread.join()
+
+    def facts(self) -> dict[str, float]:
+        """What was measured."""
+        return {"wall_s": self.wall_s, "cpu_s": self.cpu_s, "peak_mib": self.peak_mib}
+
+    def _watch(self) -> None:
+        status = Path("/proc/self/status")
+        while status.exists():
+            rss = next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmRSS"))
+            self.peak_mib = max(self.peak_mib, rss / 1024)
+            if self._stop.wait(0.05):
+                return
+
+
+def run_isolated(script: str, function: Callable[..., dict[str, Any]], *args: str) -> dict[str, Any]:
+    """Call a function of a benchmark script in a process of its own; its memory and caches are its own then."""
+    code = (
+        "import sys, json, runpy; sys.path.insert(0, sys.argv[1]); m = runpy.run_path(sys.argv[2]); "
+        "r = m[sys.argv[3]](*sys.argv[5:]); open(sys.argv[4], 'w').write(json.dumps(r, default=float))"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "result.json"
+        command = [sys.executable, "-c", code, str(ROOT / "benchmarks"), script, function.__name__, str(out), *args]
+        subprocess.run(command, check=True, cwd=ROOT)
+        return json.loads(out.read_text())
+
+
+def generated_photos(count: int = 24, hw: tuple[int, int] = (720, 960)) -> Path:
+    """A folder like a data set: images/ and transforms.json of a generated room; made once, in the user's cache."""
+    import dataclasses
+
+    import numpy as np
+    from PIL import Image
+
+    from geo4d.core import procedural
+    from geo4d.core.io.nerfstudio import write_transforms
+
+    root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "geo4d" / f"generated_{count}_{hw[0]}x{hw[1]}"
+    if (root / "transforms.json").exists():
+        return root
+    (root / "images").mkdir(parents=True, exist_ok=True)
+    boxes, cameras, written = procedural.tabletop(7), procedural.arc_cameras(count, hw, seed=7), {}
+    noise = np.random.default_rng(7)
+    for i in range(count):
+        camera = dataclasses.replace(cameras, K=cameras.K[i], world_from_cam=cameras.world_from_cam[i])
+        rgb = procedural.render(boxes, camera)[0].numpy()
+        noisy = np.clip(rgb + noise.normal(0, 0.01, rgb.shape), 0, 1)
+        name = f"images/{i:03d}.jpg"
+        Image.fromarray((noisy * 255).astype(np.uint8)).save(root / name, quality=92)
+        written[name] = camera
+    write_transforms(root / "transforms.json", written)
+    return root
+
+
+def _cpu_seconds() -> float:
+    own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime

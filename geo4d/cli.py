@@ -1,0 +1,277 @@
+"""The command line: `geo4d VERB ...`. Signatures use builtins and Path only, so that `geo4d --help` imports no torch."""
+
+from __future__ import annotations
+
+import json as json_module
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from tyro.conf import Positional, arg
+
+from geo4d.core.errors import Geo4DError
+from geo4d.core.progress import Progress
+
+Out = Annotated[Path, arg(aliases=["-o"])]
+
+
+def reconstruct(
+    input: Positional[str],
+    /,
+    out: Out,
+    *,
+    masks: Path | None = None,
+    scale: tuple[str, ...] = (),
+    intrinsics: str | None = None,
+    intrinsics_std: float = 0.0,
+    poses: Path | None = None,
+    rotation_std_deg: float = 0.0,
+    position_std_m: float = 0.0,
+    positions: Path | None = None,
+    depth: Path | None = None,
+    depth_K: str | None = None,
+    depth_std: float = 0.02,
+    backend: str = "sfm",
+    mapper: Literal["auto", "incremental", "global"] = "auto",
+    dense: bool = True,
+    depth_size: int = 640,
+    image_size: int = 1920,
+    feature_size: int = 2400,
+    max_frames: int | None = None,
+    keep_all: bool = False,
+    keep_gps: bool = False,
+    overwrite: bool = False,
+    resume: bool = False,
+    threads: int | None = None,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    seed: int = 0,
+    json: bool = False,
+) -> dict[str, Any]:
+    """Photos or a video to a scene: cameras, depth, points, scale and a report.
+
+    Args:
+        input: a folder of photos (jpg, png, webp, heic), a glob in quotes, a video, or a phone capture (Record3D, Polycam,
+            Stray Scanner).
+        out: the scene folder to make.
+        masks: folder with one mask per photo (white = use, black = ignore).
+        scale: where metres come from: marker:DICT_4X4_50:0.05, or distance:A.jpg:x,y:x,y:0.30; may be given several times
+            in one list.
+        intrinsics: known intrinsics: fx,fy,cx,cy[,k1,k2,p1,p2]@WIDTHxHEIGHT, a transforms.json, a COLMAP folder or a text
+            file with K.
+        intrinsics_std: how far the known focal lengths may be off, relative (0 = exact, held fixed).
+        poses: known poses: transforms.json, COLMAP folder, folder of 4x4 camera-to-world matrices, TUM trajectory.
+        rotation_std_deg: how far the known rotations may be off (0 = exact, held fixed).
+        position_std_m: how far the known positions may be off, in metres (0 = exact, held fixed).
+        positions: CSV of camera positions: name,x,y,z[,std] in metres, or name,lat,lon,alt with a header.
+        depth: folder of measured depth images (16-bit PNG in mm, or npz in m).
+        depth_K: intrinsics of the depth images: fx,fy,cx,cy.
+        depth_std: how far measured depth may be off, relative.
+        backend: how cameras are found; `geo4d doctor` lists what is installed.
+        mapper: how structure from motion grows; auto decides by evidence.
+        dense: whether to estimate depth for every photo (--no-dense stops after cameras and sparse points).
+        depth_size: longer side of the depth maps in pixels.
+        image_size: longer side of the scene's pictures in pixels (0 = as photographed).
+        feature_size: longer side in pixels at which features are found.
+        max_frames: at most this many frames of a video.
+        keep_all: keep blurred and duplicate photos too.
+        keep_gps: let GPS positions pass into the scene.
+        overwrite: replace a scene that is already there.
+        resume: go on with a run that was interrupted.
+        threads: processor threads to use (default: all).
+        device: where to compute; this verb runs on the CPU.
+        seed: of everything random.
+        json: print the result as one JSON object on stdout.
+    """
+    from geo4d import pipeline
+    from recon.options import ReconstructOptions
+
+    options = ReconstructOptions(
+        backend=backend, mapper=mapper, dense=dense, depth_size=depth_size, image_size=image_size,
+        feature_size=feature_size, scale=scale, threads=threads, device=device, seed=seed,
+    )  # fmt: skip
+    priors = pipeline.PriorPaths(
+        intrinsics=intrinsics, intrinsics_std=intrinsics_std, poses=poses, rotation_std_deg=rotation_std_deg,
+        position_std_m=position_std_m, positions=positions, depth=depth, depth_K=depth_K, depth_std=depth_std,
+    )  # fmt: skip
+    with _terminal(quiet=json) as progress:
+        return pipeline.reconstruct_folder(
+            input, out, options=options, priors=priors, masks=masks, max_frames=max_frames, keep_all=keep_all,
+            keep_gps=keep_gps, overwrite=overwrite, resume=resume, progress=progress, command=sys.argv[1:],
+        )  # fmt: skip
+
+
+def export(
+    scene: Positional[Path],
+    /,
+    out: Out,
+    *,
+    format: Literal["nerfstudio", "colmap", "ply", "mesh"],
+    overwrite: bool = False,
+    json: bool = False,
+) -> dict[str, Any]:
+    """A scene in the format of another program.
+
+    Args:
+        scene: a scene folder.
+        out: where to write: a folder for nerfstudio and colmap, a .ply file for ply, .ply or .glb for mesh.
+        format: nerfstudio (transforms.json and pictures), colmap (images/ and sparse/0/, also what Gaussian splatting
+            programs read), ply (points), mesh (surface from the depth maps).
+        overwrite: replace what is already there.
+        json: print the result as one JSON object on stdout.
+    """
+    from geo4d import pipeline
+
+    with _terminal(quiet=json) as progress:
+        return pipeline.export(scene, format, out, overwrite=overwrite, progress=progress)
+
+
+def evaluate(
+    what: Positional[Literal["poses", "depth"]],
+    scene: Positional[Path],
+    /,
+    *,
+    reference: Path,
+    depth_K: str | None = None,
+    depth_unit_m: float = 0.001,
+    json: bool = False,
+) -> dict[str, Any]:
+    """Scores of a scene against a reference.
+
+    Args:
+        what: poses (pairwise AUC at 1, 3, 5 and 30 degrees, trajectory error) or depth (AbsRel and its kin).
+        scene: a scene folder.
+        reference: poses: transforms.json, COLMAP model, scene folder, folder of camera or pose files; depth: folder of
+            16-bit PNG or npz.
+        depth_K: intrinsics of the reference depth where they differ from the photo's: fx,fy,cx,cy.
+        depth_unit_m: metres per unit of a 16-bit PNG.
+        json: print the result as one JSON object on stdout.
+    """
+    del json
+    from geo4d import evaluation
+
+    if what == "poses":
+        return evaluation.evaluate_poses(scene, reference)
+    return evaluation.evaluate_depth(scene, reference, depth_K=depth_K, unit_m=depth_unit_m)
+
+
+def marker(
+    out: Out,
+    *,
+    size: float = 0.05,
+    dictionary: str = "DICT_4X4_50",
+    id: int = 0,
+    page: Literal["A4", "letter"] = "A4",
+    json: bool = False,
+) -> dict[str, Any]:
+    """A PDF with one marker that gives photos a metric scale; print it at 100 %.
+
+    Args:
+        out: the PDF to write.
+        size: side of the black square in metres.
+        dictionary: an ArUco or AprilTag dictionary of opencv.
+        id: which marker of the dictionary.
+        page: paper size.
+        json: print the result as one JSON object on stdout.
+    """
+    del json
+    from recon.marker import write_marker_pdf
+
+    write_marker_pdf(out, dictionary=dictionary, marker_id=id, size_m=size, page=page)
+    return {
+        "marker": str(out),
+        "next": f"print at 100 %, lay it into the scene, then: geo4d reconstruct PHOTOS -o SCENE --scale marker:{dictionary}:{size:g}",
+    }  # fmt: skip
+
+
+def doctor(input: Positional[Path | None] = None, /, *, json: bool = False) -> dict[str, Any]:
+    """What is installed, what each missing extra would add, what is wrong with an input.
+
+    Args:
+        input: photos, a video or a scene folder to look into.
+        json: print the result as one JSON object on stdout.
+    """
+    from geo4d import doctor as doctor_module
+
+    diagnosis = doctor_module.diagnose(input)
+    if not json:
+        sys.stderr.write(doctor_module.render(diagnosis) + "\n")
+    return diagnosis
+
+
+def bench(*, data: Path | None = None, only: str = "", json: bool = False) -> dict[str, Any]:
+    """The published numbers, on this machine.
+
+    Args:
+        data: folder of the benchmark data (default: $GEO4D_DATA, else generated scenes).
+        only: comma list of benchmarks.
+        json: print the result as one JSON object on stdout.
+    """
+    del json
+    from geo4d import pipeline
+
+    return pipeline.run_benchmarks(data, [name for name in only.split(",") if name])
+
+
+VERBS: dict[str, Callable[..., dict[str, Any]]] = {
+    "reconstruct": reconstruct,
+    "export": export,
+    "evaluate": evaluate,
+    "marker": marker,
+    "doctor": doctor,
+    "bench": bench,
+}
+
+
+@contextmanager
+def _terminal(*, quiet: bool) -> Iterator[Progress]:
+    """Progress bars on stderr; plain lines where stderr is no terminal."""
+    from geo4d.terminal import TerminalProgress
+
+    with TerminalProgress(quiet=quiet) as progress:
+        yield progress
+
+
+def _show(result: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        sys.stdout.write(json_module.dumps(result, default=str, allow_nan=False) + "\n")
+        return
+    from geo4d.terminal import render_result
+
+    sys.stdout.write(render_result(result))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb; returns the exit code: 0 done, 2 bad input, 3 cannot be reconstructed, 130 interrupted."""
+    args = sys.argv[1:] if argv is None else argv
+    as_json = "--json" in args
+    if args[:1] in (["--version"], ["-V"]):
+        from geo4d import __version__
+
+        sys.stdout.write(f"geo4d {__version__}\n")
+        return 0
+    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    try:
+        result = tyro.extras.subcommand_cli_from_dict(
+            VERBS, prog="geo4d", description="Photos in; a metric, moving, renderable scene out.", args=args,
+        )  # fmt: skip
+    except Geo4DError as error:
+        sys.stderr.write(f"geo4d: {error}\n")
+        if as_json:
+            _show({"error": error.asked, "found": error.found, "accepted": error.accepted, "next": error.hint}, as_json=True)
+        return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("geo4d: interrupted; what was finished is kept: the same command with --resume goes on\n")
+        return 130
+    except BrokenPipeError:
+        return 0
+    exit_code = int(result.pop("exit_code", 0))
+    _show(result, as_json=as_json)
+    return exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

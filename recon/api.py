@@ -1,0 +1,296 @@
+"""`reconstruct`: frames to a `Scene`, by one of the BACKENDS for the cameras and multi-view stereo for the rest."""
+
+from __future__ import annotations
+
+import importlib
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from geo4d.core import geometry, pictures
+from geo4d.core.errors import InputError, ReconstructionError
+from geo4d.core.progress import Progress
+from geo4d.core.types import Camera, Frames, Observations, PointCloud, Scale, Scene
+from recon import report
+from recon.options import ReconstructOptions
+from recon.priors import Priors, match_priors, register_depth, with_depth
+from recon.scale import (
+    DistanceSpec,
+    MarkerSpec,
+    ScaleEstimate,
+    combine_scales,
+    find_up,
+    known_centres,
+    parse_scale,
+    scale_from_depth,
+    scale_from_distances,
+    scale_from_positions,
+)
+from recon.solution import CameraSolution, SolveCameras
+from recon.working import upright_world, working_frame, working_pixels
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One way to find cameras."""
+
+    solve: str
+    """`module:function` of type `recon.solution.SolveCameras`."""
+    about: str
+    licence: str
+    accepts: tuple[str, ...]
+    """Which priors it uses."""
+    extra: str | None = None
+    """The extra of geo4d that it needs."""
+
+
+CAMERAS, DEPTH = "cameras", "depth"
+"""Folders of finished stages in a work folder."""
+
+BACKENDS: dict[str, Backend] = {
+    "sfm": Backend(
+        solve="recon.sfm:solve_cameras",
+        about="SIFT structure from motion on COLMAP's mappers and bundle adjustment; no weights",
+        licence="BSD-3-Clause",
+        accepts=("intrinsics", "poses", "positions", "depth", "masks"),
+    ),
+}
+
+
+def reconstruct(
+    frames: Frames,
+    *,
+    backend: str = "sfm",
+    priors: Priors | None = None,
+    options: ReconstructOptions | None = None,
+    work_dir: Path | None = None,
+    progress: Progress | None = None,
+) -> Scene:
+    """Cameras, depth, points and scale from pictures of one place.
+
+    Args:
+        frames: two or more pictures.
+        backend: a key of `BACKENDS`.
+        priors: what is known of cameras and depth, by frame name.
+        options: sizes, mapper, sources of scale, threads, seed.
+        work_dir: finished stages are kept here, and taken from here when they are there already; default: nowhere.
+        progress: hears of stages and of what the user should know.
+
+    Raises:
+        InputError: an unknown backend, fewer than two frames, priors or scale sources that do not fit.
+        ReconstructionError: the pictures do not link to one scene; its `evidence` is a `recon.report.ReportFacts`.
+    """
+    options, progress = options or ReconstructOptions(), progress or Progress()
+    solve = _backend(backend)
+    specs = [spec for text in options.scale if (spec := parse_scale(text)) is not None]
+    _check_frames(frames)
+    known = match_priors(priors or Priors(), frames, progress=progress)
+    frames = with_depth(frames, known)
+    with _folder(work_dir) as work:
+        try:
+            solution = solve(frames, priors=known, options=options, work_dir=work / CAMERAS, progress=progress)
+        except ReconstructionError as error:
+            error.evidence.setdefault("photos", _photo_facts(frames, error.evidence.get("unregistered") or {}))
+            raise
+        scene = _sparse_scene(frames, solution, options)
+        if options.dense:
+            scene = _with_depth(scene, solution, known, options, work / DEPTH, progress)
+        scene, scale_facts = _with_scale(frames, scene, solution, known, specs, options, progress)
+        if options.dense:
+            scene = _with_points(scene, progress)
+        return _with_report(scene, frames, solution, scale_facts)
+
+
+def _backend(name: str) -> SolveCameras:
+    if name not in BACKENDS:
+        raise InputError(f"unknown backend {name!r}", accepted=", ".join(BACKENDS), hint="geo4d doctor")
+    module, function = BACKENDS[name].solve.split(":")
+    return getattr(importlib.import_module(module), function)
+
+
+def _check_frames(frames: Frames) -> None:
+    if len(frames) < 2:
+        raise InputError(
+            "cannot reconstruct from so few pictures",
+            found=f"{len(frames)} usable",
+            accepted="2 or more of one place, from different spots; 20 to 60 are good",
+            hint="take more photos, walking sideways round what you want",
+        )
+
+
+@contextmanager
+def _folder(work_dir: Path | None) -> Iterator[Path]:
+    if work_dir is not None:
+        work_dir.mkdir(parents=True, exist_ok=True)
+        yield work_dir
+        return
+    with tempfile.TemporaryDirectory(prefix="geo4d-") as folder:
+        yield Path(folder)
+
+
+def _sparse_scene(frames: Frames, solution: CameraSolution, options: ReconstructOptions) -> Scene:
+    """Registered frames as working pictures with pinhole cameras; observations moved to their pixels."""
+    registered = sorted(solution.cameras)
+    position = {frame: i for i, frame in enumerate(registered)}
+    originals = [solution.cameras[i] for i in registered]
+    made = [working_frame(frames[i], solution.cameras[i], options.image_size) for i in registered]
+    working = [camera for _, camera in made]
+    seen = solution.observations
+    frame_id = torch.tensor([position[int(i)] for i in seen.frame_id], dtype=torch.int64)
+    uv_px = torch.full_like(seen.uv_px, torch.nan)
+    for i in range(len(registered)):
+        mine = frame_id == i
+        uv_px[mine] = working_pixels(originals[i], working[i], seen.uv_px[mine])
+    n = len(registered)
+    nothing = PointCloud(torch.zeros(0, 3, dtype=torch.float64), torch.zeros(0, 3), torch.zeros(0, 3))
+    return Scene(
+        frames=Frames([frame for frame, _ in made], frames.dropped),
+        camera=tuple(working),
+        original=tuple(originals),
+        depth=(None,) * n,
+        confidence=(None,) * n,
+        dynamic=(None,) * n,
+        observations=_usable(replace(seen, frame_id=frame_id, uv_px=uv_px)),
+        points=nothing,
+        covariance=solution.covariance,
+        scale=Scale(),
+        up_world=torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64),
+        report={},
+    )
+
+
+def _usable(seen: Observations) -> Observations:
+    """Observations with finite pixels, of tracks that keep two of them; ids stay dense."""
+    finite = torch.isfinite(seen.uv_px).all(-1)
+    count = torch.bincount(seen.track_id[finite], minlength=len(seen.p_world))
+    kept_track = count >= 2
+    kept = finite & kept_track[seen.track_id]
+    new_id = torch.cumsum(kept_track, 0) - 1
+    return Observations(
+        track_id=new_id[seen.track_id[kept]],
+        frame_id=seen.frame_id[kept],
+        uv_px=seen.uv_px[kept],
+        p_world=seen.p_world[kept_track],
+        rgb=seen.rgb[kept_track],
+    )
+
+
+def _with_depth(
+    scene: Scene, solution: CameraSolution, priors: Priors, options: ReconstructOptions, work: Path, progress: Progress
+) -> Scene:
+    from recon.dense import dense_depth
+
+    depth, confidence = dense_depth(scene, priors, options, work, progress)
+    del solution
+    return replace(scene, depth=tuple(depth), confidence=tuple(confidence))
+
+
+def _with_points(scene: Scene, progress: Progress) -> Scene:
+    from recon.dense import dense_points
+
+    return replace(scene, points=dense_points(scene, progress))
+
+
+def _with_scale(
+    frames: Frames,
+    scene: Scene,
+    solution: CameraSolution,
+    priors: Priors,
+    specs: list[MarkerSpec | DistanceSpec],
+    options: ReconstructOptions,
+    progress: Progress,
+) -> tuple[Scene, dict[str, Any]]:
+    """The scene in metres where something says how long they are, turned so that z is up where no prior fixes the world."""
+    cameras = solution.cameras
+    up_world, up_source = find_up(frames, {i: c.world_from_cam for i, c in cameras.items()})
+    scene = replace(scene, up_world=up_world)
+    facts: dict[str, Any] = {"up_source": up_source}
+    if solution.world_is_known:
+        metric = priors.metric
+        scale = Scale("metric", solution.world_source, solution.world_relative_error) if metric else Scale()
+        return replace(scene, scale=scale), facts
+    estimate, metric_from_world = _estimate_scale(frames, scene, solution, priors, specs, options, progress)
+    if metric_from_world is None:
+        centre = scene.observations.p_world.median(0).values
+        turn = upright_world(up_world, centre)
+        factor = 1.0 if estimate is None else estimate.factor
+        metric_from_world = torch.diag(torch.tensor([factor, factor, factor, 1.0], dtype=torch.float64)) @ turn
+    scale = Scale() if estimate is None else Scale("metric", estimate.source, estimate.relative_error)
+    if estimate is not None:
+        facts["scale_details"] = dict(estimate.details)
+    return scene.transformed(metric_from_world, scale), facts
+
+
+def _estimate_scale(
+    frames: Frames,
+    scene: Scene,
+    solution: CameraSolution,
+    priors: Priors,
+    specs: list[MarkerSpec | DistanceSpec],
+    options: ReconstructOptions,
+    progress: Progress,
+) -> tuple[ScaleEstimate | None, Tensor | None]:
+    registered = sorted(solution.cameras)
+    depth = {f: (scene.depth_camera(i), d) for i, f in enumerate(registered) if (d := scene.depth[i]) is not None}
+    estimates = []
+    metric_from_world = None
+    for marker in [s for s in specs if isinstance(s, MarkerSpec)]:
+        from recon.marker_scale import scale_from_markers
+
+        estimates.append(
+            scale_from_markers(
+                frames, solution.cameras, marker.dictionary, marker.side_m, depth=depth, seed=options.seed, progress=progress
+            )
+        )
+    lengths = [s for s in specs if isinstance(s, DistanceSpec)]
+    if lengths:
+        estimates.append(
+            scale_from_distances(lengths, frames, solution.cameras, depth=depth, observations=scene.observations)
+        )
+    names = [frames[i].name for i in registered]
+    indices, positions_m, std_m = known_centres(priors, names)
+    if len(indices) >= 2:
+        centres = torch.stack([solution.cameras[registered[i]].world_from_cam[:3, 3] for i in indices])
+        fit = scale_from_positions(centres, positions_m, std_m, seed=options.seed)
+        estimates.append(fit.scale)
+        metric_from_world = fit.metric_from_world
+    if priors.depth:
+        readers = {i: priors.depth[n] for i, n in enumerate(names) if n in priors.depth}
+        if readers:
+            estimates.append(
+                scale_from_depth(scene.observations, scene.camera, scene.original, readers, progress=progress)
+            )
+    if not estimates:
+        return None, None
+    estimate = combine_scales(estimates, progress=progress)
+    if metric_from_world is not None:
+        own = torch.linalg.det(metric_from_world[:3, :3]).abs() ** (1 / 3)
+        metric_from_world = metric_from_world.clone()
+        metric_from_world[:3, :3] *= estimate.factor / own
+    return estimate, metric_from_world
+
+
+def _photo_facts(frames: Frames, unregistered: Mapping[str, str]) -> list[dict[str, Any]]:
+    facts = [
+        {"name": f.name, "status": "unregistered", "reason": unregistered.get(f.name), "sensor": f.sensor} for f in frames
+    ]
+    return facts + [{"name": n, "status": "dropped", "reason": why} for n, why in frames.dropped.items()]
+
+
+def _with_report(scene: Scene, frames: Frames, solution: CameraSolution, scale_facts: dict[str, Any]) -> Scene:
+    unregistered = {frames[i].name: why for i, why in solution.unregistered.items()}
+    facts: dict[str, Any] = dict(report.facts_from_scene(scene, unregistered=unregistered))
+    for key, value in solution.facts.items():
+        facts[key] = {**(facts.get(key) or {}), **value} if isinstance(value, dict) else value
+    details = scale_facts.get("scale_details")
+    facts["scale"] = {**(facts.get("scale") or {}), **({"details": details} if details else {})}
+    facts["up_source"] = scale_facts.get("up_source")
+    facts["covariance_gauge"] = solution.covariance_gauge or None
+    return replace(scene, report=facts)

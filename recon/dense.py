@@ -1,0 +1,130 @@
+"""Depth, points and a surface of a scene whose cameras are known: the glue between `Scene` and multi-view stereo."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from geo4d.core import pictures
+from geo4d.core.errors import InputError
+from geo4d.core.progress import Progress
+from geo4d.core.types import Camera, PointCloud, Scene
+from recon.depth import DepthOptions, estimate_depth
+from recon.fusion import FusedMesh, fuse_mesh, fuse_points
+from recon.options import ReconstructOptions
+from recon.priors import Priors, register_depth
+from recon.scale import scale_from_depth
+
+
+def dense_depth(
+    scene: Scene, priors: Priors, options: ReconstructOptions, work_dir: Path, progress: Progress
+) -> tuple[list[Tensor | None], list[Tensor | None]]:
+    """Depth and confidence of every frame, float32 `(h, w)` with a longer side of `options.depth_size`.
+
+    Args:
+        scene: cameras, working pictures and sparse points.
+        priors: measured depth images join the search, with their deviation.
+        options: size, threads.
+        work_dir: the result is kept here, and taken from here when it is there already.
+        progress: hears of the stages.
+    """
+    if (work_dir / "done").exists():
+        return _load(work_dir, len(scene.frames))
+    cameras = [c.resize(pictures.fit_hw(c.hw, options.depth_size)) for c in scene.camera]
+    images, valid = [], []
+    for frame, camera in zip(scene.frames, cameras, strict=True):
+        images.append(pictures.resize(frame.read(), camera.hw))
+        mask = None if frame.read_mask is None else frame.read_mask()
+        valid.append(None if mask is None else pictures.resize(mask.astype(np.uint8) * 255, camera.hw) > 254)
+    seen = scene.observations
+    visible = [seen.track_id[seen.frame_id == i].unique().numpy() for i in range(len(cameras))]
+    results = estimate_depth(
+        images,
+        torch.stack([c.K for c in cameras]).numpy(),
+        torch.stack([c.world_from_cam for c in cameras]).numpy(),
+        p_world=seen.p_world.numpy() if len(seen.p_world) else None,
+        visible=visible if len(seen.p_world) else None,
+        valid=valid,
+        prior_depth=_measured(scene, cameras, priors, progress),
+        options=DepthOptions(threads=options.num_threads),
+        progress=progress,
+    )
+    _save(work_dir, results)
+    return [torch.from_numpy(d) for d, _ in results], [torch.from_numpy(c) for _, c in results]
+
+
+def _measured(
+    scene: Scene, cameras: list[Camera], priors: Priors, progress: Progress
+) -> list[tuple[np.ndarray, float | np.ndarray] | None] | None:
+    """Depth images in scene units with their deviation, registered with the depth maps to be made."""
+    readers = {i: priors.depth[f.name] for i, f in enumerate(scene.frames) if f.name in priors.depth}
+    if not readers:
+        return None
+    metres_per_unit = 1.0
+    if not (priors.metric and priors.world_from_cam):
+        estimate = scale_from_depth(scene.observations, scene.camera, scene.original, readers, progress=progress)
+        metres_per_unit = estimate.factor
+    measured: list[tuple[np.ndarray, float | np.ndarray] | None] = [None] * len(cameras)
+    for i, read in readers.items():
+        prior = read()
+        depth = (register_depth(prior, scene.original[i], cameras[i]) / metres_per_unit).numpy()
+        measured[i] = (depth, np.abs(depth) * prior.relative_std)
+    return measured
+
+
+def _save(folder: Path, results: list[tuple[np.ndarray, np.ndarray]]) -> None:
+    """Under another name first: a stage is finished or absent."""
+    partial = folder.with_name(folder.name + ".part")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for i, (depth, confidence) in enumerate(results):
+        np.savez(partial / f"{i}.npz", depth=depth, confidence=confidence)
+    (partial / "done").touch()
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+def _load(folder: Path, count: int) -> tuple[list[Tensor | None], list[Tensor | None]]:
+    depth, confidence = [], []
+    for i in range(count):
+        with np.load(folder / f"{i}.npz") as arrays:
+            depth.append(torch.from_numpy(arrays["depth"]))
+            confidence.append(torch.from_numpy(arrays["confidence"]))
+    return depth, confidence
+
+
+def _views(scene: Scene) -> dict[str, Any]:
+    """The views that have depth, as the arrays that `recon.fusion` takes."""
+    indices = [i for i, depth in enumerate(scene.depth) if depth is not None]
+    if not indices:
+        raise InputError("this scene has no depth", hint="reconstruct it without --no-dense")
+    cameras = [scene.depth_camera(i) for i in indices]
+    depths = [scene.depth[i] for i in indices]
+    confidences = [scene.confidence[i] for i in indices]
+    return {
+        "depths": [d.numpy() for d in depths if d is not None],
+        "confidences": [torch.ones(k.hw).numpy() if c is None else c.numpy() for c, k in zip(confidences, cameras, strict=True)],
+        "images": [pictures.resize(scene.frames[i].read(), k.hw) for i, k in zip(indices, cameras, strict=True)],
+        "K": torch.stack([k.K for k in cameras]).numpy(),
+        "world_from_cam": torch.stack([k.world_from_cam for k in cameras]).numpy(),
+    }  # fmt: skip
+
+
+def dense_points(scene: Scene, progress: Progress) -> PointCloud:
+    """Every surface point that several depth maps agree on, once, with colour and normal."""
+    fused = fuse_points(**_views(scene), progress=progress)
+    return PointCloud(
+        torch.from_numpy(fused.p_world),
+        torch.from_numpy(fused.rgb.astype(np.float32) / np.float32(255)),
+        torch.from_numpy(fused.normal_world),
+    )
+
+
+def dense_mesh(scene: Scene, progress: Progress | None = None) -> FusedMesh:
+    """Surface from the depth maps."""
+    return fuse_mesh(**_views(scene), progress=progress)

@@ -1,0 +1,179 @@
+"""SIFT features of one picture and their exact brute-force matching on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numba
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[np.generic]
+
+DESCRIPTOR_NORM = 512.0
+FEW_FEATURES = 1500
+"""Below this many features a picture is searched again with a lower contrast threshold."""
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """Keypoints of one picture, strongest first kept, in a fixed order.
+
+    `uv_px` float32 (k, 2) is in pixels of the upright original (first pixel centre at 0.5, 0.5); `size_px` and `response`
+    float32 (k,); `descriptor` uint8 (k, 128) holds square-rooted SIFT (RootSIFT) times 512, clipped at 255.
+    """
+
+    uv_px: np.ndarray
+    size_px: np.ndarray
+    response: np.ndarray
+    descriptor: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.uv_px)
+
+    def take(self, index: np.ndarray) -> Features:
+        """The features at these indices."""
+        return Features(self.uv_px[index], self.size_px[index], self.response[index], self.descriptor[index])
+
+
+def extract(
+    rgb: np.ndarray,
+    mask: np.ndarray | None = None,
+    *,
+    max_side: int = 2000,
+    max_features: int = 6000,
+    contrast: float = 0.02,
+) -> Features:
+    """SIFT features of an upright uint8 picture (h, w, 3), found at a size of at most `max_side` pixels.
+
+    `mask` bool (h, w) is False where no feature may lie. Pictures with few features are searched again at a third of the
+    contrast threshold.
+    """
+    import cv2
+
+    grey = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
+    height, width = grey.shape
+    shrink = min(1.0, max_side / max(height, width))
+    if shrink < 1:
+        size = (max(1, round(width * shrink)), max(1, round(height * shrink)))
+        grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
+    allowed = None
+    if mask is not None:
+        allowed = cv2.resize(mask.astype(np.uint8), grey.shape[::-1], interpolation=cv2.INTER_NEAREST)
+    found = _detect(grey, allowed, max_features, contrast)
+    if len(found) < min(FEW_FEATURES, max_features):
+        found = _detect(grey, allowed, max_features, contrast / 3)
+    scale = np.array([width / grey.shape[1], height / grey.shape[0]], np.float32)
+    return Features(found.uv_px * scale, found.size_px * scale.max(), found.response, found.descriptor)
+
+
+def _detect(grey: np.ndarray, allowed: np.ndarray | None, max_features: int, contrast: float) -> Features:
+    import cv2
+
+    sift = cv2.SIFT_create(  # pyright: ignore[reportAttributeAccessIssue]
+        nfeatures=max_features, contrastThreshold=contrast, edgeThreshold=10, enable_precise_upscale=True
+    )
+    keypoints, raw = sift.detectAndCompute(grey, allowed)
+    if raw is None or len(keypoints) == 0:
+        return Features(*(np.zeros(shape, np.float32) for shape in ((0, 2), 0, 0)), np.zeros((0, 128), np.uint8))
+    # opencv puts the centre of the first pixel at (0, 0).
+    uv_px = np.array([k.pt for k in keypoints], np.float32) + np.float32(0.5)
+    size_px = np.array([k.size for k in keypoints], np.float32)
+    response = np.array([k.response for k in keypoints], np.float32)
+    root = np.sqrt(raw / np.maximum(raw.sum(1, keepdims=True), 1e-9))
+    descriptor = np.clip(np.rint(root * DESCRIPTOR_NORM), 0, 255).astype(np.uint8)
+    found = Features(uv_px, size_px, response, descriptor)
+    # Ties are broken by place, so that the order does not depend on opencv's threads.
+    return found.take(np.lexsort((uv_px[:, 0], uv_px[:, 1], -size_px, -response))[:max_features])
+
+
+@dataclass(frozen=True, eq=False)
+class Descriptors:
+    """Descriptors prepared for `match`: `rows` (k, 128), and `norm2` float32 (k,), so that distances are exact integers."""
+
+    rows: np.ndarray
+    norm2: np.ndarray
+
+
+def prepare(descriptor: np.ndarray) -> Descriptors:
+    """Descriptors uint8 (k, 128) ready for `match`."""
+    rows = descriptor.astype(np.float32)
+    return Descriptors(rows, np.einsum("ij,ij->i", rows, rows))
+
+
+def match(a: Descriptors, b: Descriptors, *, max_ratio: float = 0.8, block: int = 256) -> np.ndarray:
+    """Mutual nearest neighbours that pass the ratio test in both directions: int32 (m, 2) indices into `a` and `b`.
+
+    Inner products of uint8 descriptors are below 2**24, so float32 products are exact and the result does not depend on the
+    machine. Releases the GIL nearly throughout.
+    """
+    n, m = len(a.rows), len(b.rows)
+    if n < 2 or m < 2:
+        return np.zeros((0, 2), np.int32)
+    col = np.full((2, m), np.inf, np.float32)
+    col_at = np.zeros(m, np.int32)
+    row = np.full((2, n), np.inf, np.float32)
+    product = np.zeros((min(block, n), m), np.float32)
+    b_t = np.ascontiguousarray(b.rows.T)
+    for start in range(0, n, block):
+        some = a.rows[start : start + block]
+        np.dot(some, b_t, out=product[: len(some)])
+        _scan(product[: len(some)], start, a.norm2, b.norm2, col, col_at, row)
+    return _mutual(b.norm2, col, col_at, row, np.float32(max_ratio**2))
+
+
+@numba.njit(cache=True, nogil=True, fastmath={"reassoc", "nsz", "contract", "arcp"})
+def _scan(product, start, a2, b2, col, col_at, row):  # noqa: ANN001, ANN202
+    """Two smallest squared distances of every row, and of every column so far with where the smallest lies."""
+    two = np.float32(2)
+    best, second = col[0], col[1]
+    for k in range(product.shape[0]):
+        line = product[k]
+        i = start + k
+        low = np.float32(3e38)
+        for j in range(line.shape[0]):
+            low = min(low, b2[j] - two * line[j])
+        low2 = np.float32(3e38)
+        ties = 0
+        for j in range(line.shape[0]):
+            v = b2[j] - two * line[j]
+            tie = v <= low
+            ties += 1 if tie else 0
+            low2 = min(low2, np.float32(3e38) if tie else v)
+        row[0, i] = low + a2[i]
+        row[1, i] = (low2 if ties == 1 else low) + a2[i]
+        for j in range(line.shape[0]):
+            v = a2[i] - two * line[j] + b2[j]
+            col_at[j] = np.int32(i) if v < best[j] else col_at[j]
+            second[j] = min(second[j], max(v, best[j]))
+            best[j] = min(v, best[j])
+
+
+@numba.njit(cache=True, nogil=True)
+def _mutual(b2, col, col_at, row, max_ratio2):  # noqa: ANN001, ANN202
+    out = np.zeros((len(b2), 2), np.int32)
+    count = 0
+    for j in range(len(b2)):
+        i = col_at[j]
+        d = col[0, j]
+        if d <= row[0, i] and d < max_ratio2 * col[1, j] and d < max_ratio2 * row[1, i]:
+            out[count, 0] = i
+            out[count, 1] = j
+            count += 1
+    return out[:count]
+
+
+def strongest(size_px: np.ndarray, count: int) -> np.ndarray:
+    """Indices of the `count` largest features: the ones that survive a change of scale, blur and view best."""
+    return np.argsort(-size_px, kind="stable")[:count]
+
+
+def stacked(parts: Sequence[Features]) -> tuple[Features, np.ndarray]:
+    """All features in one, and the offset at which each picture's begin (for saving to one file)."""
+    offsets = np.concatenate([[0], np.cumsum([len(p) for p in parts])]).astype(np.int64)
+    names = ("uv_px", "size_px", "response", "descriptor")
+    return Features(*(np.concatenate([getattr(p, n) for p in parts]) for n in names)), offsets

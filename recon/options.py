@@ -1,0 +1,31 @@
+"""What a reconstruction may be told."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ReconstructOptions:
+    """Settings of `recon.reconstruct`; sizes are longer sides in pixels."""
+
+    mapper: str = "auto"
+    """`incremental`, `global`, or `auto`: by evidence."""
+    dense: bool = True
+    """Whether to estimate depth for every registered frame."""
+    depth_size: int = 640
+    image_size: int = 1920
+    """Of the scene's working pictures; 0 keeps the size of the photos."""
+    feature_size: int = 2400
+    """At which features are found; larger photos are shrunk first."""
+    scale: tuple[str, ...] = ()
+    """Sources of a metric scale: `marker:DICT:SIDE_M`, `distance:NAME:x,y:x,y:LENGTH_M`."""
+    threads: int | None = None
+    seed: int = 0
+
+    @property
+    def num_threads(self) -> int:
+        """Threads to use, at most one per processor."""
+        cores = os.cpu_count() or 1
+        return cores if self.threads is None else max(1, min(self.threads, cores))
