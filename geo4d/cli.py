@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional, arg
 
-from geo4d.core.errors import Geo4DError
+from geo4d.core.errors import Geo4DError, InputError
 from geo4d.core.progress import Progress
 
 Out = Annotated[Path, arg(aliases=["-o"])]
@@ -89,9 +89,11 @@ def reconstruct(
     from geo4d import pipeline
     from recon.options import ReconstructOptions
 
+    _on_cpu(device)
+
     options = ReconstructOptions(
-        backend=backend, mapper=mapper, dense=dense, depth_size=depth_size, image_size=image_size,
-        feature_size=feature_size, scale=scale, threads=threads, device=device, seed=seed,
+        mapper=mapper, dense=dense, depth_size=depth_size, image_size=image_size,
+        feature_size=feature_size, scale=scale, threads=threads, seed=seed,
     )  # fmt: skip
     priors = pipeline.PriorPaths(
         intrinsics=intrinsics, intrinsics_std=intrinsics_std, poses=poses, rotation_std_deg=rotation_std_deg,
@@ -99,7 +101,7 @@ def reconstruct(
     )  # fmt: skip
     with _terminal(quiet=json) as progress:
         return pipeline.reconstruct_folder(
-            input, out, options=options, priors=priors, masks=masks, max_frames=max_frames, keep_all=keep_all,
+            input, out, backend=backend, options=options, priors=priors, masks=masks, max_frames=max_frames, keep_all=keep_all,
             keep_gps=keep_gps, overwrite=overwrite, resume=resume, progress=progress, command=sys.argv[1:],
         )  # fmt: skip
 
@@ -224,6 +226,12 @@ VERBS: dict[str, Callable[..., dict[str, Any]]] = {
     "doctor": doctor,
     "bench": bench,
 }
+
+
+def _on_cpu(device: str) -> None:
+    """This verb has no GPU path: `auto` means the CPU, and asking for a GPU is told so."""
+    if device == "cuda":
+        raise InputError("this verb runs on the CPU only", found="--device cuda", accepted="--device auto or cpu")
 
 
 @contextmanager

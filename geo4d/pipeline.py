@@ -92,7 +92,7 @@ def reconstruct_folder(
     """
     options, progress, start = options or ReconstructOptions(), progress or Progress(), time.perf_counter()
     atomic.check_replaceable(out, overwrite=overwrite, marker=MARKER)
-    with atomic.disk_errors("the scene", out), _partial(out, resume, progress) as partial:
+    with _partial(out, resume, progress) as partial:
         work = partial / STAGES
         inputs = _Inputs(source, priors or PriorPaths(), masks, max_frames, keep_all, keep_gps)
         frames, known = inputs.load(work / "video", progress)

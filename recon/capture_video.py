@@ -52,7 +52,9 @@ class VideoFrames:
             wanted = self._pts[index]
             frame = self._find(wanted)
             if frame is None:
-                raise InputError(f"cannot read picture {index} of {str(self._path)!r}", found="the video ends before it")
+                raise InputError(
+                    f"cannot read picture {index} of {str(self._path)!r}", found="the video ends before it"
+                )
             return frame.to_ndarray(format="rgb24")
 
     def _find(self, wanted: int) -> Any:
@@ -72,7 +74,7 @@ class VideoFrames:
     def _seek(self, wanted: int) -> None:
         if self._container is None:
             self._container = av.open(str(self._path))
+            self._container.streams.video[0].thread_type = "AUTO"
         stream = self._container.streams.video[0]
-        stream.thread_type = "AUTO"
         self._container.seek(wanted, stream=stream, backward=True)
         self._decoder = self._container.decode(stream)

@@ -1,8 +1,9 @@
 """Phone captures with ARKit poses and LiDAR depth: exports of Record3D, Polycam and Stray Scanner.
 
-What each app writes is described by its author: Record3D in the issues of github.com/marek-simonik/record3d (7, 33, 36, 93),
-Polycam in github.com/PolyCam/polyform, Stray Scanner in github.com/strayrobots/scanner (docs/format.md). ARKit's camera has
-OpenGL axes (x right, y up, z back) and its world is in metres, y against gravity; Stray Scanner writes OpenCV axes.
+What each app writes is described by its author: Record3D in the issues of github.com/marek-simonik/record3d (7, 33, 36,
+93), Polycam in github.com/PolyCam/polyform, Stray Scanner in github.com/strayrobots/scanner (docs/format.md). ARKit's
+camera has OpenGL axes (x right, y up, z back) and its world is in metres, y against gravity; Stray Scanner writes
+OpenCV axes.
 """
 
 from __future__ import annotations
@@ -213,8 +214,8 @@ def _depth_reader(read: Callable[[], np.ndarray], camera: Camera) -> Callable[[]
 def _camera(values: Sequence[float], hw: tuple[int, int], world_from_cam: Tensor) -> Camera:
     """A pinhole camera from fx, fy, cx, cy.
 
-    The principal point is taken as given: whether ARKit counts from a pixel's corner or centre is not documented, half a
-    pixel of 1920.
+    The principal point is taken as given: whether ARKit counts from a pixel's corner or centre is not documented, half
+    a pixel of 1920.
     """
     K = torch.eye(3, dtype=torch.float64)
     K[0, 0], K[1, 1], K[0, 2], K[1, 2] = (float(v) for v in values)
@@ -299,7 +300,9 @@ def _record3d_metadata(data: bytes, path: Path) -> dict[str, Any] | None:
     try:
         meta = json.loads(data)
     except ValueError as error:
-        raise InputError(f"cannot read the Record3D capture {str(path)!r}", found=f"metadata is not JSON: {error}") from None
+        raise InputError(
+            f"cannot read the Record3D capture {str(path)!r}", found=f"metadata is not JSON: {error}"
+        ) from None
     whole = isinstance(meta, dict) and {"poses", "K", "w", "h"} <= set(meta) and len(meta["K"]) == 9
     return meta if whole and all(len(p) == 7 for p in meta["poses"]) else None
 
@@ -368,7 +371,9 @@ def _read_polycam(path: Path, depth: bool, progress: Progress) -> list[_Shot]:
     corrected = (keyframes / "corrected_images").is_dir() and (keyframes / "corrected_cameras").is_dir()
     kind = "corrected_" if corrected else ""
     if not corrected:
-        progress.note("the Polycam capture has no corrected images: lens distortion and drift of the phone remain in it")
+        progress.note(
+            "the Polycam capture has no corrected images: lens distortion and drift of the phone remain in it"
+        )
     shots = []
     for picture in sorted((keyframes / f"{kind}images").glob("*.jp*g"), key=lambda p: (len(p.stem), p.stem)):
         camera_file = keyframes / f"{kind}cameras" / f"{picture.stem}.json"
@@ -399,8 +404,11 @@ def _polycam_camera(file: Path) -> Camera:
         values = [float(content[k]) for k in ("fx", "fy", "cx", "cy")]
         hw = (int(content["height"]), int(content["width"]))
     except (KeyError, ValueError, TypeError) as error:
-        raise InputError(f"cannot read the camera {str(file)!r}", found=f"{type(error).__name__}: {error}",
-                         accepted="Polycam's json with t_00 ... t_23, fx, fy, cx, cy, width, height") from None  # fmt: skip
+        raise InputError(
+            f"cannot read the camera {str(file)!r}",
+            found=f"{type(error).__name__}: {error}",
+            accepted="Polycam's json with t_00 ... t_23, fx, fy, cx, cy, width, height",
+        ) from None
     pose = torch.tensor([*rows, [0, 0, 0, 1]], dtype=torch.float64)
     pose = geometry.rigid(geometry.project_to_so3(pose[:3, :3]), pose[:3, 3])
     return _camera(values, hw, pose @ geometry.OPENGL_FROM_OPENCV)

@@ -33,7 +33,9 @@ class DepthOptions:
         radius: half side of the correlation windows in pixels of the respective size.
         noise: variance of grey values (0 to 1) that counts as noise; flatter windows match nothing.
         penalty_step, penalty_jump, penalty_grey: smoothness P1, P2 (cost is 0 to 254) and the grey step that halves P2.
+        geometric_weight: largest share of the cost that the depth of the other views takes.
         fine_steps, fine_range: number of inverse depths of the sweep at full size and their reach in coarse steps.
+        edge_rounds: passes in which pixels near depth edges may move to the other side.
         min_confidence: depth below this confidence becomes NaN.
         min_region_px: smaller connected regions become NaN.
         threads: views worked on at a time; None for the number of cores.
@@ -51,6 +53,7 @@ class DepthOptions:
     geometric_weight: float = 0.4
     fine_steps: int = 11
     fine_range: float = 1.2
+    edge_rounds: int = 2
     min_confidence: float = 0.1
     min_region_px: int = 100
     threads: int | None = None
@@ -260,18 +263,26 @@ def _apply(m: np.ndarray, uv_px: np.ndarray, rho: float) -> np.ndarray:
 def _sweep(
     views: list[_View], r: int, level: int, base: np.ndarray, offsets: np.ndarray, options: DepthOptions
 ) -> np.ndarray:
-    ref, sources = views[r], views[r].sources[: options.sources]
+    ref = views[r]
     grey = _unmasked(ref.grey[level])
-    hw = np.array([views[s].grey[level].shape for s in sources], np.int64)
-    stack = np.zeros((len(sources), *hw.max(0)), np.float32)
-    for i, s in enumerate(sources):
-        stack[i, : hw[i, 0], : hw[i, 1]] = views[s].grey[level]
-    m = np.stack([_map(ref, views[s], level) for s in sources]).astype(np.float32)
+    stack, hw, m = _source_stack(views, r, level, options)
     noise = np.float32(options.noise)
     mean, inv_std = kernels.box_statistics(grey, options.radius, noise)
     cost = np.zeros((*grey.shape, len(offsets)), np.uint8)
     kernels.sweep(grey, mean, inv_std, base, offsets.astype(np.float32), stack, hw, m, options.radius, noise, cost)
     return cost
+
+
+def _source_stack(
+    views: list[_View], r: int, level: int, options: DepthOptions
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Padded source pictures (s, h, w), their sizes (s, 2) and maps from the reference (s, 3, 4)."""
+    sources = views[r].sources[: options.sources]
+    hw = np.array([views[s].grey[level].shape for s in sources], np.int64)
+    stack = np.zeros((len(sources), *hw.max(0)), np.float32)
+    for i, s in enumerate(sources):
+        stack[i, : hw[i, 0], : hw[i, 1]] = views[s].grey[level]
+    return stack, hw, np.stack([_map(views[r], views[s], level) for s in sources]).astype(np.float32)
 
 
 def _unmasked(grey: np.ndarray) -> np.ndarray:
@@ -375,9 +386,27 @@ def _fine(
     )
     index, score, _ = kernels.pick(total, cost)
     rho = base + np.float32(offsets[0]) + index * np.float32(offsets[1] - offsets[0])
+    rho, score = _sharpened(views, r, np.maximum(rho, 0).astype(np.float32), score, step, options)
     if view.valid is not None:
         rho = np.where(view.valid, rho, np.float32(0))
-    return np.maximum(rho, 0).astype(np.float32), score, margin
+    return rho, score, margin
+
+
+def _sharpened(views, r: int, rho: np.ndarray, score: np.ndarray, step: np.float32, options: DepthOptions):
+    """Move pixels near depth edges to the side that explains them better."""
+    grey = _unmasked(views[r].grey[0])
+    stack, hw, m = _source_stack(views, r, 0, options)
+    wide, near = np.ones((13, 13), np.uint8), np.ones((5, 5), np.uint8)
+    zone = cv2.dilate(rho, wide) - cv2.erode(rho, wide) > 3 * step
+    for _ in range(options.edge_rounds):
+        before = rho
+        rho, edge_score = kernels.sharpen_edges(
+            grey, rho, zone, step, 5, np.float32(0.06), np.float32(0.05), stack, hw, m, np.float32(options.noise)
+        )
+        moved = rho != before
+        score = np.where(moved, edge_score, score)
+        zone &= cv2.dilate(moved.astype(np.uint8), near) > 0
+    return rho, score
 
 
 def _finish(views: list[_View], fine: list, r: int, options: DepthOptions) -> tuple[np.ndarray, np.ndarray]:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numba
 import numpy as np
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Array = NDArray[np.generic]
+    import torch
 
 DESCRIPTOR_NORM = 512.0
+_FIELDS = ("uv_px", "size_px", "response", "descriptor")
 FEW_FEATURES = 1500
 """Below this many features a picture is searched again with a lower contrast threshold."""
 
@@ -93,71 +95,104 @@ def _detect(grey: np.ndarray, allowed: np.ndarray | None, max_features: int, con
 
 @dataclass(frozen=True, eq=False)
 class Descriptors:
-    """Descriptors prepared for `match`: `rows` (k, 128), and `norm2` float32 (k,), so that distances are exact integers."""
+    """Descriptors prepared for `match`: `rows` (k, 128) shifted to -128..127, and what completes squared distances.
 
-    rows: np.ndarray
-    norm2: np.ndarray
+    With a' = a - 128: |a - b|^2 = (|a|^2 - 256 sum a + 2 * 128^3) + (|b|^2 - 256 sum b) - 2 a'b', all exact in float32.
+    """
+
+    rows: torch.Tensor
+    as_first: np.ndarray
+    as_second: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
 
 
 def prepare(descriptor: np.ndarray) -> Descriptors:
     """Descriptors uint8 (k, 128) ready for `match`."""
-    rows = descriptor.astype(np.float32)
-    return Descriptors(rows, np.einsum("ij,ij->i", rows, rows))
+    import torch
+
+    wide = descriptor.astype(np.int32)
+    second = (np.einsum("ij,ij->i", wide, wide) - 256 * wide.sum(1)).astype(np.float32)
+    shifted = (wide - 128).astype(np.int8)
+    rows = torch.from_numpy(shifted)
+    return Descriptors(rows if _integers_are_faster() else rows.float(), second + np.float32(2 * 128**3), second)
+
+
+@cache
+def _integers_are_faster() -> bool:
+    """Whether this machine multiplies int8 matrices faster than float32 ones; the products are the same numbers."""
+    import torch
+
+    a = (torch.arange(512 * 128) % 251 - 125).to(torch.int8).reshape(512, 128)
+    b = (torch.arange(128 * 2048) % 241 - 120).to(torch.int8).reshape(128, 2048)
+    seconds = []
+    for left, right, multiply in ((a, b, torch._int_mm), (a.float(), b.float(), torch.mm)):
+        multiply(left, right)
+        best = np.inf
+        for _ in range(5):
+            start = time.perf_counter()
+            multiply(left, right)
+            best = min(best, time.perf_counter() - start)
+        seconds.append(best)
+    return seconds[0] < seconds[1]
 
 
 def match(a: Descriptors, b: Descriptors, *, max_ratio: float = 0.8, block: int = 256) -> np.ndarray:
     """Mutual nearest neighbours that pass the ratio test in both directions: int32 (m, 2) indices into `a` and `b`.
 
-    Inner products of uint8 descriptors are below 2**24, so float32 products are exact and the result does not depend on the
-    machine. Releases the GIL nearly throughout.
+    Distances are exact integers, so the result does not depend on the machine. Releases the GIL nearly throughout; multiplies
+    on as many threads as torch is set to.
     """
-    n, m = len(a.rows), len(b.rows)
+    import torch
+
+    n, m = len(a), len(b)
     if n < 2 or m < 2:
         return np.zeros((0, 2), np.int32)
     col = np.full((2, m), np.inf, np.float32)
     col_at = np.zeros(m, np.int32)
     row = np.full((2, n), np.inf, np.float32)
-    product = np.zeros((min(block, n), m), np.float32)
-    b_t = np.ascontiguousarray(b.rows.T)
+    multiply = torch._int_mm if a.rows.dtype == torch.int8 else torch.mm
+    b_t = b.rows.T
     for start in range(0, n, block):
-        some = a.rows[start : start + block]
-        np.dot(some, b_t, out=product[: len(some)])
-        _scan(product[: len(some)], start, a.norm2, b.norm2, col, col_at, row)
-    return _mutual(b.norm2, col, col_at, row, np.float32(max_ratio**2))
+        product = multiply(a.rows[start : start + block], b_t).numpy()
+        _scan(product, start, a.as_first, b.as_second, col, col_at, row)
+    return _mutual(col, col_at, row, np.float32(max_ratio**2))
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"reassoc", "nsz", "contract", "arcp"})
 def _scan(product, start, a2, b2, col, col_at, row):  # noqa: ANN001, ANN202
     """Two smallest squared distances of every row, and of every column so far with where the smallest lies."""
     two = np.float32(2)
+    big = np.float32(3e38)
     best, second = col[0], col[1]
     for k in range(product.shape[0]):
         line = product[k]
         i = start + k
-        low = np.float32(3e38)
+        low = big
         for j in range(line.shape[0]):
-            low = min(low, b2[j] - two * line[j])
-        low2 = np.float32(3e38)
+            low = min(low, b2[j] - two * np.float32(line[j]))
+        low2 = big
         ties = 0
         for j in range(line.shape[0]):
-            v = b2[j] - two * line[j]
+            v = b2[j] - two * np.float32(line[j])
             tie = v <= low
             ties += 1 if tie else 0
-            low2 = min(low2, np.float32(3e38) if tie else v)
+            low2 = min(low2, big if tie else v)
         row[0, i] = low + a2[i]
         row[1, i] = (low2 if ties == 1 else low) + a2[i]
         for j in range(line.shape[0]):
-            v = a2[i] - two * line[j] + b2[j]
+            v = a2[i] + b2[j] - two * np.float32(line[j])
             col_at[j] = np.int32(i) if v < best[j] else col_at[j]
             second[j] = min(second[j], max(v, best[j]))
             best[j] = min(v, best[j])
 
 
 @numba.njit(cache=True, nogil=True)
-def _mutual(b2, col, col_at, row, max_ratio2):  # noqa: ANN001, ANN202
-    out = np.zeros((len(b2), 2), np.int32)
+def _mutual(col, col_at, row, max_ratio2):  # noqa: ANN001, ANN202
     count = 0
-    for j in range(len(b2)):
+    out = np.zeros((col.shape[1], 2), np.int32)
+    for j in range(col.shape[1]):
         i = col_at[j]
         d = col[0, j]
         if d <= row[0, i] and d < max_ratio2 * col[1, j] and d < max_ratio2 * row[1, i]:
@@ -167,13 +202,22 @@ def _mutual(b2, col, col_at, row, max_ratio2):  # noqa: ANN001, ANN202
     return out[:count]
 
 
-def strongest(size_px: np.ndarray, count: int) -> np.ndarray:
-    """Indices of the `count` largest features: the ones that survive a change of scale, blur and view best."""
+def largest(size_px: np.ndarray, count: int) -> np.ndarray:
+    """Indices of the `count` largest features: the ones that survive a change of distance, blur and view best."""
     return np.argsort(-size_px, kind="stable")[:count]
 
 
-def stacked(parts: Sequence[Features]) -> tuple[Features, np.ndarray]:
-    """All features in one, and the offset at which each picture's begin (for saving to one file)."""
+def save(path: Path, parts: Sequence[Features]) -> None:
+    """Write the features of several pictures to one npz."""
     offsets = np.concatenate([[0], np.cumsum([len(p) for p in parts])]).astype(np.int64)
-    names = ("uv_px", "size_px", "response", "descriptor")
-    return Features(*(np.concatenate([getattr(p, n) for p in parts]) for n in names)), offsets
+    arrays = {n: np.concatenate([getattr(p, n) for p in parts]) for n in _FIELDS}
+    np.savez(path, offsets=offsets, **arrays)
+
+
+def load(path: Path) -> list[Features]:
+    """Read what `save` wrote."""
+    with np.load(path) as stored:
+        arrays, offsets = {n: stored[n] for n in _FIELDS}, stored["offsets"]
+    return [
+        Features(*(arrays[n][a:b] for n in _FIELDS)) for a, b in zip(offsets[:-1], offsets[1:], strict=True)
+    ]

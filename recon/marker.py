@@ -91,8 +91,9 @@ def _drawing(
             lines.append(f"{x:.6f} {y:.6f} {(stop - start) * cell:.6f} {cell:.6f} re")
     lines.append("f")
     text = bottom - cell - 6
-    lines += _text(left if side_mm > 90 else width / 2 - 45, text, 3.6, f"{name} id {marker_id}, black square {side_mm:g} mm: print at 100 %")
-    lines += _text(left if side_mm > 90 else width / 2 - 45, text - 5, 3.6, f"geo4d reconstruct ... --scale marker:{name}:{size_m:g}")
+    text_left = left if side_mm > 90 else width / 2 - 45
+    lines += _text(text_left, text, 3.6, f"{name} id {marker_id}, black square {side_mm:g} mm: print at 100 %")
+    lines += _text(text_left, text - 5, 3.6, f"geo4d reconstruct ... --scale marker:{name}:{size_m:g}")
     lines += _ruler((width - _RULER_MM) / 2, text - 14)
     return "\n".join(lines)
 
@@ -108,7 +109,9 @@ def _ruler(left: float, y: float) -> list[str]:
     for mm in range(0, _RULER_MM + 1, 10):
         tick = 3 if mm % 50 == 0 else 2
         lines.append(f"{left + mm:g} {y:g} m {left + mm:g} {y + tick:g} l S")
-    return lines + _text(left, y - 4, 3, f"{_RULER_MM} mm: measure it; if it is longer or shorter, the printer has scaled")
+    return lines + _text(
+        left, y - 4, 3, f"{_RULER_MM} mm: measure it; if it is longer or shorter, the printer has scaled"
+    )
 
 
 def _text(x: float, y: float, size: float, text: str) -> list[str]:

@@ -1,8 +1,9 @@
-"""Metric scale from printed square markers: found in the photos, their edges located below a pixel, their size in the scene.
+"""Metric scale from printed square markers: found in the photos, their edges located below a pixel, their size in the
+scene.
 
-A marker's four edges are straight lines in the undistorted plane. Each is located along its whole length by the area under
-its brightness profile, in linear light, so that blur on either side of an edge cancels; the lines meet in the corners. A
-rigid square of unknown pose and side is then fitted to the corners of all photos.
+A marker's four edges are straight lines in the undistorted plane. Each is located along its whole length by the area
+under its brightness profile, in linear light, so that blur on either side of an edge cancels; the lines meet in the
+corners. A rigid square of unknown pose and side is then fitted to the corners of all photos.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _SQUARE = np.array([[-0.5, -0.5, 0], [0.5, -0.5, 0], [0.5, 0.5, 0], [-0.5, 0.5, 
 
 @dataclass(frozen=True, eq=False)
 class MarkerView:
-    """One marker in one photo: corners in its pixels `(4, 2)` and as rays with z = 1 `(4, 2)`, deviation of a corner."""
+    """One marker in one photo: corners `(4, 2)` in its pixels and on the plane z = 1, deviation of a corner."""
 
     frame: int
     marker_id: int
@@ -62,8 +63,8 @@ def scale_from_markers(
 ) -> ScaleEstimate:
     """Scale from markers of one size anywhere in the photos; several ids are several markers.
 
-    The relative error holds the residuals (photos as clusters, since the corners of one share its camera's error), an edge
-    bias of 0.05 px, and how well the printed side is known.
+    The relative error holds the residuals (photos as clusters, since the corners of one share its camera's error), an
+    edge bias of 0.05 px, and how well the printed side is known.
 
     Args:
         frames: the photos.
@@ -71,7 +72,8 @@ def scale_from_markers(
         dictionary: one of OpenCV's, such as `DICT_4X4_50` or `DICT_APRILTAG_36h11`.
         side_m: side of the black square in metres.
         side_std_m: how well it is known.
-        depth: frame index -> pinhole camera and depth map in scene units; needed only for a marker that one photo shows.
+        depth: frame index -> pinhole camera and depth map in scene units; needed only for a marker that one photo
+            shows.
         seed: of the sampling.
         progress: counts the photos.
 
@@ -202,7 +204,7 @@ def _locate(linear: np.ndarray, uv_px: np.ndarray, camera: Camera, modules: int)
 def _edge_line(
     linear: np.ndarray, start: np.ndarray, end: np.ndarray, camera: Camera, modules: int
 ) -> tuple[np.ndarray, float] | None:
-    """Line (a, b, c), a x + b y + c = 0, through an edge between two rays, and the deviation of its position in pixels."""
+    """Line (a, b, c), a x + b y + c = 0, through an edge between two rays, and its deviation in pixels."""
     along = np.linspace(0.1, 0.9, 41)[:, None]
     middle = _pixels(camera, start + along * (end - start))
     tangent = np.gradient(middle, axis=0)
@@ -235,7 +237,7 @@ def _edge_line(
 
 def _robust_line(xy: np.ndarray, focal_px: float) -> tuple[np.ndarray, float] | None:
     xy = xy[np.isfinite(xy).all(-1)]
-    for _ in range(4):
+    while True:
         if len(xy) < 12:
             return None
         centre = xy.mean(0)
@@ -245,7 +247,7 @@ def _robust_line(xy: np.ndarray, focal_px: float) -> tuple[np.ndarray, float] | 
         if close.all():
             break
         xy = xy[close]
-    # Samples closer than a pixel share their noise: the root counts every fourth.
+    # Samples along an edge share pixels and so their noise: the root counts every fourth.
     std_px = focal_px * float(np.sqrt(np.mean(distance**2))) / math.sqrt(len(xy) / 4)
     return np.array([*normal, -normal @ centre]), std_px
 
@@ -293,15 +295,15 @@ def fit_square(views: Sequence[MarkerView], cameras: Mapping[int, Camera], *, se
         return None
     parameters = start
     inlier = _view_error_px(parameters, xy, cam_from_world, focal_px) < gate_px
+    if inlier.sum() < 2:
+        return None
     for _ in range(6):
-        if inlier.sum() < 2:
-            return None
         arguments = (xy[inlier], cam_from_world[inlier], focal_px[inlier], np.hypot(std_px[inlier], 0.1))
         fit = least_squares(_residuals, parameters, args=arguments, loss="soft_l1", f_scale=3.0, x_scale="jac")
         parameters = fit.x
         error = _view_error_px(parameters, xy, cam_from_world, focal_px)
         updated = error < np.minimum(gate_px, max(0.5, 3.5 * float(np.median(error[inlier]))))
-        if (updated == inlier).all():
+        if (updated == inlier).all() or updated.sum() < 2:
             break
         inlier = updated
     if inlier.sum() < max(2, 0.4 * len(views)):
@@ -331,9 +333,7 @@ def _corners_cam(parameters: np.ndarray, cam_from_world: np.ndarray) -> np.ndarr
     return corners @ cam_from_world[:, :3, :3].transpose(0, 2, 1) + cam_from_world[:, None, :3, 3]
 
 
-def _error_px(
-    parameters: np.ndarray, xy: np.ndarray, cam_from_world: np.ndarray, focal_px: np.ndarray
-) -> np.ndarray:
+def _error_px(parameters: np.ndarray, xy: np.ndarray, cam_from_world: np.ndarray, focal_px: np.ndarray) -> np.ndarray:
     corners = _corners_cam(parameters, cam_from_world)
     z = np.where(corners[..., 2:] > 1e-9, corners[..., 2:], 1e-9)
     return (corners[..., :2] / z - xy) * focal_px[:, None, None]
@@ -361,7 +361,9 @@ def _log_side_std(parameters: np.ndarray, arguments: tuple[np.ndarray, ...]) -> 
     for i in range(7):
         step = np.zeros(7)
         step[i] = 1e-6 * (1 if i in (0, 1, 2, 6) else np.exp(parameters[6]))
-        jacobian[:, i] = (_residuals(parameters + step, *arguments) - _residuals(parameters - step, *arguments)) / (2 * step[i])
+        jacobian[:, i] = (_residuals(parameters + step, *arguments) - _residuals(parameters - step, *arguments)) / (
+            2 * step[i]
+        )
     # Weak directions (two photos from nearly one place) must come out large, not fail: a pseudo-inverse after scaling.
     scale = np.linalg.norm(jacobian, axis=0) + 1e-300
     inverse = np.linalg.pinv((jacobian / scale).T @ (jacobian / scale), rcond=1e-14) / scale[:, None] / scale[None, :]
@@ -429,7 +431,7 @@ def _from_one_photo(
             "cannot get a scale from a marker that only one photo shows",
             found=f"{dictionary} in {', '.join(shown[:3])}",
             accepted="the same marker in two or more registered photos, from different places",
-            hint="take more photos that show it; one photo tells the direction of a marker but not its size in the scene",
+            hint="take more photos that show it: from one, a small marker nearby looks like a large one far away",
         )
     specs = [
         DistanceSpec(frames[v.frame].name, ((a[0], a[1]), (b[0], b[1])), side_m)

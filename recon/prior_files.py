@@ -1,4 +1,4 @@
-"""Readers of what is known about pictures: intrinsics, poses, positions and depth images, by the name the file gives."""
+"""Readers of what is known about pictures: intrinsics, poses, positions, depth images, by the name the file gives."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def parse_intrinsics(text: str) -> Camera:
         )
     K = torch.eye(3, dtype=torch.float64)
     K[0, 0], K[1, 1], K[0, 2], K[1, 2] = values[:4]
-    extras = torch.tensor((values[4:] + [0.0, 0.0])[:4], dtype=torch.float64)
+    extras = torch.tensor([*values[4:], 0.0, 0.0][:4], dtype=torch.float64)
     hw = (int(size[2]), int(size[1])) if size else UNKNOWN_HW
     return Camera(K, torch.eye(4, dtype=torch.float64), hw, Distortion("OPENCV", extras) if len(values) > 4 else None)
 
@@ -89,14 +89,14 @@ def read_intrinsics(source: str | Path) -> dict[str, Camera]:
     """Intrinsics by picture name (`ALL` where the source does not say whose) from a text or a file.
 
     Args:
-        source: the text of `parse_intrinsics`; a transforms.json; a COLMAP model folder; a text file with a 3x3 K; a json
-            with fx, fy, cx, cy or a 3x3 K, and width and height.
+        source: the text of `parse_intrinsics`; a transforms.json; a COLMAP model folder; a text file with a 3x3 K; a
+            json with fx, fy, cx, cy or a 3x3 K, and width and height.
 
     Raises:
         InputError: it is none of these.
     """
     path = Path(source)
-    if not _exists(path):
+    if not str(source).strip() or not _exists(path):
         return {ALL: parse_intrinsics(str(source))}
     if path.is_dir():
         return read_cameras(path)
@@ -140,8 +140,11 @@ def read_poses(path: Path, progress: Progress) -> PoseFile:
         InputError: it is none of these, or a pose is not rigid. Poses that are not finite are left out with a note.
     """
     if not _exists(path):
-        raise InputError(f"cannot read poses from {str(path)!r}", found="no such file or folder",
-                         accepted="transforms.json, COLMAP model folder, folder of *.pose.txt, TUM trajectory")  # fmt: skip
+        raise InputError(
+            f"cannot read poses from {str(path)!r}",
+            found="no such file or folder",
+            accepted="transforms.json, COLMAP model folder, folder of *.pose.txt, TUM trajectory",
+        )
     files = _pose_files(path)
     if files:
         matrices = {f.name: _matrix(f, ((4, 4), (3, 4))) for f in files}
@@ -381,8 +384,11 @@ def read_depth(path: Path, metres_per_step: float = 0.001) -> Tensor:
     # imdecode instead of imread: it takes any path that Python can open.
     raw = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
     if raw is None or raw.dtype != np.uint16 or raw.ndim != 2:
-        raise InputError(f"cannot read the depth image {str(path)!r}",
-                         found="not an image" if raw is None else f"{raw.dtype} {raw.shape}", accepted=_DEPTHS)  # fmt: skip
+        raise InputError(
+            f"cannot read the depth image {str(path)!r}",
+            found="not an image" if raw is None else f"{raw.dtype} {raw.shape}",
+            accepted=_DEPTHS,
+        )
     depth_m = raw.astype(np.float32) * np.float32(metres_per_step)
     depth_m[raw == 65535] = np.nan
     return _known(depth_m)
@@ -394,8 +400,11 @@ def _npz_depth(path: Path) -> np.ndarray:
         name = "depth" if "depth" in names else "depth_m" if "depth_m" in names else names[0] if len(names) == 1 else ""
         depth = content[name] if name else np.zeros(0)
     if depth.ndim != 2 or depth.dtype.kind != "f":
-        raise InputError(f"cannot read the depth image {str(path)!r}", found=f"arrays {names}, {depth.dtype} {depth.shape}",
-                         accepted="an array 'depth', float (h, w), in metres")  # fmt: skip
+        raise InputError(
+            f"cannot read the depth image {str(path)!r}",
+            found=f"arrays {names}, {depth.dtype} {depth.shape}",
+            accepted="an array 'depth', float (h, w), in metres",
+        )
     return depth.astype(np.float32)
 
 
@@ -425,7 +434,7 @@ def _depth_K(camera: Camera | None, depth_m: Tensor, path: Path) -> Tensor:
 
 
 def check_aspect(camera: Camera, hw: tuple[int, int], what: str) -> None:
-    """Refuse intrinsics for a picture of another shape; without a size, ones whose principal point is far from the middle.
+    """Refuse intrinsics for a picture of another shape; without a size, ones whose middle lies elsewhere.
 
     Raises:
         InputError: they do not fit a picture of size `hw`.

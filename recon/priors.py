@@ -73,8 +73,8 @@ def read_priors(
     """Read what is known from files; names are those that the files give, see `match_priors`.
 
     Args:
-        intrinsics: `fx,fy,cx,cy[,k1,k2[,p1,p2]]@WxH`, a transforms.json, a COLMAP model folder, a text file with a 3x3 K,
-            or a json with fx, fy, cx, cy, width, height.
+        intrinsics: `fx,fy,cx,cy[,k1,k2[,p1,p2]]@WxH`, a transforms.json, a COLMAP model folder, a text file with a
+            3x3 K, or a json with fx, fy, cx, cy, width, height.
         poses: a transforms.json (OpenGL axes), a COLMAP model folder, a folder of 4x4 `NAME.pose.txt` (camera to world,
             OpenCV axes), or a TUM trajectory.
         positions: CSV `name,x,y,z[,std]` in metres, or with a header that names lat, lon, alt.
@@ -98,7 +98,9 @@ def read_priors(
     if wrong or depth_relative_std == 0:
         raise InputError("cannot use these standard deviations", found=f"{wrong or {'depth': 0.0}}",
                          accepted="finite numbers, 0 for a hard constraint (depth: above 0)")  # fmt: skip
-    result = Priors(focal_relative_std=focal_relative_std, rotation_std_rad=rotation_std_rad, position_std_m=position_std_m)
+    result = Priors(
+        focal_relative_std=focal_relative_std, rotation_std_rad=rotation_std_rad, position_std_m=position_std_m
+    )
     if intrinsics is not None:
         result = replace(result, intrinsics=prior_files.read_intrinsics(intrinsics))
     if poses is not None:
@@ -118,7 +120,8 @@ def match_priors(priors: Priors, frames: Frames, *, progress: Progress | None = 
     """Priors by the names of frames, their cameras moved to the frames' sizes and turned upright with them.
 
     A name fits a frame by its whole path, the end of it, the file name, or the stem without a word such as `.color` or
-    `.depth`; poses named by timestamps fit frames whose stem or `time_s` is within 20 ms. Frames without a prior are fine.
+    `.depth`; poses named by timestamps fit frames whose stem or `time_s` is within 20 ms.
+    Frames without a prior are fine.
 
     Raises:
         InputError: none of the names of a source fits, a name fits ambiguously, or intrinsics are for a picture of
@@ -209,14 +212,20 @@ def _only(candidates: list[str], name: str, what: str) -> str:
     """The candidate; of several the one whose path ends most like the picture's."""
 
     def common(candidate: str) -> int:
-        pairs = zip(reversed(PurePosixPath(_path_key(candidate)).parts), reversed(PurePosixPath(name).parts), strict=False)
+        pairs = zip(
+            reversed(PurePosixPath(_path_key(candidate)).parts), reversed(PurePosixPath(name).parts), strict=False
+        )
         return sum(a == b for a, b in pairs)
 
     best = max(map(common, candidates))
     fitting = [c for c in candidates if common(c) == best]
     if len(fitting) > 1:
-        raise InputError(f"the {what} fit the picture {name!r} ambiguously", found=_examples(fitting),
-                         accepted="one per picture", hint="name them by their path in the folder of pictures")  # fmt: skip
+        raise InputError(
+            f"the {what} fit the picture {name!r} ambiguously",
+            found=_examples(fitting),
+            accepted="one per picture",
+            hint="name them by their path in the folder of pictures",
+        )
     return fitting[0]
 
 
@@ -322,7 +331,7 @@ def resolve_depth(prior: DepthPrior, camera: Camera) -> DepthPrior:
 
     Args:
         prior: as a frame's `depth()` returns it.
-        camera: the calibrated camera of the photo. Its lens distortion is not part of the result: `sample_depth` keeps it.
+        camera: the calibrated camera of the photo. Its lens distortion is lost here; `sample_depth` keeps it.
     """
     if bool(torch.isfinite(prior.K).all()):
         return prior
@@ -330,11 +339,13 @@ def resolve_depth(prior: DepthPrior, camera: Camera) -> DepthPrior:
     return replace(prior, K=camera.undistorted().resize(hw).K)
 
 
-def sample_depth(prior: DepthPrior, original: Camera, p_cam: Tensor, metres_per_unit: float = 1.0) -> tuple[Tensor, Tensor]:
+def sample_depth(
+    prior: DepthPrior, original: Camera, p_cam: Tensor, metres_per_unit: float = 1.0
+) -> tuple[Tensor, Tensor]:
     """Measured z-depth (metres, in depth camera axes) where points fall, and the z-depth the points have there.
 
-    Nearest pixel; NaN where nothing was measured, outside, behind, and at depth edges (3x3 pixels that differ by more than
-    5 %), where a point could belong to either side.
+    Nearest pixel; NaN where nothing was measured, outside, behind, and at depth edges (3x3 pixels that differ by more
+    than 5 %), where a point could belong to either side.
 
     Args:
         prior: the depth image.

@@ -1,7 +1,7 @@
 """Metric scale: a scene has one unknown factor, and markers, measured lengths, positions and depth images each give it.
 
-Every source returns a `ScaleEstimate`: metres per scene unit with a relative standard deviation from its own residuals, and
-a floor where something common to all of its measurements does not average out.
+Every source returns a `ScaleEstimate`: metres per scene unit with a relative standard deviation from its own residuals,
+and a floor where something common to all of its measurements does not average out.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _DEPTH_BIAS_SHARE = 0.5
 
 @dataclass(frozen=True, eq=False)
 class ScaleEstimate:
-    """Metres per scene unit, its relative standard deviation, where it comes from, and JSON-able facts for the report."""
+    """Metres per scene unit, its relative standard deviation, its source, and JSON-able facts for the report."""
 
     factor: float
     relative_error: float
@@ -77,7 +77,9 @@ def parse_scale(spec: str) -> ScaleSpec | None:
         if math.dist(a, b) < 1:
             raise InputError(f"cannot use the scale {spec!r}", found="both ends at one pixel", accepted=_SPECS)
         return DistanceSpec(":".join(parts[:-3]), (a, b), _length_m(parts[-1], spec))
-    raise InputError(f"cannot read the scale {spec!r}", accepted=_SPECS, hint="for example --scale marker:DICT_4X4_50:0.05")
+    raise InputError(
+        f"cannot read the scale {spec!r}", accepted=_SPECS, hint="for example --scale marker:DICT_4X4_50:0.05"
+    )
 
 
 def check_side(side_m: float) -> float:
@@ -147,9 +149,9 @@ def scale_from_distances(
 ) -> ScaleEstimate:
     """Scale from lengths that were measured between pixels of photos.
 
-    Each pixel becomes a point by the dense depth of its frame, or by the plane through the sparse points around it. The error
-    holds the pointing (1.5 px), the spread of the depth, and `length_std_m`; several lengths are weighted by it, and their
-    disagreement enlarges it.
+    Each pixel becomes a point by the dense depth of its frame, or by the plane through the sparse points around it. The
+    error holds the pointing (1.5 px), the spread of the depth, and `length_std_m`; several lengths are weighted by it,
+    and their disagreement enlarges it.
 
     Args:
         specs: pixels in the upright photos.
@@ -170,7 +172,9 @@ def scale_from_distances(
         length, error = _length(ends)
         factors.append(spec.length_m / length)
         errors.append(math.hypot(error, length_std_m / spec.length_m))
-        facts.append({"photo": spec.name, "length_m": spec.length_m, "length_units": length, "relative_error": errors[-1]})
+        facts.append(
+            {"photo": spec.name, "length_m": spec.length_m, "length_units": length, "relative_error": errors[-1]}
+        )
     factor, relative_error = _weighted(np.array(factors), np.array(errors))
     source = f"measured length{'s' if len(specs) > 1 else ''} in {', '.join(sorted({s.name for s in specs}))}"
     return ScaleEstimate(factor, relative_error, source, {"distances": facts})
@@ -241,7 +245,9 @@ def _dense_z(camera: Camera, uv: tuple[float, float], target: Camera, depth: Ten
     for radius in (2, 4, 8):
         rows, columns = _window(v, depth.shape[0], radius), _window(u, depth.shape[1], radius)
         patch = depth[rows, columns].double().numpy()
-        grid_v, grid_u = np.meshgrid(np.arange(rows.start, rows.stop), np.arange(columns.start, columns.stop), indexing="ij")
+        grid_v, grid_u = np.meshgrid(
+            np.arange(rows.start, rows.stop), np.arange(columns.start, columns.stop), indexing="ij"
+        )
         known = np.isfinite(patch)
         if known.sum() >= 6:
             offsets = np.stack([grid_u[known] + 0.5 - u, grid_v[known] + 0.5 - v], -1)
@@ -341,8 +347,11 @@ def scale_from_positions(centres: Tensor, positions_m: Tensor, std_m: Tensor, *,
     p = centres.double()
     extent_m, extent = (float((x - x.mean(0)).norm(dim=-1).max()) if len(x) else 0.0 for x in (q, p))
     if len(p) < 2 or extent_m < 1e-9 or extent < 1e-12:
-        raise InputError("cannot get a scale from the positions", found=f"{len(p)} registered pictures with a position, "
-                         f"{extent_m:.3g} m apart", accepted="at least two at different places, better five round the scene")  # fmt: skip
+        raise InputError(
+            "cannot get a scale from the positions",
+            found=f"{len(p)} registered pictures with a position, {extent_m:.3g} m apart",
+            accepted="at least two at different places, better five round the scene",
+        )
     std = torch.as_tensor(std_m).double().clamp_min(1e-4 * extent_m)
     if len(p) == 2 or _line_like(q, std) or _line_like(p, 1e-6 * extent * torch.ones(len(p))):
         return _scale_of_line(p, q, std)
@@ -356,10 +365,12 @@ def scale_from_positions(centres: Tensor, positions_m: Tensor, std_m: Tensor, *,
         inlier = updated
     n, rms_m = int(inlier.sum()), float((residual * std)[inlier].square().mean().sqrt())
     # Stated deviations may be too small, and the reconstruction bends; but then it still resembles the positions.
-    if n < max(3, 0.5 * len(p)) or rms_m > 0.15 * float((q[inlier] - q[inlier].mean(0)).norm(dim=-1).square().mean().sqrt()):
+    spread_m = float((q[inlier] - q[inlier].mean(0)).norm(dim=-1).square().mean().sqrt())
+    if n < max(3, 0.5 * len(p)) or rms_m > 0.15 * spread_m:
         raise InputError(
             "the positions do not agree with the reconstructed cameras",
-            found=f"the best similarity leaves {rms_m:.3g} m at {n} of {len(p)} (deviation {float(std.median()):.3g} m)",
+            found=f"the best similarity leaves {rms_m:.3g} m at {n} of {len(p)}, "
+            f"with deviations of {float(std.median()):.3g} m",
             accepted="most of them within a few deviations",
             hint="check names, units (metres) and axes (right-handed), or give larger deviations",
         )
@@ -372,7 +383,7 @@ def scale_from_positions(centres: Tensor, positions_m: Tensor, std_m: Tensor, *,
 
 
 def _line_like(x: Tensor, std: Tensor) -> bool:
-    """Whether the points leave a line by no more than three times their deviation: rotation about it is then unknown."""
+    """Whether points leave a line by no more than three deviations: rotation about it is then unknown."""
     singular = torch.linalg.svdvals(x - x.mean(0))
     across = float(singular[1]) / math.sqrt(len(x))
     return across < max(3 * float(std.mean()) / math.sqrt(len(x)), 1e-3 * float(singular[0]) / math.sqrt(len(x)))
@@ -430,8 +441,8 @@ def scale_from_depth(
 ) -> ScaleEstimate:
     """Scale from measured depth images: the ratio of measured to reconstructed depth at the sparse points.
 
-    Per frame the median log ratio; over frames the median. The error is the spread between frames over the root of their
-    number, and half of the sensor's own deviation, which all of its pictures share.
+    Per frame the median log ratio; over frames the median. The error is the spread between frames over the root of
+    their number, and half of the sensor's own deviation, which all of its pictures share.
 
     Args:
         observations: sparse points and which frames see them.
@@ -467,7 +478,7 @@ def scale_from_depth(
 
 
 def _summary(ratios: Mapping[int, np.ndarray]) -> tuple[float, float, dict[str, Any]]:
-    """Factor, statistical relative deviation and facts from log ratios per frame; frames with few of them count as one."""
+    """Factor, statistical relative deviation and facts from log ratios per frame; small frames count as one."""
     frames = [r for r in ratios.values() if len(r) >= 10] or [np.concatenate([*ratios.values(), np.zeros(1)])]
     everything = np.concatenate(frames)
     medians = np.array([np.median(r) for r in frames])
@@ -498,8 +509,8 @@ def _ratios(
 def combine_scales(estimates: Sequence[ScaleEstimate], *, progress: Progress | None = None) -> ScaleEstimate:
     """One estimate from several: weighted by their inverse variances, in logarithms.
 
-    Sources that disagree by more than three deviations are told to `progress` and in `details["disagreement"]`, and enlarge
-    the error.
+    Sources that disagree by more than three deviations are told to `progress` and in `details["disagreement"]`, and
+    enlarge the error.
 
     Raises:
         InputError: there is none.
@@ -569,8 +580,8 @@ def up_from_gravity(frames: Frames, world_from_cam: Mapping[int, Tensor]) -> Ten
 def up_from_cameras(world_from_cam: Sequence[Tensor]) -> Tensor:
     """Unit `up_world` from upright cameras: the direction most orthogonal to their x axes, on the side of their -y.
 
-    People hold cameras level but tilt them up and down, so x axes lie in the ground plane. Where the x axes do not span a
-    plane (a walk straight ahead), or contradict the y axes, it is the mean of -y.
+    People hold cameras level but tilt them up and down, so x axes lie in the ground plane. Where the x axes do not span
+    a plane (a walk straight ahead), or contradict the y axes, it is the mean of -y.
     """
     poses = torch.stack([p.double() for p in world_from_cam])
     x, mean_up = poses[:, :3, 0], -poses[:, :3, 1].mean(0)

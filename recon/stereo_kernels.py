@@ -469,3 +469,140 @@ def upsample(rho, score, guide_low, guide, sigma, step):
             out[y, x] = num / den
             out_score[y, x] = sc / den
     return out, out_score
+
+
+@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
+def _weighted_correlation(ref, weights, y, x, radius, rho, gx, gy, src, hs, ws, m, noise):
+    """ZNCC with given window weights of a slanted patch of inverse depth rho + gx du + gy dv, every second pixel; UNSEEN outside the source."""
+    h, w = ref.shape
+    sw, sr, ss, srr, sss, srs = F0, F0, F0, F0, F0, F0
+    k = 0
+    for dv in range(-radius, radius + 1, 2):
+        j = min(max(y + dv, 0), h - 1)
+        for du in range(-radius, radius + 1, 2):
+            i = min(max(x + du, 0), w - 1)
+            g = weights[k]
+            k += 1
+            q = rho + gx * np.float32(i - x) + gy * np.float32(j - y)
+            xc, yc = np.float32(i) + HALF, np.float32(j) + HALF
+            z = m[2, 0] * xc + m[2, 1] * yc + m[2, 2] + m[2, 3] * q
+            if z <= np.float32(1e-6):
+                return UNSEEN
+            u = (m[0, 0] * xc + m[0, 1] * yc + m[0, 2] + m[0, 3] * q) / z - HALF
+            v = (m[1, 0] * xc + m[1, 1] * yc + m[1, 2] + m[1, 3] * q) / z - HALF
+            if not (u >= 0 and v >= 0 and u < ws - 1 and v < hs - 1):
+                return UNSEEN
+            x0, y0 = int(u), int(v)
+            fx, fy = u - np.float32(x0), v - np.float32(y0)
+            top = src[y0, x0] + fx * (src[y0, x0 + 1] - src[y0, x0])
+            low = src[y0 + 1, x0] + fx * (src[y0 + 1, x0 + 1] - src[y0 + 1, x0])
+            s = top + fy * (low - top)
+            if s >= F1:
+                return UNSEEN
+            r = ref[j, i]
+            sw += g
+            sr += g * r
+            ss += g * s
+            srr += g * r * r
+            sss += g * s * s
+            srs += g * r * s
+    iw = F1 / sw
+    sr, ss = sr * iw, ss * iw
+    vr, vs = max(srr * iw - sr * sr, F0) + noise, max(sss * iw - ss * ss, F0) + noise
+    return (srs * iw - sr * ss) / math.sqrt(vr * vs)
+
+
+@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
+def _patch_score(ref, weights, y, x, radius, rho, gx, gy, srcs, src_hw, m_src_ref, noise):
+    """Mean of the better half of the sources that see the patch, 0 where none does."""
+    a, b, c, count = UNSEEN, UNSEEN, UNSEEN, 0
+    for s in range(srcs.shape[0]):
+        v = _weighted_correlation(
+            ref, weights, y, x, radius, rho, gx, gy, srcs[s], src_hw[s, 0], src_hw[s, 1], m_src_ref[s], noise
+        )
+        if v > np.float32(-1.5):
+            count += 1
+            if v > a:
+                a, b, c = v, a, b
+            elif v > b:
+                b, c = v, b
+            elif v > c:
+                c = v
+    if count == 0:
+        return F0
+    if count <= 2:
+        return a
+    return (a + b) * HALF if count <= 4 else (a + b + c) / np.float32(3)
+
+
+@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
+def sharpen_edges(ref, rho, zone, step, radius, sigma, gain, srcs, src_hw, m_src_ref, noise):
+    """Let pixels near depth edges move to a neighbouring surface that explains them better; (inverse depth, score).
+
+    Candidates are the surfaces 3 and 7 pixels away in 8 directions, continued to the pixel with their slope, where they differ by more than a step.
+    Windows are weighted by similarity of grey value (scale `sigma`) and distance, so that they do not look across the edge. A candidate has to beat
+    the present value by `gain`; score is -1 outside `zone`.
+    """
+    h, w = rho.shape
+    out = rho.copy()
+    score = np.full((h, w), np.float32(-1), np.float32)
+    side = radius + 1
+    weights = np.zeros(side * side, np.float32)
+    tried = np.zeros(18, np.float32)
+    inv = -F1 / np.float32(radius * radius)
+    for y in range(h):
+        for x in range(w):
+            if not zone[y, x]:
+                continue
+            k = 0
+            for dv in range(-radius, radius + 1, 2):
+                j = min(max(y + dv, 0), h - 1)
+                for du in range(-radius, radius + 1, 2):
+                    i = min(max(x + du, 0), w - 1)
+                    weights[k] = math.exp(np.float32(du * du + dv * dv) * inv - abs(ref[j, i] - ref[y, x]) / sigma)
+                    k += 1
+            own = rho[y, x]
+            tried[0], count = own, 1
+            gx, gy = _slope(rho, y, x, step)
+            best = _patch_score(ref, weights, y, x, radius, own, gx, gy, srcs, src_hw, m_src_ref, noise)
+            found = own
+            bar = best + gain
+            score[y, x] = best
+            if bar >= F1:
+                continue
+            for far in range(3, 8, 4):
+                for direction in range(8):
+                    dy = (1, 1, 0, -1, -1, -1, 0, 1)[direction] * far
+                    dx = (0, 1, 1, 1, 0, -1, -1, -1)[direction] * far
+                    j, i = y + dy, x + dx
+                    if j < 0 or i < 0 or j >= h or i >= w or not rho[j, i] > 0:
+                        continue
+                    gx, gy = _slope(rho, j, i, step)
+                    q = rho[j, i] - gx * np.float32(dx) - gy * np.float32(dy)
+                    new = q > 0
+                    for t in range(count):
+                        new = new and abs(q - tried[t]) > step
+                    if not new:
+                        continue
+                    tried[count] = q
+                    count += 1
+                    v = _patch_score(ref, weights, y, x, radius, q, gx, gy, srcs, src_hw, m_src_ref, noise)
+                    if v > bar:
+                        bar, best, found = v, v, q
+            out[y, x] = found
+            score[y, x] = best
+    return out, score
+
+
+@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
+def _slope(rho, y, x, step):
+    """Differences of inverse depth per pixel along x and y: the smaller one of both sides, 0 across edges."""
+    h, w = rho.shape
+    centre = rho[y, x]
+    a = rho[y, min(x + 1, w - 1)] - centre
+    b = centre - rho[y, max(x - 1, 0)]
+    gx = a if abs(a) < abs(b) else b
+    a = rho[min(y + 1, h - 1), x] - centre
+    b = centre - rho[max(y - 1, 0), x]
+    gy = a if abs(a) < abs(b) else b
+    return gx if abs(gx) < step else F0, gy if abs(gy) < step else F0

@@ -41,7 +41,7 @@ def check_marker(
     """Mean distance (px), mean offset (px) and side (px) of the detected against the projected corners."""
     options = cv2.aruco.DetectorParameters()
     options.cornerRefinementMethod = cv2.aruco.CORNER_REFINE_SUBPIX
-    options.cornerRefinementWinSize = 4
+    options.cornerRefinementWinSize = 3
     detector = cv2.aruco.ArucoDetector(cv2.aruco.getPredefinedDictionary(cv2.aruco.DICT_4X4_50), options)
     corners, ids, _ = detector.detectMarkers(gray)
     if ids is None or marker["id"] not in ids:

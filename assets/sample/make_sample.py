@@ -26,15 +26,29 @@ DEPTH_PHOTOS = (6, 17)
 
 @dataclass(frozen=True)
 class Settings:
-    """All choices of one run; `render_scale` is render pixels per photo pixel."""
+    """All choices of one run.
+
+    Few samples at `render_scale` render pixels per photo pixel, denoised and then filtered down, keep edges and
+    textures sharper than more samples at the size of the photo.
+    """
 
     out_dir: Path
     cache_dir: Path
     seed: int = 4
-    samples: int = 8
-    render_scale: float = 1.6
+    samples: int = 5
+    render_scale: float = 1.4
     texture_detail: float = 1.0
     threads: int = 2
+
+    @property
+    def render_dir(self) -> Path:
+        """Renders of different settings do not mix."""
+        return self.cache_dir / f"renders_seed{self.seed}_scale{self.render_scale:.2f}_samples{self.samples}"
+
+    @property
+    def texture_dir(self) -> Path:
+        """Textures of different settings do not mix."""
+        return self.cache_dir / f"textures_seed{self.seed}_detail{self.texture_detail:.2f}"
 
 
 @dataclass(frozen=True)
@@ -107,7 +121,7 @@ def prepare_renderer(settings: Settings) -> None:
     s.cycles.sample_clamp_indirect = 4.0
     s.cycles.denoiser = "OPENIMAGEDENOISE"
     s.cycles.denoising_input_passes = "RGB_ALBEDO_NORMAL"
-    s.cycles.denoising_prefilter = "ACCURATE"
+    s.cycles.denoising_prefilter = "FAST"
     s.view_settings.view_transform = "Raw"
     s.camera = bpy.data.objects.new("phone", bpy.data.cameras.new("phone"))
     s.collection.objects.link(s.camera)
@@ -141,7 +155,7 @@ def read_exr(path: Path, channels: int) -> np.ndarray:
 
 def render_colour(shot: Shot, settings: Settings) -> np.ndarray:
     """Linear pinhole picture (h, w, 3), a little wider than the photo; kept in the cache."""
-    path = settings.cache_dir / "renders" / f"{shot.name}.npy"
+    path = settings.render_dir / f"{shot.name}.npy"
     if not path.exists():
         s = bpy.context.scene
         s.cycles.samples, s.cycles.use_denoising = settings.samples, True
@@ -153,14 +167,16 @@ def render_colour(shot: Shot, settings: Settings) -> np.ndarray:
         start = time.perf_counter()
         bpy.ops.render.render(write_still=True)
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(path, read_exr(Path(s.render.filepath), 3).astype(np.float16))
+        unfinished = path.with_suffix(".part.npy")
+        np.save(unfinished, read_exr(Path(s.render.filepath), 3).astype(np.float16))
+        unfinished.replace(path)
         print(f"{shot.name}: rendered in {time.perf_counter() - start:.0f} s", flush=True)
     return np.load(path).astype(np.float32)
 
 
 def render_geometry(shot: Shot, settings: Settings) -> tuple[np.ndarray, np.ndarray]:
     """z-depth in metres and object ids, both (h, w) at the centres of the pixels of the undistorted picture."""
-    path = settings.cache_dir / "renders" / f"{shot.name}_geometry.npz"
+    path = settings.render_dir / f"{shot.name}_geometry.npz"
     if not path.exists():
         s = bpy.context.scene
         s.cycles.samples, s.cycles.use_denoising = 1, False
@@ -212,7 +228,7 @@ def main() -> None:
     if args.preview:
         settings = replace(settings, samples=8, render_scale=1 / 3, texture_detail=0.5)
     wanted = {int(n) for n in args.only.split(",")} if args.only else set(range(1, 25))
-    things = scene.build_scene(settings.cache_dir / "textures", settings.seed, settings.texture_detail)
+    things = scene.build_scene(settings.texture_dir, settings.seed, settings.texture_detail)
     prepare_renderer(settings)
     shots = plan_walk(settings.seed)
     for shot in shots:

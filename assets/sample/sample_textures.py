@@ -455,7 +455,7 @@ def marker(marker_id: int, pixels_per_bit: int = 64) -> Painter:
         black = cv2.aruco.generateImageMarker(dictionary, marker_id, bits)
         card = cv2.copyMakeBorder(black, *(bits // 4,) * 4, cv2.BORDER_CONSTANT, value=255)
         # Grey ink on greyish paper: a stronger contrast blooms, and moves the edges as the tone curve sees them.
-        return np.repeat((0.32 + 0.36 * card[..., None].astype(np.float32) / 255), 3, -1)
+        return np.repeat((0.29 + 0.41 * card[..., None].astype(np.float32) / 255), 3, -1)
 
     return paint
 

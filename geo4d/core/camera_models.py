@@ -22,8 +22,8 @@ Symmetric = tuple[Tensor, Tensor, Tensor]
 """The entries xx, xy, yy of symmetric 2x2 matrices."""
 
 _CHUNK = 12_000
-"""Points that are undistorted at a time: temporaries stay in the cache, and no operation is worth a second thread, whose
-start would cost more than it brings."""
+"""Points that are undistorted at a time: temporaries stay in the cache, and no operation is worth a second thread,
+whose start would cost more than it brings."""
 _ROUNDING = 4 * torch.finfo(torch.float64).eps
 
 
@@ -178,7 +178,7 @@ def _radial_part(model: str, params: Tensor) -> Tensor:
 
 
 def _odd_polynomial(coefficients: tuple[Tensor, ...], s: Tensor) -> tuple[Tensor, Tensor]:
-    """s + k1 s^3 + k2 s^5 + ... and its derivative."""
+    """The sum s + k1 s^3 + k2 s^5 + ... and its derivative."""
     t = s * s
     value, slope = torch.zeros_like(t), torch.zeros_like(t)
     for i in reversed(range(len(coefficients))):
@@ -231,7 +231,7 @@ def _search_radial(model: str, lens: Tensor, target: Tensor, iterations: int) ->
 
 
 def _invert_odd_polynomial(lens: Tensor, value: Tensor, iterations: int) -> Tensor:
-    """s in [0, end) with s + k1 s^3 + ... = value, by Newton steps kept within a bracket; NaN where there is none."""
+    """Find s in [0, end) with s + k1 s^3 + ... = value by Newton steps within a bracket; NaN where there is none."""
     result = torch.full_like(value, torch.nan)
     end = lens[..., -1]
     top = torch.where(torch.isinf(end), end, _odd_polynomial(lens[..., :-1].unbind(-1), end)[0])

@@ -56,7 +56,7 @@ def matrix_from_quat(quat_wxyz: Tensor) -> Tensor:
 def quat_from_matrix(rotation: Tensor) -> Tensor:
     """Unit quaternions `(*b, 4)`, wxyz with w >= 0, from rotations `(*b, 3, 3)`.
 
-    Shepperd's method: of the four ways to divide, the one with the largest denominator is taken, so half turns are exact.
+    Shepperd's method: of the four ways to divide, the one with the largest denominator is taken: half turns are exact.
     """
     m = rotation
     trace = m[..., 0, 0] + m[..., 1, 1] + m[..., 2, 2]
@@ -119,7 +119,7 @@ def fit_similarity(
 
 
 def quarter_turn(quarter_turns: int) -> Tensor:
-    """Rotation `rotated_from_original` of a camera whose picture is turned counter-clockwise by 90 degrees that many times.
+    """Rotation `rotated_from_original` of a camera whose picture is turned counter-clockwise by quarters.
 
     Example:
         >>> quarter_turn(1) @ torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)  # right becomes up (-y)
@@ -130,7 +130,7 @@ def quarter_turn(quarter_turns: int) -> Tensor:
 
 
 def turn_pixels(uv_px: Tensor, hw: tuple[int, int], quarter_turns: int) -> Tensor:
-    """Where pixels `(*b, 2)` of a picture of size `hw` lie after it is turned counter-clockwise (like `numpy.rot90`)."""
+    """Where pixels `(*b, 2)` of a picture of size `hw` lie after it is turned like `numpy.rot90`."""
     u, v = uv_px[..., 0], uv_px[..., 1]
     h, w = hw
     options = [(u, v), (v, w - u), (w - u, h - v), (h - v, u)]

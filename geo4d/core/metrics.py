@@ -1,6 +1,5 @@
 """Scores of poses and depth maps against references."""
 
-# Annotations stay live objects here (no `from __future__ import annotations`), so that jaxtyping can check them in tests.
 from collections.abc import Sequence
 
 import torch
@@ -13,7 +12,7 @@ AUC_THRESHOLDS_DEG = (1.0, 3.0, 5.0, 30.0)
 WORST_DEG = 180.0
 """Error of a pair with an unregistered image."""
 COINCIDENT = 1e-6
-"""Camera centres closer than this fraction of the largest distance between two centres have no direction between them."""
+"""Centres closer than this fraction of the largest distance between two centres have no direction between them."""
 
 
 def pair_errors_deg(
@@ -60,7 +59,7 @@ def _coincident(baseline: Tensor, counts: Tensor) -> Tensor:
 
 
 def auc(errors_deg: Float[Tensor, " k"], thresholds_deg: Sequence[float] = AUC_THRESHOLDS_DEG) -> dict[str, float]:
-    """Area under the recall curve up to each threshold: 100 * mean(max(0, 1 - error / threshold)), as `{"auc@5": 97.1}`."""
+    """Area under the recall curve in percent, 100 * mean(max(0, 1 - error / threshold)): `{"auc@5": 97.1}`."""
     return {f"auc@{t:g}": 100 * float((1 - errors_deg / t).clamp_min(0).mean()) for t in thresholds_deg}
 
 
@@ -109,8 +108,8 @@ def depth_errors(
 ) -> dict[str, float | int | None]:
     """AbsRel, RMSE, share within a factor of 1.25, and completeness of depth.
 
-    Errors are means over the pixels that both know; None where there are none. `completeness` is the share of the pixels
-    with reference that have a depth.
+    Errors are means over the pixels that both know; None where there are none. `completeness` is the share of the
+    pixels with reference that have a depth.
 
     Args:
         depth: z-depth, NaN unknown.

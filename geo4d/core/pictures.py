@@ -8,7 +8,10 @@ import cv2
 import numpy as np
 import torch
 
+from geo4d.core import camera_models
 from geo4d.core.types import Camera
+
+_STRIP_ROWS = 256
 
 
 def resize(picture: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
@@ -55,7 +58,7 @@ def undistort(
     interpolation = cv2.INTER_LINEAR if factor < 1 else cv2.INTER_CUBIC
     result = cv2.remap(picture, u, v, interpolation, borderMode=cv2.BORDER_REPLICATE)
     h, w = camera.hw
-    valid = (u >= -0.5) & (v >= -0.5) & (u <= w - 0.5) & (v <= h - 0.5)
+    valid = (u >= -0.5) & (v >= -0.5) & (u <= w - 0.5) & (v <= h - 0.5)  # NaN compares false
     if mask is not None:
         kept = cv2.remap(mask.astype(np.uint8) * 255, u, v, cv2.INTER_LINEAR, borderValue=0)
         valid &= kept > 254
@@ -63,11 +66,25 @@ def undistort(
 
 
 def distortion_map(camera: Camera, target: Camera) -> np.ndarray:
-    """Where each pixel centre of the pinhole picture `target` lies in the picture of `camera`: float32 `(h, w, 2)`."""
-    at_origin = torch.eye(4, dtype=torch.float64)
-    _, ray = target.with_pose(at_origin).rays()
-    uv_px, _ = camera.with_pose(at_origin).project(ray.reshape(-1, 3))
-    return uv_px.reshape(*target.hw, 2).float().numpy()
+    """Where each pixel centre of the pinhole picture `target` lies in the picture of `camera`: float32 `(h, w, 2)`.
+
+    NaN where the lens model of `camera` folds back: its polynomial would show the same pixels a second time there.
+    """
+    pose = torch.eye(4, dtype=torch.float64)
+    source = camera.with_pose(pose)
+    at_centre, u = torch.linalg.inv(target.K), torch.arange(target.hw[1], dtype=torch.float64) + 0.5
+    fold = math.inf
+    if camera.distortion is not None:
+        fold = float(camera_models.monotonic_radius(camera.distortion.model, camera.distortion.params))
+    result = np.zeros((*target.hw, 2), np.float32)
+    for top in range(0, target.hw[0], _STRIP_ROWS):  # in strips, since a ray takes ten times the memory of a pixel
+        v = torch.arange(top, min(top + _STRIP_ROWS, target.hw[0]), dtype=torch.float64) + 0.5
+        uv1 = torch.stack([*torch.meshgrid(u, v, indexing="xy"), torch.ones(len(v), len(u), dtype=torch.float64)], -1)
+        ray = uv1 @ at_centre.T
+        uv_px, _ = source.project(ray.reshape(-1, 3))
+        beyond = ray[..., :2].norm(dim=-1, keepdim=True) >= fold
+        result[top : top + len(v)] = torch.where(beyond, torch.nan, uv_px.view(*ray.shape[:2], 2)).float().numpy()
+    return result
 
 
 def sharpness(picture: np.ndarray, *, long_side: int = 640) -> float:

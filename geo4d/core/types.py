@@ -1,9 +1,10 @@
 """The central types: cameras, pictures, observations and scenes, as frozen dataclasses of tensors.
 
-Conventions (docs/conventions.md): OpenCV camera axes, pixel centres at +0.5, z-depth, NaN = unknown, poses and K in float64.
+Conventions (docs/conventions.md): OpenCV camera axes, pixel centres at +0.5, z-depth, NaN = unknown, poses and K in
+float64.
 """
 
-# Annotations stay live objects here (no `from __future__ import annotations`), so that jaxtyping can check them in tests.
+# No `from __future__ import annotations`: annotations stay live objects, so that jaxtyping can check them in tests.
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -98,7 +99,7 @@ class Camera:
         return replace(self, K=factor[:, None] * self.K, hw=hw)
 
     def turned(self, quarter_turns: int) -> "Camera":
-        """The same camera for its picture turned counter-clockwise (like `numpy.rot90`) by 90 degrees that many times."""
+        """The same camera for its picture turned like `numpy.rot90`, counter-clockwise, so many times by 90 degrees."""
         k = quarter_turns % 4
         if k == 0:
             return self
@@ -133,8 +134,10 @@ class Camera:
         """
         K = self.K.detach().cpu()
         if K.ndim != 2 or K[0, 1] != 0 or K[1, 0] != 0:
-            raise InputError("cannot write these intrinsics as a COLMAP camera", found=f"K of shape {tuple(K.shape)}: {K.tolist()}",
-                             accepted="one 3x3 K without skew")  # fmt: skip
+            found = f"K of shape {tuple(K.shape)}: {K.tolist()}"
+            raise InputError(
+                "cannot write these intrinsics as a COLMAP camera", found=found, accepted="one 3x3 K without skew"
+            )
         fx, fy, cx, cy = K[0, 0].item(), K[1, 1].item(), K[0, 2].item(), K[1, 2].item()
         model = self.distortion.model if self.distortion else "PINHOLE"
         extras = self.distortion.params.tolist() if self.distortion else []
@@ -199,8 +202,8 @@ class PhotoInfo:
 class DepthPrior:
     """A measured depth image of one frame, with its own intrinsics.
 
-    `depth_m` is in metres, NaN = unknown; `K` belongs to the depth image's pixels; `depthcam_from_cam` is the pose of the
-    colour camera in the depth camera (identity where both are registered).
+    `depth_m` is in metres, NaN = unknown; `K` belongs to the depth image's pixels; `depthcam_from_cam` is the pose of
+    the colour camera in the depth camera (identity where both are registered).
     """
 
     depth_m: Float32[Tensor, "hd wd"]
@@ -309,9 +312,11 @@ def stack_cameras(cameras: Sequence[Camera]) -> Camera:
     kinds = {(c.hw, c.distortion.model if c.distortion else None) for c in cameras}
     if len(kinds) != 1:
         raise InputError(
-            "cannot stack cameras", found=f"(size, distortion): {sorted(map(str, kinds))}", accepted="one size and one lens model",
+            "cannot stack cameras",
+            found=f"(size, distortion): {', '.join(sorted(map(str, kinds))) or 'no cameras'}",
+            accepted="one size and one lens model",
             hint="resize them first: camera.resize(hw)",
-        )  # fmt: skip
+        )
     first = cameras[0]
     distortion = first.distortion and Distortion(
         first.distortion.model, torch.stack([c.distortion.params for c in cameras if c.distortion])
@@ -364,10 +369,11 @@ class Scene:
     """Cameras, depth and points of a set of pictures, all in one world frame.
 
     Per frame, as tuples of one length: `frames` (the working pictures: undistorted, with a valid mask), `camera` (their
-    pinhole cameras), `depth` (z-depth in scene units, NaN unknown), `confidence` in [0, 1], `dynamic` in [0, 1]; the dense
-    maps have the size of the frame or an exact fraction of it. `original` holds the calibrated cameras of the photos as
-    they were taken (with distortion). `covariance` is of (rotation vector in rad, translation) of cam_from_world, the
-    rotation vector applied from the left (in camera axes), with the gauge that `report["covariance_gauge"]` states. Lengths are metres exactly when `scale.kind` is "metric".
+    pinhole cameras), `depth` (z-depth in scene units, NaN unknown), `confidence` in [0, 1], `dynamic` in [0, 1]; the
+    dense maps have the size of the frame or an exact fraction of it. `original` holds the calibrated cameras of the
+    photos as they were taken (with distortion). `covariance` is of (rotation vector in rad, translation) of
+    cam_from_world, the rotation vector applied from the left (in camera axes), with the gauge that
+    `report["covariance_gauge"]` states. Lengths are metres exactly when `scale.kind` is "metric".
     """
 
     frames: Frames
@@ -432,8 +438,8 @@ class Scene:
 
         covariance = self.covariance
         if covariance is not None:
-            # A small rotation r (from the left) and shift t of cam_from_world shift cam_from_new by factor t - r x (R o),
-            # where R o is the new origin's direction from the camera, in its axes: errors of rotation lever it.
+            # A small rotation r (from the left) and shift t of cam_from_world shift cam_from_new by factor t - r x l,
+            # l = R' d with the rotation R' of cam_from_new and the translation d of new_from_world: a lever.
             cam_from_new = torch.stack([moved(c).cam_from_world for c in self.camera])
             jacobian = torch.eye(6, dtype=torch.float64).repeat(len(covariance), 1, 1)
             lever = cam_from_new[:, :3, :3] @ new_from_world[:3, 3]

@@ -111,7 +111,9 @@ def _input_lines(diagnosis: Mapping[str, Any]) -> list[str]:
     if seen is None:
         return []
     cameras = seen.get("cameras") or {}
-    rows = {k.replace("_", " "): _shown(v) for k, v in seen.items() if v not in (None, 0, [], {}, "") and k != "cameras"}
+    rows = {
+        k.replace("_", " "): _shown(v) for k, v in seen.items() if v not in (None, 0, [], {}, "") and k != "cameras"
+    }
     lines = _rows(rows)
     for name, camera in cameras.items():
         focal = f"focal length {_shown(camera['focal_px'])} px" if camera["focal_px"] else "focal length not known"

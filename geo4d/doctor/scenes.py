@@ -45,6 +45,8 @@ def look_at_scene(path: Path) -> tuple[dict[str, Any], list[Finding]]:
         scene = load_scene(path)
     except Geo4DError as error:
         return facts, [*findings, Finding.of(error)]
+    except ArithmeticError as error:  # an infinite number where a size belongs
+        return facts, [*findings, Finding("error", f"{MARKER} cannot be used: {error}", again)]
     facts |= _describe_scene(scene)
     return facts, findings + [Finding(f.level, f.what, f.next or again) for f in _check_scene(scene)]
 
@@ -71,25 +73,43 @@ def _read_marker(path: Path) -> tuple[dict[str, Any] | None, list[Finding]]:
     if content.get("version") != VERSION:
         what = f"{MARKER} has version {content.get('version')!r}; this geo4d reads {VERSION}"
         return None, [*findings, Finding("error", what, "pip install --upgrade geo4d")]
+    wrong = _malformed(content)
+    return (None, [*findings, Finding("error", f"{MARKER} {wrong}", _COPY_AGAIN)]) if wrong else (content, findings)
+
+
+def _malformed(content: dict[str, Any]) -> str:
+    """What of scene.json has another type than the checks rely on; "" where all is as it should be."""
+    for key in ("scale", "provenance"):
+        if not isinstance(content.get(key), dict):
+            return f"has no {key!r}"
     if not isinstance(content.get("frames"), list) or not content["frames"]:
-        return None, [*findings, Finding("error", f"{MARKER} lists no frames", _COPY_AGAIN)]
-    return content, findings
+        return "lists no frames"
+    for entry in content["frames"]:
+        if not isinstance(entry, dict):
+            return f"lists {entry!r:.40} as a frame"
+        for key, kinds in (("name", str), ("file", str), ("mask", str | None), ("depth", str | None)):
+            if not isinstance(entry.get(key), kinds):
+                return f"has {entry.get(key)!r:.40} as {key!r} of a frame"
+        hw = entry.get("hw")
+        if not (isinstance(hw, list) and len(hw) == 2 and all(isinstance(side, int) and side > 0 for side in hw)):
+            return f"has {hw!r:.40} as 'hw' of the frame {entry['name']!r}"
+    return ""
 
 
 def _again(content: dict[str, Any]) -> str:
     """How to make the scene anew, where it says how it was made."""
-    command = (content.get("provenance") or {}).get("command")
-    if not command:
+    command = content["provenance"].get("command")
+    if not isinstance(command, str) or not command:
         return _COPY_AGAIN
     line = command if "--overwrite" in shlex.split(command) else f"{command} --overwrite"
     return f"{_COPY_AGAIN}, or make it anew: {line}"
 
 
 def _describe(content: dict[str, Any]) -> dict[str, Any]:
-    scale = content.get("scale") or {}
+    scale = content["scale"]
     return {
         "version": content.get("version"),
-        "made_by": f"geo4d {(content.get('provenance') or {}).get('geo4d', 'unknown')}",
+        "made_by": f"geo4d {content['provenance'].get('geo4d', 'unknown')}",
         "frames": len(content["frames"]),
         "scale": f"{scale.get('kind')} {scale.get('source') or ''}".strip(),
     }
@@ -98,8 +118,8 @@ def _describe(content: dict[str, Any]) -> dict[str, Any]:
 def _check_files(folder: Path, content: dict[str, Any]) -> Iterator[Finding]:
     """Every file that scene.json names: there, readable, of the right size."""
     yield from _missing(folder, content)
-    entries = [e for e in content["frames"] if isinstance(e, dict)]
-    names = [str(e.get("name")) for e in entries]
+    entries = content["frames"]
+    names = [entry["name"] for entry in entries]
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice:
         yield Finding("error", f"frames of one name: {some(twice)}")
@@ -141,8 +161,8 @@ def _check_picture(folder: Path, entry: dict[str, Any]) -> Iterator[Finding]:
         except (OSError, ValueError, SyntaxError) as error:
             yield Finding("error", f"{file} cannot be decoded: {error}")
             continue
-        if hw != list(entry.get("hw") or hw):
-            yield Finding("error", f"{file} is {hw[1]}x{hw[0]}, but {MARKER} says (h, w) = {entry.get('hw')}")
+        if hw != entry["hw"]:
+            yield Finding("error", f"{file} is {hw[1]}x{hw[0]}, but {MARKER} says (h, w) = {entry['hw']}")
         if 0x8825 in exif:
             yield Finding("warning", f"{file} carries a GPS position", "strip it before you pass the scene on")
 
@@ -159,14 +179,14 @@ def _check_maps(folder: Path, entry: dict[str, Any]) -> Iterator[Finding]:
         return
     for key in MAPS:
         if key in maps:
-            yield from _check_map(f"{file}, {key}", key, maps[key], entry.get("hw"))
+            yield from _check_map(f"{file}, {key}", key, maps[key], entry["hw"])
 
 
-def _check_map(where: str, key: str, values: np.ndarray, hw: Sequence[int] | None) -> Iterator[Finding]:
+def _check_map(where: str, key: str, values: np.ndarray, hw: Sequence[int]) -> Iterator[Finding]:
     if values.ndim != 2 or values.dtype != np.float32:
         yield Finding("error", f"{where}: {values.dtype} {values.shape} instead of float32 (h, w)")
         return
-    if hw and not _is_fraction((values.shape[0], values.shape[1]), hw):
+    if not _is_fraction((values.shape[0], values.shape[1]), hw):
         yield Finding(
             "error", f"{where}: size {values.shape} has another aspect than the picture, (h, w) = {tuple(hw)}"
         )

@@ -40,8 +40,8 @@ def evaluate_depth(
     """Depth errors over all frames that have a reference, ready for JSON.
 
     Every pixel of a scene's depth map is compared with the reference pixel that its ray hits (the nearest, no blending
-    across edges). Errors are given for the most confident `share` of the pixels with reference, and for all; as they are,
-    and after one factor for the whole scene (the median of reference / depth over the confident part).
+    across edges). Errors are given for the most confident `share` of the pixels with reference, and for all; as they
+    are, and after one factor for the whole scene (the median of reference / depth over the confident part).
 
     Args:
         scene: a scene or its folder.
@@ -88,9 +88,9 @@ def read_reference_depths(
 ) -> dict[str, ReferenceDepth]:
     """Reference depth maps by file name (or image name, where a cameras.json says).
 
-    The folder, or its subfolder `depth`, holds 16-bit PNG (`frame-000000.depth.png`, `depth_IMG_0001.png`, `0001.png`; 0
-    and 65535 = unknown) or npz (key `depth`) or npy in metres. A cameras.json beside them may list under "depth" per map
-    `file`, `image`, `K` and `unit_m`; it wins over the arguments.
+    The folder, or its subfolder `depth` or `reference`, holds 16-bit PNG (`frame-000000.depth.png`,
+    `depth_IMG_0001.png`, `0001.png`; 0 and 65535 = unknown) or npz (key `depth`) or npy in metres. A cameras.json
+    beside them may list under "depth" per map `file`, `image`, `K` and `unit_m`; it wins over the arguments.
 
     Raises:
         InputError: no such files, or unusable intrinsics.
@@ -178,7 +178,7 @@ def _compared(scene: Scene, index: int, reference: ReferenceDepth) -> tuple[Tens
 
 
 def sample_reference(reference: ReferenceDepth, camera: Camera, original: Camera) -> np.ndarray:
-    """Reference depth in metres at every pixel of a pinhole camera in the same place: float32 `camera.hw`, NaN unknown."""
+    """Reference depth in metres at every pixel of a pinhole camera in its place: float32 `camera.hw`, NaN unknown."""
     depth_m = reference.read()
     hw = (depth_m.shape[0], depth_m.shape[1])
     if reference.K is None:
@@ -186,6 +186,6 @@ def sample_reference(reference: ReferenceDepth, camera: Camera, original: Camera
     else:
         source = Camera(reference.K, torch.eye(4, dtype=torch.float64), hw)
     map_uv = pictures.distortion_map(source, camera)
-    inside = ((map_uv >= 0) & (map_uv < [hw[1], hw[0]])).all(-1)  # NaN compares false
+    inside = np.all((map_uv >= 0) & (map_uv < np.array([hw[1], hw[0]])), axis=-1)  # NaN compares false
     uv = np.where(inside[..., None], map_uv, 0).astype(np.int64)  # pixel i covers [i, i + 1)
     return np.where(inside, depth_m[uv[..., 1], uv[..., 0]], np.float32(np.nan))

@@ -18,8 +18,8 @@ def evaluate_poses(scene: Scene | Path, reference: Path, *, images: Sequence[str
     """Pairwise AUC in percent and trajectory error of a scene's cameras, ready for JSON.
 
     All pairs of reference images count, 180 degrees where one was not registered. Reference images that the
-    reconstruction was never given do not count; which it was given, `images` says, or else a geo4d scene, which lists the
-    photos it dropped or could not register. Where nobody says, all reference images count.
+    reconstruction was never given do not count; which it was given, `images` says, or else a geo4d scene, which lists
+    the photos it dropped or could not register. Where nobody says, all reference images count.
 
     Args:
         scene: a scene, its folder, or cameras in any format of `read_reference_poses`.

@@ -23,6 +23,7 @@ from recon.report.facts import (
 from recon.report.overview import Verdict, verdict
 from recon.report.page import write_report
 from recon.report.photos import scene_thumbnails, thumbnail
+from recon.report.scale_facts import facts_from_scale
 
 __all__ = [
     "CandidateFacts",
@@ -39,6 +40,7 @@ __all__ = [
     "ScaleFacts",
     "TrackFacts",
     "Verdict",
+    "facts_from_scale",
     "facts_from_scene",
     "scene_thumbnails",
     "thumbnail",

@@ -51,7 +51,7 @@ def _error_notes(facts: ReportFacts) -> list[str]:
     if hw:
         notes.append(f"in pictures of {hw[1]} × {hw[0]}")
     if cycle is not None:
-        notes.append(f"rotations between photos agree with the pairs to {number(cycle, 2)}° (median)")
+        notes.append(f"rotations round three photos close to {number(cycle, 2)}° (median)")
     return notes
 
 

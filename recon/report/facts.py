@@ -55,7 +55,7 @@ class TrackFacts(TypedDict, total=False):
 
 
 class ErrorFacts(TypedDict, total=False):
-    """Reprojection errors of all observations, and consistency of relative poses round cycles."""
+    """Reprojection errors of all observations, and consistency of relative rotations round circles of three photos."""
 
     mean_px: float | None
     median_px: float | None
@@ -86,7 +86,7 @@ class LinkFacts(TypedDict, total=False):
     pairs: list[list[int]]
     """[index of a photo in `names`, index of another, number of verified inliers]."""
     components: list[list[str]]
-    """Groups of photos that link with each other, largest first; photos alone may be left out."""
+    """Groups of photos that link with each other; photos that are in none link with no other."""
     candidates: int | None
     """How many pairs were tried."""
 
@@ -99,6 +99,9 @@ class CandidateFacts(TypedDict, total=False):
     points: int | None
     mean_error_px: float | None
     cycle_error_deg: float | None
+    """Median rotation that is left when three photos' relative rotations are chained to a circle."""
+    pair_agreement: float | None
+    """Fraction of the linked pairs whose own relative rotation agrees with the model's."""
     seconds: float | None
     chosen: bool
 
@@ -155,7 +158,7 @@ class FailureFacts(TypedDict, total=False):
     reason: str
     details: list[str]
     advice: list[str]
-    """What to do; the page derives some from the other facts where this is empty."""
+    """What to do; the page adds what follows from the other facts."""
 
 
 class RunFacts(TypedDict, total=False):
@@ -183,6 +186,8 @@ class ReportFacts(TypedDict, total=False):
     tracks: TrackFacts | None
     errors: ErrorFacts | None
     coverage: CoverageFacts | None
+    features: dict[str, int] | None
+    """Photo -> number of features found, where the photos' own entries do not say."""
     viewing_distance: float | None
     """Median distance from a camera to the points it sees; the length that relative uncertainties refer to."""
     links: LinkFacts | None
@@ -212,7 +217,7 @@ def facts_from_scene(scene: Scene, *, unregistered: Mapping[str, str] | None = N
         tracks=_tracks(scene),
         errors=_errors(scene, residual_px),
         coverage=_coverage(scene),
-        viewing_distance=_finite(np.median(_viewing_distances(scene))) if len(scene.observations.track_id) else None,
+        viewing_distance=_viewing_distance(scene),
         intrinsics=_intrinsics(scene),
         scale=ScaleFacts(kind=scale.kind, source=scale.source or None, relative_error=_finite(scale.relative_error)),
     )
@@ -222,6 +227,11 @@ def natural_order(photo: PhotoFacts) -> list[tuple[int, int, str]]:
     """Sort key by name, with numbers in it as numbers: IMG_2 before IMG_10."""
     parts = re.findall(r"[0-9]+|[^0-9]+", photo.get("name", ""))
     return [(0, int(p), "") if p.isdecimal() and p.isascii() else (1, 0, p) for p in parts]
+
+
+def components(links: LinkFacts) -> list[list[str]]:
+    """Groups of at least two photos, largest first."""
+    return sorted((c for c in links.get("components") or [] if len(c) > 1), key=len, reverse=True)
 
 
 def camera_centre_covariance(cam_from_world: Tensor, covariance: Tensor) -> Tensor:
@@ -307,7 +317,8 @@ def _median_angle_deg(scene: Scene, length: np.ndarray, sample: int = 2000) -> f
         ray = points[track] - centres[frame_id[start[track] : start[track] + length[track]]]
         ray /= np.maximum(np.linalg.norm(ray, axis=1, keepdims=True), 1e-300)
         chord = np.linalg.norm(ray[:, None] - ray[None], axis=-1).max()  # exact for small angles, unlike arccos
-        angles.append(2 * math.asin(min(1.0, 0.5 * float(chord))))
+        if math.isfinite(chord):
+            angles.append(2 * math.asin(min(1.0, 0.5 * float(chord))))
     return _finite(math.degrees(float(np.median(angles)))) if angles else None
 
 
@@ -333,10 +344,12 @@ def _centres(cameras: Sequence[Camera]) -> np.ndarray:
     return np.stack([c.world_from_cam[:3, 3].numpy() for c in cameras])
 
 
-def _viewing_distances(scene: Scene) -> np.ndarray:
-    """Distance of every observed point from the camera that sees it."""
+def _viewing_distance(scene: Scene) -> float | None:
+    """Median distance of the observed points from the cameras that see them."""
     seen = scene.observations
-    return np.linalg.norm(seen.p_world.numpy()[seen.track_id] - _centres(scene.camera)[seen.frame_id], axis=1)
+    distance = np.linalg.norm(seen.p_world.numpy()[seen.track_id] - _centres(scene.camera)[seen.frame_id], axis=1)
+    distance = distance[np.isfinite(distance)]
+    return float(np.median(distance)) if len(distance) else None
 
 
 def horizontal_axes(up_world: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -349,7 +362,7 @@ def horizontal_axes(up_world: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nd
 
 
 def _coverage(scene: Scene, reach_deg: float = 15.0) -> CoverageFacts | None:
-    if not len(scene.observations.p_world):
+    if not bool(torch.isfinite(scene.observations.p_world).all(-1).any()):
         return None
     a, b, up = horizontal_axes(scene.up_world.numpy())
     middle = _middle(scene.observations.p_world.numpy())
@@ -373,6 +386,7 @@ def _coverage(scene: Scene, reach_deg: float = 15.0) -> CoverageFacts | None:
 
 def _middle(points: np.ndarray, iterations: int = 30) -> np.ndarray:
     """Geometric median: unmoved by far outliers and the same whatever the axes (Weiszfeld's iteration)."""
+    points = points[np.isfinite(points).all(1)]
     middle = points.mean(0)
     for _ in range(iterations):
         distance = np.linalg.norm(points - middle, axis=1, keepdims=True)

@@ -10,7 +10,7 @@ import numpy as np
 
 from geo4d.core import pictures
 from recon.report import figures, html
-from recon.report.facts import LinkFacts, ReportFacts
+from recon.report.facts import LinkFacts, ReportFacts, components
 
 FEW = 24
 """Up to so many photos the figure shows the pictures themselves."""
@@ -26,8 +26,8 @@ def section(facts: ReportFacts, small: Mapping[str, np.ndarray]) -> str:
     tried = links.get("candidates")
     note = f"{len(pairs)} pairs link" + (f" of {tried} that were compared." if tried else ".")
     graph = html.card("Links between photos", _figure(counts, _groups(links), names, pairs, small), note)
-    several = len(links.get("components") or []) > 1 or facts.get("failure")
-    beside = _group_card(links, small) if several else _partner_card(counts, names)
+    one_group = not facts.get("failure") and len(set(_groups(links))) < 2
+    beside = _partner_card(counts, names) if one_group else _group_card(links, small)
     lead = "Two photos link when many points of one are found in the other, all moved as one camera motion moves them."
     return html.section("Which photos link", lead, html.grid([graph, beside], "grid2"))
 
@@ -41,7 +41,7 @@ def _count_matrix(n: int, pairs: Sequence[Sequence[int]]) -> np.ndarray:
 
 def _groups(links: LinkFacts) -> list[int]:
     """Index of each photo's group; -1 for photos alone."""
-    of_name = {n: k for k, c in enumerate(links.get("components") or []) if len(c) > 1 for n in c}
+    of_name = {n: k for k, c in enumerate(components(links)) for n in c}
     return [of_name.get(name, -1) for name in links.get("names") or []]
 
 
@@ -90,12 +90,12 @@ def _partner_card(counts: np.ndarray, names: Sequence[str]) -> str:
 
 
 def _group_card(links: LinkFacts, small: Mapping[str, np.ndarray]) -> str:
-    components = [c for c in links.get("components") or [] if len(c) > 1]
-    grouped = {n for c in components for n in c}
+    groups = components(links)
+    grouped = {n for c in groups for n in c}
     alone = [n for n in links.get("names") or [] if n not in grouped]
     rows = [
         _group_row(f"Group {k + 1}: {len(members)} photos", members, figures.group_colour(k), small)
-        for k, members in enumerate(components)
+        for k, members in enumerate(groups)
     ]
     if alone:
         words = "1 photo links with no other" if len(alone) == 1 else f"{len(alone)} photos link with no other"

@@ -98,13 +98,14 @@ def mapper(facts: ReportFacts) -> str:
     """The evidence between the ways to build the scene."""
     known = facts.get("mapper") or {}
     candidates = known.get("candidates") or []
-    head = ["mapper", "photos registered", "points", "error (px)", "disagreement with pairs (°)", "time (s)"]
+    head = ["mapper", "photos registered", "points", "error (px)", "pairs that agree", "cycle error (°)", "time (s)"]
     rows = [
         [
             c.get("mapper", "") + (" (chosen)" if c.get("chosen") else ""),
             number(c.get("registered")),
             number(c.get("points")),
             number(c.get("mean_error_px"), 3),
+            html.percent(c.get("pair_agreement"), 3),
             number(c.get("cycle_error_deg"), 2),
             number(c.get("seconds"), 3),
         ]

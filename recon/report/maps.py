@@ -66,6 +66,7 @@ def _pyramid_depth(scene: Scene) -> float:
     centres = np.stack([c.world_from_cam[:3, 3].numpy() for c in scene.camera])
     spread = float(np.linalg.norm(centres.max(0) - centres.min(0)))
     cloud = scene.observations.p_world.numpy()
+    cloud = cloud[np.isfinite(cloud).all(1)]
     reach = float(np.linalg.norm(np.median(cloud, axis=0) - centres.mean(0))) if len(cloud) else spread
     distance = np.linalg.norm(centres[:, None] - centres[None], axis=-1) + np.diag(np.full(len(centres), np.inf))
     near = float(np.median(distance.min(1))) if len(centres) > 1 else reach

@@ -8,7 +8,7 @@ from html import escape
 from typing import Literal
 
 from recon.report import html
-from recon.report.facts import ReportFacts, RunFacts
+from recon.report.facts import ReportFacts, RunFacts, components
 from recon.report.figures import number
 
 Level = Literal["good", "fair", "poor", "failed"]
@@ -182,22 +182,23 @@ def failure(facts: ReportFacts) -> str:
     """What was found and what to do."""
     failed = facts.get("failure") or {}
     details = list(failed.get("details") or [])
-    advice = list(failed.get("advice") or []) or advise(facts)
+    given: list[str] = failed.get("advice") or []
+    advice = list(dict.fromkeys([*given, *advise(facts)]))
     why = f'<div class="callout poor"><h2>What was found</h2>{html.items(details)}</div>' if details else ""
     return f'{why}<div class="callout fair"><h2>What to do</h2>{html.items(advice)}</div>'
 
 
 def advise(facts: ReportFacts) -> list[str]:
     """What to photograph next, from what linked and what did not."""
-    components = (facts.get("links") or {}).get("components") or []
-    groups = [c for c in components if len(c) > 1]
+    links = facts.get("links") or {}
+    groups = components(links)
     advice = []
     if len(groups) > 1:
         advice.append(
             f"The photos fall into {len(groups)} groups. Take photos that lead from one to the other, for example from "
             f"{groups[0][-1]} to {groups[1][0]}, or reconstruct each group from a folder of its own."
         )
-    if components and not groups:
+    if links.get("names") and not groups:
         advice.append(
             "No two photos show enough of the same surfaces: each should share over half of its view with the next."
         )

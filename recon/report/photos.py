@@ -12,7 +12,7 @@ import numpy as np
 from geo4d.core import pictures
 from geo4d.core.types import Scene
 from recon.report import figures, html
-from recon.report.facts import PhotoFacts, ReportFacts, natural_order
+from recon.report.facts import PhotoFacts, ReportFacts, components, natural_order
 from recon.report.figures import number
 
 THUMBNAIL_PX = 160
@@ -107,8 +107,8 @@ def _groups(facts: ReportFacts) -> dict[str, int] | None:
     """Group of every linked photo where the reconstruction failed: then groups tell more than the status."""
     if not facts.get("failure"):
         return None
-    components = (facts.get("links") or {}).get("components") or []
-    return {name: k for k, members in enumerate(components) if len(members) > 1 for name in members}
+    groups = components(facts.get("links") or {})
+    return {name: k for k, members in enumerate(groups) for name in members}
 
 
 def _state(photo: PhotoFacts, weak: bool, groups: Mapping[str, int] | None) -> tuple[str, str]:
@@ -185,7 +185,7 @@ def _table(photos: Sequence[PhotoFacts], facts: ReportFacts) -> str:
             p.get("name", ""),
             _WORDS[p.get("status", "dropped")],
             p.get("sensor") or "",
-            number(p.get("features")),
+            number(p.get("features") or (facts.get("features") or {}).get(p.get("name", ""))),
             number(p.get("observations")),
             number(p.get("mean_error_px"), 3),
             html.uncertainty(p.get("position_std"), facts),

@@ -208,7 +208,9 @@ def test_impossible_observations_are_refused(
     with pytest.raises(InputError, match="frame_id from 0 to 10"):
         write_colmap(tmp_path / "x", few, observations)
     with pytest.raises(InputError, match="track_id"):
-        write_colmap(tmp_path / "x", cameras, replace(observations, p_world=observations.p_world[:5]))
+        write_colmap(
+            tmp_path / "x", cameras, replace(observations, p_world=observations.p_world[:5], rgb=observations.rgb[:5])
+        )
     with pytest.raises(InputError, match="not finite"):
         write_colmap(tmp_path / "x", cameras, replace(observations, uv_px=observations.uv_px * torch.nan))
     skewed = next(iter(cameras.values()))

@@ -13,7 +13,6 @@ from geo4d.core.io.decoding import Header, decode, orient, read_header
 from geo4d.core.io.sensors import mount
 from geo4d.core.types import PhotoInfo
 
-
 EXIF_TAGS = {
     "focal_mm": 0x920A,
     "focal_35mm": 0xA405,

@@ -332,6 +332,21 @@ def test_heic_whose_only_orientation_is_exif(tmp_path):
     assert np.abs(decode(header).astype(int) - np.rot90(scene(), -1)).mean() < 6
 
 
+def test_heic_whose_only_orientation_is_its_container(tmp_path):
+    pillow_heif = pytest.importorskip("pillow_heif")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    pillow_heif.from_pillow(Image.fromarray(scene())).save(buffer, exif=exif.tobytes(), quality=100, chroma=444)
+    tag = b"\x01\x12\0\x03\0\0\0\x01\0\x06" if exif.tobytes()[6:8] == b"MM" else b"\x12\x01\x03\0\x01\0\0\0\x06\0"
+    data = buffer.getvalue()
+    assert data.count(tag) == 1
+    (tmp_path / "a.heic").write_bytes(data.replace(tag, bytes([tag[0] ^ 0x40]) + tag[1:]))
+    header = read_header(tmp_path / "a.heic")
+    assert (header.hw, header.stored_hw, header.quarter_turns) == ((120, 90), (90, 120), 3)
+    assert np.abs(decode(header).astype(int) - np.rot90(scene(), -1)).mean() < 6
+
+
 # --- files that go with photos
 
 

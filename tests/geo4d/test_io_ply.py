@@ -11,7 +11,7 @@ import torch
 import trimesh
 
 from geo4d.core.errors import InputError
-from geo4d.core.io.ply import read_points, write_mesh, write_points
+from geo4d.core.io.ply import read_points, to_uint8, write_mesh, write_points
 from geo4d.core.types import PointCloud
 
 
@@ -36,6 +36,19 @@ def test_round_trip(cloud: PointCloud, tmp_path: Path) -> None:
     empty = PointCloud(cloud.p_world[:0], cloud.rgb[:0], cloud.normal_world[:0])
     write_points(tmp_path / "empty.ply", empty)
     assert_same(empty, read_points(tmp_path / "empty.ply"))
+
+
+def test_colours_are_rounded_to_the_nearest_byte() -> None:
+    assert to_uint8(np.array([0.0, 0.4, 0.6, 254.6, 255.0, 300.0, -9.0, np.nan]) / 255).tolist() == [
+        0,
+        0,
+        1,
+        255,
+        255,
+        255,
+        0,
+        0,
+    ]
 
 
 def test_other_libraries_read_the_same(cloud: PointCloud, tmp_path: Path) -> None:

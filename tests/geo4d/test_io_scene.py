@@ -453,6 +453,19 @@ def test_a_failing_picture_leaves_nothing(scene: Scene, tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["scene"]
 
 
+def test_a_rewrite_that_fails_does_not_look_finished(scene: Scene, tmp_path: Path) -> None:
+    write_scene_files(scene, tmp_path / "x.partial")
+    atomic.write_bytes(tmp_path / "x.partial/images/.cut.jpg.tmp", b"left by a kill")
+    with pytest.raises(InputError, match="object"):
+        write_scene_files(replace(scene, report={"bad": object()}), tmp_path / "x.partial")
+    with pytest.raises(InputError, match="not finished"):
+        atomic.commit_folder(tmp_path / "x.partial", tmp_path / "x")
+    write_scene_files(scene, tmp_path / "x.partial")
+    atomic.commit_folder(tmp_path / "x.partial", tmp_path / "x")
+    assert_same_scene(scene, load_scene(tmp_path / "x"))
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
 def test_an_unfinished_folder_is_not_committed(tmp_path: Path) -> None:
     (tmp_path / "x.partial").mkdir()
     with pytest.raises(InputError, match=r"not finished"):

@@ -174,6 +174,19 @@ def test_textureless_photos_are_not_called_duplicates():
     assert selection.select_photos(looks(shots)) == {}
 
 
+@pytest.mark.parametrize("grain", [1.0, 30.0])
+def test_white_walls_under_one_lamp_are_not_called_duplicates(grain):
+    """The same broad shading with other grain, down to nothing but sensor noise: no proof of standing still."""
+    shading = 60 + 120 * np.exp(-(np.linspace(-2, 2, 640) ** 2))[None, :, None] * np.ones((480, 1, 3))
+    shots = []
+    for i in range(6):
+        rng = np.random.default_rng(i)
+        rough = cv2.GaussianBlur(rng.normal(0, 4 * grain, (480, 640)), (0, 0), 2.0)[..., None]
+        shots.append(np.clip(shading + rough + rng.normal(0, 2, shading.shape), 0, 255).astype(np.uint8))
+    assert selection._alike([selection.look(s) for s in shots]).min() > 0.9
+    assert selection.select_photos(looks(shots)) == {}
+
+
 # --- real photos
 
 

@@ -51,7 +51,9 @@ def _side_mm(page: np.ndarray, dictionary: str, marker_id: int) -> np.ndarray:
 )
 def test_the_printed_square_has_its_size(tmp_path: Path, dictionary: str, marker_id: int, size_m: float, page: str):
     pdf = write_marker_pdf(tmp_path / "marker ü.pdf", dictionary, marker_id, size_m, page=page)
-    name = next(n for n in dir(cv2.aruco) if n.upper().removeprefix("DICT_") == dictionary.upper().removeprefix("DICT_"))
+    name = next(
+        n for n in dir(cv2.aruco) if n.upper().removeprefix("DICT_") == dictionary.upper().removeprefix("DICT_")
+    )
     np.testing.assert_allclose(_side_mm(_rasterise(pdf), name, marker_id), 1000 * size_m, rtol=0.005)
 
 
@@ -93,7 +95,13 @@ def test_the_largest_marker_keeps_its_white_margin_and_its_ruler(tmp_path: Path,
 
 
 def test_what_cannot_be_printed(tmp_path: Path):
-    for arguments in ({"dictionary": "DICT_3X3"}, {"marker_id": 50}, {"marker_id": -1}, {"page": "A9"}, {"size_m": 50.0}):
+    for arguments in (
+        {"dictionary": "DICT_3X3"},
+        {"marker_id": 50},
+        {"marker_id": -1},
+        {"page": "A9"},
+        {"size_m": 50.0},
+    ):
         with pytest.raises(InputError):
             write_marker_pdf(tmp_path / "m.pdf", **arguments)
     with pytest.raises(InputError, match=r"\.pdf"):

@@ -51,8 +51,8 @@ def _write_tum(path: Path, keys: dict[str, str]) -> None:
     lines = ["# timestamp tx ty tz qx qy qz qw"]
     for name, camera in _cameras().items():
         w, x, y, z = geometry.quat_from_matrix(camera.world_from_cam[:3, :3]).tolist()
-        t = camera.world_from_cam[:3, 3].tolist()
-        lines.append(" ".join(map(repr, [*t, x, y, z, w])).join([keys[name] + " ", ""]))
+        numbers = [*camera.world_from_cam[:3, 3].tolist(), x, y, z, w]
+        lines.append(" ".join([keys[name], *map(repr, numbers)]))
     path.write_text("\n".join(lines))
 
 
@@ -107,7 +107,9 @@ def test_intrinsics_of_every_format_project_alike(tmp_path: Path, source: str):
         colmap.write_colmap(tmp_path / "sparse" / "0", cameras, _nothing())
     elif source == "json":
         given = tmp_path / "intrinsics.json"
-        given.write_text(json.dumps({"width": 192, "height": 144, "intrinsic_matrix": [160, 0, 0, 0, 162, 0, 94, 74, 1]}))
+        given.write_text(
+            json.dumps({"width": 192, "height": 144, "intrinsic_matrix": [160, 0, 0, 0, 162, 0, 94, 74, 1]})
+        )
     elif source == "K.txt":
         given = tmp_path / "K.txt"
         np.savetxt(given, camera.K.numpy())
@@ -133,7 +135,9 @@ def test_intrinsics_for_another_size_are_scaled_with_a_note_and_another_shape_re
     assert "960x540" in str(caught.value)
     with pytest.raises(InputError, match="add the size"):
         match_priors(read_priors(intrinsics="800,810,470,370"), _frames())
-    with pytest.raises(InputError, match="intrinsics for 96x72"):  # portrait pictures, and nothing says they were turned
+    with pytest.raises(
+        InputError, match="intrinsics for 96x72"
+    ):  # portrait pictures, and nothing says they were turned
         match_priors(read_priors(intrinsics="80,81,47,37@96x72"), _frames(hw=(96, 72)))
 
 
@@ -216,7 +220,10 @@ def test_position_tables(tmp_path: Path, text: str):
     path = tmp_path / "p.csv"
     path.write_text(text, encoding="utf-8")
     priors = read_priors(positions=path, positions_std_m=0.07)
-    assert {k: v.tolist() for k, v in priors.position_m.items()} == {"IMG_0001.jpg": [1, 2, 3], "IMG_0002.jpg": [4, 5, 6]}
+    assert {k: v.tolist() for k, v in priors.position_m.items()} == {
+        "IMG_0001.jpg": [1, 2, 3],
+        "IMG_0002.jpg": [4, 5, 6],
+    }
     assert priors.position_m_std == {"IMG_0001.jpg": 0.5, "IMG_0002.jpg": 0.07}
 
 
@@ -369,7 +376,9 @@ def test_kinect_frames_in_one_folder(shared_data: Path):
     names = sorted(p.name for p in folder.glob("*.color.jpg"))[::48]
     frames = _frames(names, hw=(480, 640))
     priors = match_priors(
-        read_priors(intrinsics="525,525,320,240@640x480", poses=folder, depth=folder, depth_K="585,585,320,240@640x480"),
+        read_priors(
+            intrinsics="525,525,320,240@640x480", poses=folder, depth=folder, depth_K="585,585,320,240@640x480"
+        ),
         frames,
     )
     assert set(priors.world_from_cam) == set(priors.depth) == set(priors.intrinsics) == set(names)

@@ -7,6 +7,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ import torch
 from geo4d.core import geometry
 from geo4d.core.io import atomic
 from geo4d.core.types import Camera, Frame, Frames, Observations, PointCloud, Scale, Scene
-from recon.report import facts_from_scene, figures, scene_thumbnails, verdict, write_report
+from recon.report import facts_from_scale, facts_from_scene, figures, scene_thumbnails, verdict, write_report
 from recon.report.facts import camera_centre_covariance, merge_arcs, natural_order
+from recon.scale import ScaleEstimate, combine_scales
 
 HW = (90, 120)
 STRANGE = ["<b>bold</b>.jpg", 'a "quoted" & <script>alert(1)</script>.jpg', "Straße 写真 10.jpg", "Straße 写真 9.jpg"]
@@ -88,7 +90,7 @@ def full_facts(scene: Scene) -> dict[str, Any]:
     facts["mapper"] = {
         "candidates": [
             {"mapper": "incremental", "registered": 4, "points": 40, "mean_error_px": 0.5, "cycle_error_deg": 0.1,
-             "seconds": 3.0, "chosen": True},
+             "pair_agreement": 0.97, "seconds": 3.0, "chosen": True},
             {"mapper": "global", "registered": 3, "points": 30, "mean_error_px": 0.6, "seconds": 1.0, "chosen": False},
         ],
         "reason": "more photos",
@@ -99,6 +101,7 @@ def full_facts(scene: Scene) -> dict[str, Any]:
     }  # fmt: skip
     facts["scale"]["measurements"] = [{"label": "marker 0", "expected_m": 0.05, "measured_m": 0.0502}]
     facts["scale"]["notes"] = ["one marker"]
+    facts["features"] = dict.fromkeys(names, 4000)
     facts |= {"title": "holiday", "up_source": "gravity", "covariance_gauge": "first camera fixed", "warnings": ["w1"]}
     facts["run"] = {
         "command": "geo4d reconstruct a -o b", "options": {"seed": 0}, "versions": {"geo4d": "0.1"},
@@ -310,15 +313,46 @@ def test_nothing_known_is_still_a_page(tmp_path: Path) -> None:
     assert "geo4d" in page_of(tmp_path, {}).text
 
 
+def looking_down(camera: Camera) -> Camera:
+    pose = camera.world_from_cam.clone()
+    pose[:3, :3] = torch.diag(torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64))
+    pose[:3, 3] = torch.tensor([0.0, 0.0, 5.0], dtype=torch.float64)
+    return camera.with_pose(pose)
+
+
+@pytest.mark.parametrize("kind", ["no points", "one place", "straight down", "far outlier"])
+def test_degenerate_scenes_have_a_page(kind: str, tmp_path: Path) -> None:
+    scene = make_scene([0, 0] if kind == "one place" else [0, 10])
+    if kind == "no points":
+        nothing = torch.zeros(0, dtype=torch.int64)
+        none = torch.zeros(0, 3, dtype=torch.float64)
+        scene = replace(
+            scene,
+            observations=Observations(nothing, nothing, none[:, :2], none, none.float()),
+            points=PointCloud(none, none.float(), none.float()),
+            covariance=None,
+        )
+    if kind == "straight down":
+        scene = replace(scene, camera=tuple(looking_down(c) for c in scene.camera))
+    if kind == "far outlier":
+        scene.points.p_world[0] = 1e9
+        scene.points.p_world[1] = torch.nan
+    facts = facts_from_scene(scene)
+    json.dumps(facts, allow_nan=False)
+    page = page_of(tmp_path, facts, scene=scene)
+    assert not re.search(r"\b(nan|None|inf)\b", page.source.replace("none", ""))
+    assert "From above" in page.texts
+
+
 def failed_facts(count: int) -> dict[str, Any]:
-    names = [f"{STRANGE[0]}{i}.jpg" for i in range(count)]
+    names = [f"</script><b>{i}.jpg" for i in range(count)]
     half = count // 2
     pairs = [[i, i + 1, 50 + i] for i in range(half - 1)] + [[i, i + 1, 90] for i in range(half, count - 2)]
     return {
         "title": "trip",
         "failure": {"reason": "The photos do not overlap.", "details": ["two groups"], "advice": []},
         "photos": [{"name": n, "status": "unregistered", "reason": "no overlap"} for n in names],
-        "links": {"names": names, "pairs": pairs, "components": [names[:half], names[half:-1]], "candidates": 99},
+        "links": {"names": names, "pairs": pairs, "components": [names[half:-1], names[:half]], "candidates": 99},
     }
 
 
@@ -371,6 +405,38 @@ def test_size_is_bounded_even_for_noise(tmp_path: Path, count: int, limit_mb: fl
 def test_writing_leaves_no_half_file(tmp_path: Path) -> None:
     write_report(tmp_path / "new" / "report.html", {})
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["report.html"]
+
+
+# --- scale
+
+
+def test_scale_facts_are_lengths_of_the_scene_in_metres() -> None:
+    marker = {"id": 3, "photos": ["a", "b", "c"], "photos_used": 2, "rms_px": 0.31, "side_units": 0.02}
+    unseen = {"id": 9, "photos": ["a"], "photos_used": 0, "rms_px": None, "side_units": None}
+    by_marker = ScaleEstimate(2.5, 0.01, "marker", {"side_m": 0.05, "markers": [marker, unseen]})
+    distance = {"photo": "a.jpg", "length_m": 0.3, "length_units": 0.1}
+    by_distance = ScaleEstimate(3.0, 0.05, "length", {"distances": [distance]})
+    both = combine_scales([by_marker, by_distance])
+    facts = facts_from_scale(both)
+    assert facts["relative_error"] == both.relative_error
+    assert [(m["label"], m["expected_m"]) for m in facts["measurements"]] == [
+        ("marker 3", 0.05),
+        ("length in a.jpg", 0.3),
+    ]
+    measured = [m["measured_m"] for m in facts["measurements"]]
+    assert measured == pytest.approx([0.02 * both.factor, 0.1 * both.factor])
+    assert facts["notes"][0] == "marker 3: 2 of 3 photos that show it were used; its corners fit to 0.31 px"
+    assert "standard deviations" in facts["notes"][-1]  # 2.5 and 3.0 contradict each other
+    json.dumps(facts, allow_nan=False)
+
+
+def test_positions_and_depth_images_leave_notes() -> None:
+    positions = ScaleEstimate(1.0, 0.01, "positions", {"positions": 9, "used": 8, "rms_m": 0.031})
+    assert facts_from_scale(positions)["notes"] == [
+        "8 of 9 positions were used; they agree with the cameras to 3.1\u00a0cm"
+    ]
+    depth = ScaleEstimate(1.0, 0.01, "depth", {"frames": 4, "points": 900})
+    assert facts_from_scale(depth)["notes"] == ["depth images: 900 points of 4 photos were compared"]
 
 
 # --- words and numbers

@@ -1,4 +1,4 @@
-"""Scale from lengths, positions and depth images, their combination, and which way is up: against scenes of known size."""
+"""Scale from lengths, positions and depth images, and which way is up: against scenes of known size."""
 
 from __future__ import annotations
 
@@ -105,7 +105,8 @@ def _shrunk(camera: Camera) -> Camera:
 def _metric_cameras(n: int = 6) -> list[Camera]:
     rng = np.random.default_rng(3)
     return [
-        _camera(geometry.rigid(_rotvec(*rng.normal(0, 0.1, 3)), torch.from_numpy(rng.normal(0, 0.6, 3)))) for _ in range(n)
+        _camera(geometry.rigid(_rotvec(*rng.normal(0, 0.1, 3)), torch.from_numpy(rng.normal(0, 0.6, 3))))
+        for _ in range(n)
     ]
 
 
@@ -142,7 +143,9 @@ def test_a_measured_length_gives_the_scale_within_its_error(source: str):
     metric = _metric_cameras()
     cameras = {i: _shrunk(c) for i, c in enumerate(metric)}
     a, b = [80.0, 60.0], [330.0, 230.0]
-    specs = [DistanceSpec("img_2.jpg".upper().replace("JPG", "jpg"), ((80, 60), (330, 230)), _measured(metric[2], a, b))]
+    specs = [
+        DistanceSpec("img_2.jpg".upper().replace("JPG", "jpg"), ((80, 60), (330, 230)), _measured(metric[2], a, b))
+    ]
     depth, observations = None, None
     if source == "dense":
         pinhole = cameras[2].undistorted().resize((150, 200))
@@ -349,7 +352,9 @@ def _walk(n: int, pitch: tuple[float, float], yaw: tuple[float, float], roll_std
     poses = []
     for _ in range(n):
         turn = _rotvec(0, 0, rng.uniform(*yaw)) @ level @ _rotvec(-rng.uniform(*pitch), 0, 0)
-        poses.append(geometry.rigid(turn @ _rotvec(0, 0, rng.normal(0, roll_std)), torch.from_numpy(rng.normal(size=3))))
+        poses.append(
+            geometry.rigid(turn @ _rotvec(0, 0, rng.normal(0, roll_std)), torch.from_numpy(rng.normal(size=3)))
+        )
     return poses
 
 

@@ -77,7 +77,7 @@ def read_points(path: Path) -> PointCloud:
 
     normal = torch.from_numpy(columns(("nx", "ny", "nz"), 0.0).astype(np.float32))
     normal = torch.where((normal == 0).all(-1, keepdim=True), torch.full_like(normal, torch.nan), normal)
-    rgb = columns(("red", "green", "blue"), 127).astype(np.float32) / np.float32(255)
+    rgb = columns(("red", "green", "blue"), 127.0).astype(np.float32) / np.float32(255)
     return PointCloud(
         torch.from_numpy(columns(("x", "y", "z"), np.nan).astype(np.float64)), torch.from_numpy(rgb), normal
     )

@@ -1,0 +1,279 @@
+"""Physical cameras of a set of pictures: who shares intrinsics, what is known of them, and how the sensor sees a picture.
+
+Inside structure from motion pictures are as the sensor stored them, so that portrait and landscape pictures of one phone
+share intrinsics; results are turned upright again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from geo4d.core import geometry
+from geo4d.core.types import Camera, Distortion, Frames
+from recon import bundle
+from recon.features import Features
+from recon.matches import Link
+from recon.priors import Priors, sensor_intrinsics
+
+if TYPE_CHECKING:
+    import pycolmap
+
+DEFAULT_FOCAL = 1.2
+"""Focal length in longer sides, where nothing is known."""
+EXIF_FOCAL_STD = 0.05
+CENTRE_STD = 0.01
+"""Of the principal point, in longer sides, around the middle of the picture."""
+RADIAL_STD = 0.3
+TANGENTIAL_STD = 4e-4
+ASPECT_STD = 1e-3
+"""Of log(fx / fy): pixels are square."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sensors:
+    """Groups of frames that share intrinsics.
+
+    `of_frame` (n,) is each frame's group; `hw` per group the picture size as the sensor stores it; `turns` (n,) the quarter
+    turns from there to the upright picture; `known` per group intrinsics that were given, with `known_std` of the focal
+    length; `focal_prior` per group in pixels or None.
+    """
+
+    of_frame: np.ndarray
+    turns: np.ndarray
+    hw: tuple[tuple[int, int], ...]
+    upright_hw: tuple[tuple[int, int], ...]
+    known: tuple[Camera | None, ...]
+    known_std: float
+    focal_prior: tuple[float | None, ...]
+    names: tuple[str, ...]
+
+    @property
+    def count(self) -> int:
+        """How many groups there are."""
+        return len(self.hw)
+
+    def fixed(self, group: int) -> bool:
+        """Whether the group's intrinsics are known for certain."""
+        return self.known[group] is not None and self.known_std == 0
+
+    def keypoints(self, found: Sequence[Features]) -> list[np.ndarray]:
+        """Keypoints of every frame in pixels of the picture as the sensor stores it."""
+        return [self._turned(f.uv_px, self.upright_hw[i], -int(self.turns[i])) for i, f in enumerate(found)]
+
+    def upright_pixels(self, frame: int, uv_px: np.ndarray) -> np.ndarray:
+        """Sensor pixels as pixels of the upright picture."""
+        return self._turned(uv_px, self.hw[self.of_frame[frame]], int(self.turns[frame]))
+
+    @staticmethod
+    def _turned(uv_px: np.ndarray, hw: tuple[int, int], turns: int) -> np.ndarray:
+        return uv_px if turns % 4 == 0 else geometry.turn_pixels(torch.from_numpy(uv_px), hw, turns).numpy()
+
+    def _turn(self, frame: int) -> np.ndarray:
+        """Rotation upright_from_sensor."""
+        return geometry.quarter_turn(int(self.turns[frame])).numpy().astype(np.float64)
+
+    def sensor_pose(self, frame: int, world_from_upright: np.ndarray) -> np.ndarray:
+        """cam_from_world 4x4 of the sensor from the pose of the upright picture's camera."""
+        upright_from_sensor = np.eye(4)
+        upright_from_sensor[:3, :3] = self._turn(frame)
+        return np.linalg.inv(world_from_upright @ upright_from_sensor)
+
+    def upright_covariance(self, frame: int, covariance: np.ndarray) -> np.ndarray:
+        """Covariance of (rotation, translation) of cam_from_world of the upright camera."""
+        turn = np.kron(np.eye(2), self._turn(frame))
+        return turn @ covariance @ turn.T
+
+    def camera(self, frame: int, cam_from_world: np.ndarray, lens: np.ndarray) -> Camera:
+        """The camera of the upright picture."""
+        group = int(self.of_frame[frame])
+        K = torch.eye(3, dtype=torch.float64)
+        K[0, 0], K[1, 1], K[0, 2], K[1, 2] = (float(v) for v in lens[:4])
+        pose = torch.eye(4, dtype=torch.float64)
+        pose[:3] = torch.from_numpy(cam_from_world)
+        name = "OPENCV_FISHEYE" if self._fisheye(group) else "OPENCV"
+        distortion = Distortion(name, torch.from_numpy(lens[4:].astype(np.float64)))
+        sensor = Camera(K, geometry.rigid_inverse(pose), self.hw[group], distortion)
+        return sensor.turned(int(self.turns[frame]))
+
+    def _fisheye(self, group: int) -> bool:
+        known = self.known[group]
+        return known is not None and known.distortion is not None and known.distortion.model == "OPENCV_FISHEYE"
+
+    def start_focal(self, group: int) -> float:
+        """The focal length to begin with, in pixels."""
+        known = self.known[group]
+        if known is not None:
+            return float(known.K[0, 0] + known.K[1, 1]) / 2
+        return self.focal_prior[group] or DEFAULT_FOCAL * max(self.hw[group])
+
+    def colmap(self, group: int) -> pycolmap.Camera:
+        """The camera that the mappers begin with: one radial term where nothing is known."""
+        import pycolmap
+
+        height, width = self.hw[group]
+        if self.known[group] is not None:
+            model = "OPENCV_FISHEYE" if self._fisheye(group) else "OPENCV"
+            camera = pycolmap.Camera.create_from_model_name(0, model, 1.0, width, height)
+            camera.params = list(self._known_lens(group))
+            camera.has_prior_focal_length = True
+            return camera
+        camera = pycolmap.Camera.create_from_model_name(0, "SIMPLE_RADIAL", self.start_focal(group), width, height)
+        camera.has_prior_focal_length = self.focal_prior[group] is not None
+        return camera
+
+    def _known_lens(self, group: int) -> np.ndarray:
+        """The 8 parameters of a known camera, as OPENCV or OPENCV_FISHEYE."""
+        camera = self.known[group]
+        assert camera is not None
+        K = camera.K.numpy()
+        lens = np.zeros(8)
+        lens[:4] = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
+        if camera.distortion is not None:
+            extras = camera.distortion.params.numpy()
+            lens[4 : 4 + len(extras)] = extras
+        return lens
+
+    def to_opencv(self, model: pycolmap.Reconstruction) -> None:
+        """Widens the mapper's one radial term to COLMAP's OPENCV model, in place."""
+        import pycolmap
+
+        for camera in model.cameras.values():
+            if camera.model == pycolmap.CameraModelId.SIMPLE_RADIAL:
+                f, cx, cy, k = camera.params
+                camera.model = pycolmap.CameraModelId.OPENCV
+                camera.params = [f, f, cx, cy, k, 0.0, 0.0, 0.0]
+
+    def start(self, model: pycolmap.Reconstruction) -> tuple[np.ndarray, np.ndarray]:
+        """Model kinds (g,) and intrinsics (g, 8) of the mapper's cameras; those of unused groups stay at their start."""
+        lens = np.zeros((self.count, 8))
+        kinds = np.zeros(self.count, np.int64)
+        for g in range(self.count):
+            kinds[g] = bundle.MODELS["OPENCV_FISHEYE" if self._fisheye(g) else "OPENCV"]
+            if (g + 1) in model.cameras:
+                lens[g] = model.cameras[g + 1].params
+            else:
+                height, width = self.hw[g]
+                focal = self.start_focal(g)
+                lens[g, :4] = focal, focal, width / 2, height / 2
+        return kinds, lens
+
+    def priors(self) -> tuple[np.ndarray, np.ndarray, float]:
+        """Means and deviations (g, 8) of the intrinsics, and the deviation of log(fx / fy)."""
+        mean, std = np.zeros((self.count, 8)), np.zeros((self.count, 8))
+        for g, (height, width) in enumerate(self.hw):
+            side = max(height, width)
+            if self.known[g] is not None:
+                mean[g] = self._known_lens(g)
+                focal = mean[g, 0] * self.known_std
+                if focal > 0:
+                    # What is uncertain of the focal length is so of the rest in proportion.
+                    std[g] = [focal, focal, focal / 2, focal / 2, self.known_std, self.known_std, 1e-4, 1e-4]
+                continue
+            prior = self.focal_prior[g]
+            focal_std = np.inf if prior is None else EXIF_FOCAL_STD * prior
+            mean[g, :4] = prior or 0.0, prior or 0.0, width / 2, height / 2
+            std[g] = [focal_std, focal_std, CENTRE_STD * side, CENTRE_STD * side, RADIAL_STD, RADIAL_STD]\
+                + [TANGENTIAL_STD, TANGENTIAL_STD]
+        return mean, std, (np.inf if any(k is not None for k in self.known) else ASPECT_STD)
+
+    def facts(self, lens: np.ndarray, covariance: np.ndarray) -> list[dict[str, Any]]:
+        """Parts of `recon.report.IntrinsicsFacts`, per group; pixels as the sensor stores the picture."""
+        out = []
+        for g in range(self.count):
+            std = np.sqrt(np.maximum(np.diag(covariance[g]), 0))
+            prior = self.focal_prior[g]
+            free = self.fixed(g)
+            out.append(
+                {
+                    "sensor": self.names[g],
+                    "photos": int((self.of_frame == g).sum()),
+                    "hw": list(self.hw[g]),
+                    "model": "OPENCV_FISHEYE" if self._fisheye(g) else "OPENCV",
+                    "focal_px": [float(lens[g, 0]), float(lens[g, 1])],
+                    "focal_std_px": float(std[:2].max()),
+                    "prior_focal_px": prior,
+                    "prior_source": "given" if self.known[g] is not None else ("EXIF" if prior else None),
+                    "principal_point_px": [float(lens[g, 2]), float(lens[g, 3])],
+                    "principal_point_std_px": float(std[2:4].max()),
+                    "distortion": [float(v) for v in lens[g, 4:]],
+                    "freed": [] if free else self._freed(g, std),
+                }
+            )
+        return out
+
+    def _freed(self, group: int, std: np.ndarray) -> list[str]:
+        """Parameters of which the pictures say more than the prior: their deviation fell to less than half."""
+        _, before, _ = self.priors()
+        names = ("fx", "fy", "cx", "cy", "k1", "k2", "p1", "p2")
+        return [n for n, b, s in zip(names, before[group], std, strict=True) if b > 0 and s < b / 2]
+
+
+def group(frames: Frames, priors: Priors) -> Sensors:
+    """Frames of one sensor and one stored size share intrinsics."""
+    stored = [f.hw if f.quarter_turns % 2 == 0 else (f.hw[1], f.hw[0]) for f in frames]
+    keys = [(f.sensor, hw) for f, hw in zip(frames, stored, strict=True)]
+    order = list(dict.fromkeys(keys))
+    known_by_sensor = sensor_intrinsics(priors, frames) if priors.intrinsics else {}
+    known, focal = [], []
+    for sensor, hw in order:
+        camera = known_by_sensor.get(sensor)
+        known.append(None if camera is None else _simple(camera.resize(hw)))
+        seen = [f.focal_prior_px for f, k in zip(frames, keys, strict=True) if k == (sensor, hw) and f.focal_prior_px]
+        focal.append(float(np.median(seen)) if seen else None)
+    return Sensors(
+        np.array([order.index(k) for k in keys]), np.array([f.quarter_turns % 4 for f in frames]), tuple(hw for _, hw in order),
+        tuple(f.hw for f in frames), tuple(known), priors.focal_relative_std, tuple(focal), tuple(s for s, _ in order),
+    )  # fmt: skip
+
+
+def _simple(camera: Camera) -> Camera:
+    return camera.to("cpu")
+
+
+def focal_from_poses(model: pycolmap.Reconstruction, sensors: Sensors, links: Sequence[Link]) -> dict[int, float]:
+    """Focal length per COLMAP camera id (of those not known) at which the given poses explain the matches best.
+
+    Minimises the median epipolar distance over a grid of focal lengths of all unknown groups together.
+    """
+    unknown = [g for g in range(sensors.count) if sensors.known[g] is None]
+    placed = set(model.reg_image_ids())
+    usable = [k for k in links if k.pair[0] + 1 in placed and k.pair[1] + 1 in placed]
+    usable = sorted(usable, key=lambda k: -len(k.inliers))[:60]
+    if not unknown or not usable:
+        return {}
+    factors = np.exp(np.linspace(np.log(0.5), np.log(2.0), 57))
+    errors = [_epipolar_error_px(model, sensors, usable, unknown, f) for f in factors]
+    best = float(factors[int(np.argmin(errors))])
+    return {g + 1: best * sensors.start_focal(g) for g in unknown}
+
+
+def _epipolar_error_px(
+    model: pycolmap.Reconstruction, sensors: Sensors, links: Sequence[Link], unknown: Sequence[int], factor: float
+) -> float:
+    errors = []
+    for link in links:
+        a, b = (model.image(i + 1) for i in link.pair)
+        points, focal = [], 1.0
+        for image, index in ((a, link.inliers[:, 0]), (b, link.inliers[:, 1])):
+            uv = np.array([p.xy for p in image.points2D])[index]
+            g = image.camera_id - 1
+            if g in unknown:
+                focal = factor * sensors.start_focal(g)
+                height, width = sensors.hw[g]
+                xy = (uv - [width / 2, height / 2]) / focal
+            else:
+                camera = model.camera(image.camera_id)
+                focal, xy = camera.mean_focal_length(), camera.cam_from_img(uv)
+            points.append(np.column_stack([xy, np.ones(len(xy))]))
+        b_from_a = b.cam_from_world() * a.cam_from_world().inverse()
+        t = b_from_a.translation
+        cross = np.array([[0, -t[2], t[1]], [t[2], 0, -t[0]], [-t[1], t[0], 0]])
+        line = points[0] @ (cross @ b_from_a.rotation.matrix()).T
+        distance = np.abs((line * points[1]).sum(1)) / np.maximum(np.linalg.norm(line[:, :2], axis=1), 1e-12)
+        errors.append(np.median(distance) * focal)
+    return float(np.median(errors))

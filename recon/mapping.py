@@ -1,0 +1,256 @@
+"""COLMAP's incremental and global mappers, and the evidence by which one of them is chosen."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from recon.matches import Link
+
+if TYPE_CHECKING:
+    import pycolmap
+
+MANY_PICTURES = 150
+"""From so many pictures on, the global mapper goes first: the incremental one slows down with every picture."""
+GOOD_SHARE, GOOD_ERROR_PX, GOOD_AGREEMENT = 0.95, 1.6, 0.85
+"""Share of linked pictures, reprojection error and share of agreeing pairs from which no other mapper is tried."""
+AGREE_DEG = 5.0
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """What one mapper made: the largest reconstruction, the others' image ids, and the evidence for it."""
+
+    mapper: str
+    reconstruction: pycolmap.Reconstruction | None
+    others: tuple[tuple[int, ...], ...] = ()
+    seconds: float = 0.0
+    registered: int = 0
+    points: int = 0
+    mean_error_px: float = float("nan")
+    cycle_error_deg: float = float("nan")
+    agreement: float = float("nan")
+    """Share of verified pairs whose own relative rotation agrees with the model's within `AGREE_DEG`."""
+
+    @property
+    def score(self) -> float:
+        """Registered pictures count, discounted by disagreement of the pairs."""
+        return self.registered * (1.0 if np.isnan(self.agreement) else self.agreement)
+
+
+@dataclass(frozen=True)
+class MappingOptions:
+    """How to run the mappers; `fixed_cameras` are COLMAP camera ids whose intrinsics are known."""
+
+    mapper: str = "auto"
+    seed: int = 0
+    threads: int = 1
+    fixed_cameras: frozenset[int] = frozenset()
+
+
+def reconstruct(
+    database: Path, links: Sequence[Link], linked: int, out: Path, options: MappingOptions
+) -> tuple[Model, list[Model], str]:
+    """The better model, all models tried, and why it was chosen.
+
+    The first mapper suffices where its evidence is good; `linked` is the number of pictures in the largest component.
+    """
+    order = ["incremental", "global"] if linked <= MANY_PICTURES else ["global", "incremental"]
+    if options.mapper != "auto":
+        order = [options.mapper]
+    tried: list[Model] = []
+    for kind in order:
+        tried.append(_run(kind, database, links, out / kind, options))
+        weak = _weakness(tried[-1], linked)
+        if not weak:
+            break
+    best = max(tried, key=lambda m: (m.score, -m.mean_error_px if m.registered else -np.inf))
+    return best, tried, _reason(tried, best, linked, options)
+
+
+def _weakness(model: Model, linked: int) -> str:
+    if model.registered < max(2, GOOD_SHARE * linked):
+        return f"only {model.registered} of {linked} linked pictures were placed"
+    if model.mean_error_px > GOOD_ERROR_PX:
+        return f"the reprojection error was {model.mean_error_px:.2f} px"
+    if model.agreement < GOOD_AGREEMENT:
+        return f"only {100 * model.agreement:.0f} % of the pairs agreed with it"
+    return ""
+
+
+def _reason(tried: Sequence[Model], best: Model, linked: int, options: MappingOptions) -> str:
+    if options.mapper != "auto":
+        return f"the {best.mapper} mapper was asked for"
+    if len(tried) == 1:
+        return f"the {best.mapper} mapper placed {best.registered} of {linked} linked pictures and its pairs agree"
+    why = _weakness(tried[0], linked)
+    numbers = "; ".join(f"{m.mapper}: {m.registered} placed, {100 * m.agreement:.0f} % of pairs agree" for m in tried)
+    return f"{tried[0].mapper} alone was not enough ({why}); {numbers}"
+
+
+def _run(kind: str, database: Path, links: Sequence[Link], out: Path, options: MappingOptions) -> Model:
+    import pycolmap
+
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    start = time.perf_counter()
+    own = out / "database.db"
+    shutil.copy(database, own)
+    pycolmap.set_random_seed(options.seed)
+    found = (_incremental if kind == "incremental" else _global)(own, out, options)
+    own.unlink(missing_ok=True)
+    models = sorted(found.values(), key=lambda r: (-r.num_reg_images(), -r.num_points3D()))
+    seconds = time.perf_counter() - start
+    if not models:
+        return Model(kind, None, seconds=seconds)
+    best = models[0]
+    agreement, cycle = rotation_evidence(best, links)
+    return Model(
+        kind,
+        best,
+        tuple(tuple(sorted(m.reg_image_ids())) for m in models[1:]),
+        seconds,
+        best.num_reg_images(),
+        best.num_points3D(),
+        best.compute_mean_reprojection_error(),
+        cycle,
+        agreement,
+    )
+
+
+def _incremental(database: Path, out: Path, options: MappingOptions) -> dict[int, pycolmap.Reconstruction]:
+    import pycolmap
+
+    for relaxed in (False, True):
+        settings = pycolmap.IncrementalPipelineOptions()
+        settings.num_threads = options.threads
+        settings.random_seed = options.seed
+        settings.extract_colors = False
+        settings.min_model_size = 2
+        settings.constant_cameras = set(options.fixed_cameras)
+        settings.mapper.constant_cameras = set(options.fixed_cameras)
+        # The bundle is adjusted again afterwards, with better tracks: here it need not be polished.
+        settings.ba_global_frames_ratio = settings.ba_global_points_ratio = 1.3
+        settings.ba_global_max_refinements = 2
+        settings.mapper.abs_pose_min_num_inliers = 20
+        if relaxed:
+            settings.mapper.init_min_num_inliers = 30
+            settings.mapper.init_min_tri_angle = 3.0
+            settings.mapper.abs_pose_min_num_inliers = 12
+            settings.mapper.abs_pose_min_inlier_ratio = 0.15
+        found = pycolmap.incremental_mapping(database, out, out, settings)
+        if found:
+            return dict(found)
+    return {}
+
+
+def _global(database: Path, out: Path, options: MappingOptions) -> dict[int, pycolmap.Reconstruction]:
+    import pycolmap
+
+    if not options.fixed_cameras:
+        pycolmap.calibrate_view_graph(database)
+    settings = pycolmap.GlobalPipelineOptions()
+    settings.num_threads = options.threads
+    settings.random_seed = options.seed
+    settings.mapper.bundle_adjustment.ceres.use_gpu = False
+    settings.mapper.global_positioning.use_gpu = False
+    if options.fixed_cameras:
+        settings.mapper.bundle_adjustment.refine_focal_length = False
+        settings.mapper.bundle_adjustment.refine_extra_params = False
+    return dict(pycolmap.global_mapping(database, out, out, settings))
+
+
+def rotation_evidence(
+    model: pycolmap.Reconstruction, links: Sequence[Link], *, max_pairs: int = 400
+) -> tuple[float, float]:
+    """Share of pairs whose own relative rotation agrees with the model, and the median error round triplets in degrees.
+
+    The pairs' rotations come from their matches alone, with the model's intrinsics; pairs of a plane or of one spot, whose
+    rotation is ambiguous, do not count.
+    """
+    placed = set(model.reg_image_ids())
+    usable = [k for k in links if k.pair[0] + 1 in placed and k.pair[1] + 1 in placed]
+    usable = sorted(usable, key=lambda k: -len(k.inliers))[:max_pairs]
+    turns, good = {}, []
+    for link in usable:
+        turn = _pair_rotation(model, link)
+        if turn is None:
+            continue
+        i, j = link.pair
+        expected = (model.images[j + 1].cam_from_world() * model.images[i + 1].cam_from_world().inverse()).rotation.matrix()
+        turns[(i, j)] = turn
+        good.append(_angle_deg(expected.T @ turn) < AGREE_DEG)
+    return (float(np.mean(good)) if good else float("nan")), _cycle_error_deg(turns)
+
+
+def _pair_rotation(model: pycolmap.Reconstruction, link: Link) -> np.ndarray | None:
+    import cv2
+
+    a, b = (model.images[i + 1] for i in link.pair)
+    first = model.cameras[a.camera_id].cam_from_img(_pixels(a)[link.inliers[:, 0]])
+    second = model.cameras[b.camera_id].cam_from_img(_pixels(b)[link.inliers[:, 1]])
+    threshold = 2.0 / model.cameras[a.camera_id].mean_focal_length()
+    essential, mask = cv2.findEssentialMat(first, second, np.eye(3), cv2.USAC_MAGSAC, 0.999, threshold, 500)
+    if essential is None or essential.shape != (3, 3):
+        return None
+    count, turn, _, _ = cv2.recoverPose(essential, first, second, np.eye(3), mask=mask)
+    return turn if count >= 15 else None
+
+
+def _pixels(image: pycolmap.Image) -> np.ndarray:
+    return np.array([p.xy for p in image.points2D]).reshape(-1, 2)
+
+
+def _cycle_error_deg(turns: dict[tuple[int, int], np.ndarray], limit: int = 5000) -> float:
+    """Median rotation left over round triplets i -> j -> k -> i."""
+    after: dict[int, list[int]] = {}
+    for i, j in sorted(turns):
+        after.setdefault(i, []).append(j)
+    errors: list[float] = []
+    for i, j in sorted(turns):
+        for k in after.get(j, []):
+            if (i, k) in turns and len(errors) < limit:
+                errors.append(_angle_deg(turns[(i, k)].T @ turns[(j, k)] @ turns[(i, j)]))
+    return float(np.median(errors)) if errors else float("nan")
+
+
+def _angle_deg(turn: np.ndarray) -> float:
+    axis = np.array([turn[2, 1] - turn[1, 2], turn[0, 2] - turn[2, 0], turn[1, 0] - turn[0, 1]])
+    return float(np.degrees(np.arctan2(np.linalg.norm(axis), np.trace(turn) - 1)))
+
+
+def triangulate(
+    database: Path, model: pycolmap.Reconstruction, out: Path, *, seed: int, max_error_px: float = 4.0
+) -> pycolmap.Reconstruction:
+    """The model with all its matches triangulated again, its tracks completed and merged; cameras stay as they are."""
+    import pycolmap
+
+    own = out / "triangulate.db"
+    own.unlink(missing_ok=True)
+    shutil.copy(database, own)
+    with pycolmap.Database.open(own) as opened:
+        for camera in model.cameras.values():
+            opened.update_camera(camera)
+        cache = pycolmap.DatabaseCache.create(opened, pycolmap.DatabaseCacheOptions())
+    own.unlink()
+    mapper = pycolmap.IncrementalMapper(cache)
+    mapper.begin_reconstruction(model)
+    settings = pycolmap.IncrementalTriangulatorOptions()
+    settings.random_seed = seed
+    settings.min_angle = 1.0
+    settings.ignore_two_view_tracks = False
+    settings.complete_max_reproj_error = settings.merge_max_reproj_error = max_error_px
+    for image_id in sorted(model.reg_image_ids()):
+        mapper.triangulate_image(settings, image_id)
+    mapper.retriangulate(settings)
+    mapper.complete_tracks(settings)
+    mapper.merge_tracks(settings)
+    mapper.observation_manager.filter_all_points3D(max_error_px, 1.0)
+    mapper.end_reconstruction(False)
+    return model

@@ -1,0 +1,203 @@
+"""Feature matches between pictures, verified by two-view geometry, in a COLMAP database."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from recon import features
+from recon.pairs import Pair
+
+if TYPE_CHECKING:
+    import pycolmap
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+MIN_INLIERS = 15
+FUNDAMENTAL_PX = 2.0
+"""Threshold of the first check, in pixels of a picture of 1000 px on its longer side (scaled to the picture)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Link:
+    """A verified pair: keypoint indices (m, 2) and COLMAP's configuration of its two-view geometry."""
+
+    pair: Pair
+    inliers: np.ndarray
+    configuration: str = ""
+
+
+@contextmanager
+def workers(threads: int):  # noqa: ANN201
+    """A function `run(function, items)` that maps in order on `threads` threads, each of which multiplies on one."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    pool = ThreadPoolExecutor(threads, initializer=lambda: torch.set_num_threads(1))
+
+    def run(function: Callable[[T], R], items: Iterable[T]) -> Iterable[R]:
+        return pool.map(function, items)
+
+    try:
+        yield run
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(before)
+
+
+def match_pairs(
+    found: Sequence[features.Features],
+    sides: Sequence[int],
+    pairs: Sequence[Pair],
+    run: Callable[..., Iterable[np.ndarray]],
+    advance: Callable[[], None],
+) -> list[np.ndarray]:
+    """Matches of every pair that one fundamental matrix explains: int32 (m, 2) keypoint indices, empty where none does.
+
+    `sides` are the longer sides of the pictures in pixels.
+    """
+    ready = [features.prepare(f.descriptor) for f in found]
+
+    def one(pair: Pair) -> np.ndarray:
+        i, j = pair
+        result = _consistent(features.match(ready[i], ready[j]), found[i].uv_px, found[j].uv_px, max(sides[i], sides[j]))
+        advance()
+        return result
+
+    return list(run(one, pairs))
+
+
+def _consistent(pairs: np.ndarray, a_px: np.ndarray, b_px: np.ndarray, side: int) -> np.ndarray:
+    import cv2
+
+    if len(pairs) < MIN_INLIERS:
+        return pairs[:0]
+    threshold = FUNDAMENTAL_PX * max(side, 500) / 1000
+    _, inlier = cv2.findFundamentalMat(a_px[pairs[:, 0]], b_px[pairs[:, 1]], cv2.USAC_MAGSAC, threshold, 0.999, 5000)
+    kept = pairs[:0] if inlier is None else pairs[inlier.ravel() > 0]
+    return kept if len(kept) >= MIN_INLIERS else pairs[:0]
+
+
+def write_database(
+    path: Path,
+    names: Sequence[str],
+    group: Sequence[int],
+    cameras: Sequence[pycolmap.Camera],
+    keypoints_px: Sequence[np.ndarray],
+    matched: dict[Pair, np.ndarray],
+    *,
+    seed: int,
+    threads: int,
+) -> None:
+    """A COLMAP database with image ids 1 + index, camera ids 1 + group, and geometrically verified matches.
+
+    `keypoints_px` (k, 2) are pixels of the pictures as their cameras see them. Written aside and renamed at the end.
+    """
+    import pycolmap
+
+    aside = path.with_name(path.name + ".part")
+    aside.unlink(missing_ok=True)
+    with pycolmap.Database.open(aside) as database, pycolmap.DatabaseTransaction(database):
+        rigs = []
+        for c, camera in enumerate(cameras):
+            camera.camera_id = c + 1
+            database.write_camera(camera, use_camera_id=True)
+            rig = pycolmap.Rig()
+            rig.add_ref_sensor(camera.sensor_id)
+            rigs.append(database.write_rig(rig))
+        for i, name in enumerate(names):
+            camera = cameras[group[i]]
+            database.write_image(pycolmap.Image(name=name, camera_id=camera.camera_id, image_id=i + 1), use_image_id=True)
+            frame = pycolmap.Frame()
+            frame.rig_id = rigs[group[i]]
+            frame.add_data_id(pycolmap.data_t(camera.sensor_id, i + 1))
+            database.write_frame(frame)
+            database.write_keypoints(i + 1, np.ascontiguousarray(keypoints_px[i], np.float32))
+        for (i, j), pairs in sorted(matched.items()):
+            if len(pairs) >= MIN_INLIERS:
+                database.write_matches(i + 1, j + 1, pairs.astype(np.uint32))
+    _verify(aside, seed, threads)
+    aside.rename(path)
+
+
+def _verify(path: Path, seed: int, threads: int) -> None:
+    import pycolmap
+
+    options = pycolmap.TwoViewGeometryOptions()
+    options.ransac.random_seed = seed
+    options.detect_watermark = False
+    options.min_num_inliers = MIN_INLIERS
+    verifier = pycolmap.GeometricVerifierOptions()
+    verifier.num_threads = threads
+    pycolmap.geometric_verification(path, verifier, pycolmap.ExistingMatchedPairingOptions(), options)
+
+
+def read_links(path: Path) -> list[Link]:
+    """The verified pairs of a database, sorted."""
+    import pycolmap
+
+    links = []
+    with pycolmap.Database.open(path) as database:
+        ids, geometries = database.read_two_view_geometries()
+        for pair_id, geometry in zip(ids, geometries, strict=True):
+            first, second = pycolmap.pair_id_to_image_pair(pair_id)
+            inliers = np.asarray(geometry.inlier_matches).reshape(-1, 2)
+            if len(inliers) >= MIN_INLIERS:
+                kind = pycolmap.TwoViewGeometryConfiguration(geometry.config).name
+                links.append(Link((first - 1, second - 1), inliers.astype(np.int64), kind))
+    return sorted(links, key=lambda link: link.pair)
+
+
+def one_spot_share(
+    links: Sequence[Link], keypoints_px: Sequence[np.ndarray], hw: Sequence[tuple[int, int]], *, max_links: int = 60
+) -> tuple[float, float]:
+    """Share of links that a rotation of the camera alone explains, and the median deviation from a rotation there.
+
+    A homography H between two pictures taken from one spot is K2 R K1^-1, so K2^-1 H K1 has three equal singular values; a
+    plane seen from two spots does not. One focal length (in longer sides) is fitted for all links.
+    """
+    strongest = sorted(links, key=lambda k: -len(k.inliers))[:max_links]
+    homographies = [_homography(k, keypoints_px, hw) for k in strongest]
+    usable = [h for h in homographies if h is not None]
+    if not usable:
+        return 0.0, float("nan")
+    spreads = np.array([[_spread(h, focal) for h in usable] for focal in np.exp(np.linspace(np.log(0.4), np.log(4.0), 24))])
+    best = spreads[int(np.argmin(np.median(spreads, axis=1)))]
+    return float((best < ONE_SPOT_SPREAD).sum() / len(strongest)), float(np.median(best))
+
+
+ONE_SPOT_SPREAD = 0.02
+"""Largest relative difference of singular values of a rotation measured from pictures."""
+
+
+def _homography(
+    link: Link, keypoints_px: Sequence[np.ndarray], hw: Sequence[tuple[int, int]]
+) -> np.ndarray | None:
+    """H in coordinates centred and divided by the longer side, where it explains nearly all inliers of the link."""
+    import cv2
+
+    centred = []
+    for i, column in zip(link.pair, link.inliers.T, strict=True):
+        uv = keypoints_px[i][column].astype(np.float64)
+        middle, side = np.array([hw[i][1] / 2, hw[i][0] / 2]), max(hw[i])
+        if not (uv.max(0) <= [hw[i][1], hw[i][0]]).all():
+            middle = middle[::-1]
+        centred.append((uv - middle) / side)
+    H, inlier = cv2.findHomography(centred[0], centred[1], cv2.USAC_MAGSAC, 0.003, None, 3000, 0.999)
+    if H is None or inlier is None or inlier.mean() < 0.9 or np.linalg.det(H) <= 0:
+        return None
+    return H
+
+
+def _spread(H: np.ndarray, focal: float) -> float:
+    scale = np.diag([1 / focal, 1 / focal, 1.0])
+    values = np.linalg.svd(scale @ H @ np.linalg.inv(scale), compute_uv=False)
+    return float((values[0] - values[2]) / values[1])

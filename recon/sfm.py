@@ -1,0 +1,489 @@
+"""Cameras from pictures by structure from motion: SIFT, chosen pairs, COLMAP's mappers, own bundle adjustment with priors."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from geo4d.core import geometry
+from geo4d.core.errors import InputError, ReconstructionError
+from geo4d.core.progress import Progress
+from geo4d.core.types import Camera, Frames, Observations
+from recon import bundle, features, intrinsics, mapping, matches, pairs, tracks
+from recon.bundle import Problem
+from recon.features import Features
+from recon.matches import Link
+from recon.options import ReconstructOptions
+from recon.pairs import Pair
+from recon.priors import Priors
+from recon.solution import CameraSolution
+from recon.tracks import Tracks
+
+if TYPE_CHECKING:
+    import pycolmap
+
+VERSION = 1
+"""Of the files in the work folder; other versions are made anew."""
+LOSS_PX = 0.5
+"""Scale of the Cauchy loss in pixels of a picture of 2000 px."""
+FEW_PARTNERS = 15
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """What every stage needs."""
+
+    frames: Frames
+    priors: Priors
+    options: ReconstructOptions
+    work: Path
+    progress: Progress
+    sensors: intrinsics.Sensors
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.frames.names
+
+
+def solve_cameras(
+    frames: Frames, *, priors: Priors, options: ReconstructOptions, work_dir: Path, progress: Progress
+) -> CameraSolution:
+    """Calibrated cameras of the pictures that link to one scene, with tracks, covariance and the evidence for them.
+
+    Finished stages (features, verified matches, mapping) are kept in `work_dir` and taken from there when they fit.
+
+    Raises:
+        InputError: fewer than two frames.
+        ReconstructionError: the pictures do not link, all were taken from one spot, or no mapper finds a model; `evidence`
+            holds the links all the same.
+    """
+    if len(frames) < 2:
+        raise InputError(
+            "cannot find cameras from so few pictures", found=f"{len(frames)}", accepted="2 or more of one place"
+        )
+    _quiet_colmap()
+    run = _Run(frames, priors, options, _folder(work_dir, frames, priors, options), progress, intrinsics.group(frames, priors))
+    found = _features(run)
+    links, candidates = _links(run, found)
+    facts: dict[str, Any] = {"links": _link_facts(run, links, candidates)}
+    _check_links(run, links, facts)
+    model, mapper_facts = _mapping(run, links, facts)
+    facts["mapper"] = mapper_facts
+    refined = _refine(run, found, model, links)
+    return _solution(run, found, links, refined, facts)
+
+
+def _quiet_colmap() -> None:
+    import pycolmap
+
+    pycolmap.logging.minloglevel = pycolmap.logging.ERROR.value
+    pycolmap.logging.alsologtostderr = False
+
+
+def _folder(work: Path, frames: Frames, priors: Priors, options: ReconstructOptions) -> Path:
+    """The work folder; emptied where it was made for other pictures or settings."""
+    known = [
+        VERSION, [(f.name, f.hw, f.sensor, f.quarter_turns) for f in frames], options.feature_size, options.mapper, options.seed,
+        sorted((n, c.K.tolist()) for n, c in priors.intrinsics.items()), priors.focal_relative_std,
+        sorted((n, p.tolist()) for n, p in priors.world_from_cam.items()), priors.rotation_std_rad, priors.position_std_m,
+    ]  # fmt: skip
+    key = hashlib.sha256(json.dumps(known, default=str).encode()).hexdigest()
+    stamp = work / "made_for"
+    if work.exists() and not (stamp.exists() and stamp.read_text() == key):
+        shutil.rmtree(work)
+    work.mkdir(parents=True, exist_ok=True)
+    stamp.write_text(key)
+    return work
+
+
+def _features(run: _Run) -> list[Features]:
+    """Features of every picture, or those found before."""
+    path = run.work / "features.npz"
+    if path.exists():
+        return features.load(path)
+    import cv2
+
+    threads = run.options.num_threads
+    before = cv2.getNumThreads()
+    # opencv's own threads make up for pictures that are too large to hold several of them.
+    large = max(max(f.hw) for f in run.frames) > 2600
+    cv2.setNumThreads(threads if large else 1)
+    try:
+        with matches.workers(1 if large else threads) as pool, run.progress.stage("features", len(run.frames)) as advance:
+
+            def one(index: int) -> Features:
+                frame = run.frames[index]
+                mask = None if frame.read_mask is None else np.ascontiguousarray(frame.read_mask())
+                result = features.extract(frame.read(), mask, max_side=run.options.feature_size)
+                advance()
+                return result
+
+            found = list(pool(one, range(len(run.frames))))
+    finally:
+        cv2.setNumThreads(before)
+    aside = run.work / "features.part.npz"
+    features.save(aside, found)
+    aside.rename(path)
+    return found
+
+
+def _links(run: _Run, found: Sequence[Features]) -> tuple[list[Link], list[Pair]]:
+    """Verified pairs, and all that were tried."""
+    database, tried_file = run.work / "database.db", run.work / "pairs.json"
+    if database.exists() and tried_file.exists():
+        return matches.read_links(database), [tuple(p) for p in json.loads(tried_file.read_text())]
+    threads = run.options.num_threads
+    with matches.workers(threads) as pool:
+        n = len(found)
+        with run.progress.stage("pairs"):
+            votes = np.zeros((n, n), np.int64) if n <= pairs.FEW_PICTURES else pairs.vote(found, pool)
+            chosen = pairs.choose(votes, ordered=_ordered(run.frames))
+        matched: dict[Pair, np.ndarray] = {}
+        sides = [max(f.hw) for f in run.frames]
+        for attempt in range(2):
+            with run.progress.stage("matches", len(chosen)) as advance:
+                matched.update(zip(chosen, matches.match_pairs(found, sides, chosen, pool, advance), strict=True))
+            label = pairs.components(n, [p for p, m in matched.items() if len(m)])
+            chosen = pairs.bridges(votes, label, matched) if n > pairs.FEW_PICTURES and attempt == 0 else []
+            if not chosen:
+                break
+        with run.progress.stage("verification"):
+            keypoints = run.sensors.keypoints(found)
+            cameras = [run.sensors.colmap(g) for g in range(run.sensors.count)]
+            tried_file.write_text(json.dumps(sorted(matched)))
+            matches.write_database(
+                database, run.names, run.sensors.of_frame, cameras, keypoints, matched, seed=run.options.seed, threads=threads
+            )
+    return matches.read_links(database), sorted(matched)
+
+
+def _ordered(frames: Frames) -> bool:
+    """Whether the order of the frames is that of capture: they carry times, or names that count up."""
+    times = [f.time_s for f in frames]
+    return all(t is not None for t in times) and all(a <= b for a, b in zip(times[:-1], times[1:], strict=True)) or (
+        list(frames.names) == sorted(frames.names)
+    )
+
+
+def _link_facts(run: _Run, links: Sequence[Link], candidates: Sequence[Pair]) -> dict[str, Any]:
+    names = run.names
+    label = pairs.components(len(names), [k.pair for k in links])
+    groups = [[names[i] for i in np.flatnonzero(label == c)] for c in range(int(label.max()) + 1)]
+    return {
+        "names": list(names),
+        "pairs": [[*k.pair, len(k.inliers)] for k in links],
+        "components": [g for g in groups if len(g) > 1],
+        "candidates": len(candidates),
+    }
+
+
+def _check_links(run: _Run, links: Sequence[Link], facts: dict[str, Any]) -> None:
+    """Raises where no scene can come of these links."""
+    n = len(run.frames)
+    if not links:
+        raise _failure(
+            run, facts, "the photos do not overlap: no two of them show enough of the same",
+            [f"{n} photos, {facts['links']['candidates']} pairs compared, none linked"],
+            "take photos that share at least half of what they show with the next one; avoid blur, glass and bare walls",
+            {name: "it links with no other photo" for name in run.names},
+        )  # fmt: skip
+    share, spread = matches.one_spot_share(links, run.sensors.keypoints(_features(run)), [f.hw for f in run.frames])
+    facts["one_spot_share"] = share
+    if share >= 0.9 and not run.priors.world_from_cam:
+        raise _failure(
+            run, facts, "the photos were all taken from one spot (the camera only turned), which shows no depth",
+            [f"{100 * share:.0f} % of {len(links)} linked pairs are explained by a rotation alone"],
+            "take a step sideways between photos: the camera must move, not only turn",
+            {name: "it was taken from the same spot as the others" for name in run.names},
+        )  # fmt: skip
+    del spread
+
+
+def _failure(
+    run: _Run, facts: Mapping[str, Any], reason: str, details: list[str], advice: str, unregistered: Mapping[str, str]
+) -> ReconstructionError:
+    evidence = {
+        **facts,
+        "failure": {"reason": reason, "details": details, "advice": [advice]},
+        "unregistered": dict(unregistered),
+        "run": {"seconds": dict(run.progress.seconds)},
+    }
+    return ReconstructionError(
+        f"cannot reconstruct these {len(run.frames)} photos", found=reason + "; " + "; ".join(details),
+        accepted="photos of one place from different spots, each overlapping others", hint=advice, evidence=evidence,
+    )  # fmt: skip
+
+
+def _mapping(run: _Run, links: Sequence[Link], facts: Mapping[str, Any]) -> tuple[pycolmap.Reconstruction, dict[str, Any]]:
+    """The mapper's model (or the one made before) and the facts of the choice."""
+    import pycolmap
+
+    folder = run.work / "mapping"
+    stored = folder / "facts.json"
+    if stored.exists():
+        return pycolmap.Reconstruction(folder / "model"), json.loads(stored.read_text())
+    with run.progress.stage("mapping"):
+        if len(run.priors.world_from_cam) >= 2:
+            model, mapper_facts = _mapping_with_poses(run)
+        else:
+            model, mapper_facts = _mapping_freely(run, links, facts)
+    aside = run.work / "mapping.part"
+    shutil.rmtree(aside, ignore_errors=True)
+    (aside / "model").mkdir(parents=True)
+    model.write(aside / "model")
+    (aside / "facts.json").write_text(json.dumps(mapper_facts))
+    shutil.rmtree(folder, ignore_errors=True)
+    aside.rename(folder)
+    return model, mapper_facts
+
+
+def _mapping_freely(run: _Run, links: Sequence[Link], facts: Mapping[str, Any]) -> tuple[pycolmap.Reconstruction, dict[str, Any]]:
+    label = pairs.components(len(run.frames), [k.pair for k in links])
+    settings = mapping.MappingOptions(
+        run.options.mapper, run.options.seed, run.options.num_threads,
+        frozenset(g + 1 for g in range(run.sensors.count) if run.sensors.fixed(g)),
+    )  # fmt: skip
+    best, tried, reason = mapping.reconstruct(
+        run.work / "database.db", links, int((label == 0).sum()), run.work / "mappers", settings
+    )
+    shutil.rmtree(run.work / "mappers", ignore_errors=True)
+    if best.reconstruction is None or best.registered < 2:
+        raise _failure(
+            run, facts, "the photos link, but no camera motion explains the links",
+            [f"{len(links)} linked pairs; tried: {', '.join(m.mapper for m in tried)}"],
+            "take more photos, a step sideways between each, of something with texture that does not move",
+            {name: "its links fit no common camera motion" for name in run.names},
+        )  # fmt: skip
+    candidates = [
+        {
+            "mapper": m.mapper,
+            "registered": m.registered,
+            "points": m.points,
+            "mean_error_px": _finite(m.mean_error_px),
+            "cycle_error_deg": _finite(m.cycle_error_deg),
+            "pair_agreement": _finite(m.agreement),
+            "seconds": m.seconds,
+            "chosen": m is best,
+        }
+        for m in tried
+    ]
+    return best.reconstruction, {"candidates": candidates, "reason": reason, "others": [list(o) for o in best.others]}
+
+
+def _mapping_with_poses(run: _Run) -> tuple[pycolmap.Reconstruction, dict[str, Any]]:
+    """Triangulates from the given poses; pictures without one are left for the mapper to add."""
+    import pycolmap
+
+    database = run.work / "database.db"
+    with pycolmap.Database.open(database) as opened:
+        cache = pycolmap.DatabaseCache.create(opened, pycolmap.DatabaseCacheOptions())
+    model = pycolmap.Reconstruction()
+    model.load(cache)
+    for index, name in enumerate(run.names):
+        if name in run.priors.world_from_cam:
+            pose = run.sensors.sensor_pose(index, run.priors.world_from_cam[name].numpy())
+            frame = model.frame(model.image(index + 1).frame_id)
+            frame.set_cam_from_world(model.image(index + 1).camera_id, pycolmap.Rigid3d(pose[:3]))
+            model.register_frame(frame.frame_id)
+    out = run.work / "mappers"
+    out.mkdir(exist_ok=True)
+    settings = pycolmap.IncrementalPipelineOptions()
+    settings.random_seed, settings.num_threads, settings.extract_colors = run.options.seed, run.options.num_threads, False
+    settings.fix_existing_frames = settings.mapper.fix_existing_frames = True
+    settings.triangulation.ignore_two_view_tracks = False
+    fixed = {g + 1 for g in range(run.sensors.count) if run.sensors.fixed(g)}
+    settings.constant_cameras = settings.mapper.constant_cameras = fixed
+    settings.min_model_size = 2
+    # Guessed intrinsics are too rough for COLMAP's thresholds: the poses give the focal length first.
+    focal = intrinsics.focal_from_poses(model, run.sensors, matches.read_links(database))
+    for camera_id, value in focal.items():
+        camera = model.camera(camera_id)
+        camera.focal_length = value
+    placed = model.num_reg_images()
+    model = pycolmap.triangulate_points(
+        model, database, out, out, clear_points=True, options=settings, refine_intrinsics=False
+    )
+    if placed < len(run.frames):
+        model = _add_pictures(run, model, database, out, settings)
+    shutil.rmtree(out, ignore_errors=True)
+    return model, {
+        "candidates": [],
+        "reason": f"poses of {placed} photos were given; {model.num_reg_images() - placed} more were added to them",
+        "others": [],
+    }
+
+
+def _add_pictures(
+    run: _Run, model: pycolmap.Reconstruction, database: Path, out: Path, settings: pycolmap.IncrementalPipelineOptions
+) -> pycolmap.Reconstruction:
+    import pycolmap
+
+    start, own = out / "start", out / "database.db"
+    start.mkdir(exist_ok=True)
+    model.write(start)
+    shutil.copy(database, own)
+    with pycolmap.Database.open(own) as opened:
+        for camera in model.cameras.values():
+            opened.update_camera(camera)
+    settings.multiple_models = False
+    found = pycolmap.incremental_mapping(own, out, out, settings, input_path=start)
+    larger = max(found.values(), key=lambda r: r.num_reg_images(), default=model)
+    return larger if larger.num_reg_images() > model.num_reg_images() else model
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+@dataclass(frozen=True, eq=False)
+class _Refined:
+    """Adjusted tracks; image k of the problem is frame `frame[k]`."""
+
+    tracks: Tracks
+    frame: np.ndarray
+    priors: bundle.Priors
+    covariance: bundle.Covariance
+    loss_px: float
+
+
+def _refine(run: _Run, found: Sequence[Features], model: pycolmap.Reconstruction, links: Sequence[Link]) -> _Refined:
+    with run.progress.stage("adjustment"):
+        run.sensors.to_opencv(model)
+        model = mapping.triangulate(run.work / "database.db", model, run.work, seed=run.options.seed)
+        frame = np.array(sorted(i - 1 for i in model.reg_image_ids()))
+        keypoints = run.sensors.keypoints(found)
+        mine = [keypoints[i].astype(np.float64) for i in frame]
+        kinds, lens = run.sensors.start(model)
+        state = tracks.from_colmap(model, [int(i) + 1 for i in frame], run.sensors.of_frame[frame], lens, kinds, mine)
+        if len(state.keypoint) == 0:
+            raise _failure(
+                run, {"links": _link_facts(run, links, [])}, "no point is seen from two placed photos", [],
+                "take more photos with more overlap", {},
+            )  # fmt: skip
+        known = _bundle_priors(run, frame, state)
+        if known.anchored:
+            state = replace(state, problem=_into_known_world(state.problem, known))
+        loss = LOSS_PX * max(1.0, max(max(f.hw) for f in run.frames) / 2000)
+        state = _adjust(state, known, loss)
+        hw = [run.sensors.hw[run.sensors.of_frame[i]] for i in frame]
+        some = [found[i] for i in frame]
+        for _ in range(2):
+            radius = max(3.0, 6 * float(np.median(np.abs(state.problem.residuals_px()))))
+            state = tracks.complete(state, some, mine, hw, radius_px=radius)
+            state = tracks.filtered(state, radius, 1.0)
+            state = _adjust(state, known, loss)
+        state = tracks.filtered(state, radius, 1.0)
+    with run.progress.stage("covariance"):
+        covariance = bundle.covariance(state.problem, known, loss_px=loss)
+    return _Refined(state, frame, known, covariance, loss)
+
+
+def _adjust(state: Tracks, known: bundle.Priors, loss_px: float) -> Tracks:
+    return Tracks(bundle.adjust(state.problem, known, loss_px=loss_px).problem, state.keypoint)
+
+
+def _bundle_priors(run: _Run, frame: np.ndarray, state: Tracks) -> bundle.Priors:
+    """Priors of intrinsics, and of poses and positions where they are given."""
+    n = len(frame)
+    lens, std, aspect = run.sensors.priors()
+    pose = state.problem.cam_from_world.copy()
+    rotation_std, position_std = np.full(n, np.inf), np.full((n, 3), np.inf)
+    for k, index in enumerate(frame):
+        name = run.names[index]
+        if name in run.priors.world_from_cam:
+            pose[k] = run.sensors.sensor_pose(int(index), run.priors.world_from_cam[name].numpy())[:3]
+            rotation_std[k], position_std[k] = run.priors.rotation_std_rad, run.priors.position_std_m
+    return bundle.Priors(lens, std, aspect, pose, rotation_std, position_std)
+
+
+def _into_known_world(problem: Problem, known: bundle.Priors) -> Problem:
+    """Held poses are taken over exactly."""
+    hold = (known.rotation_std == 0) & (known.position_std == 0).all(1)
+    return replace(problem, cam_from_world=np.where(hold[:, None, None], known.pose, problem.cam_from_world))
+
+
+def _solution(
+    run: _Run, found: Sequence[Features], links: Sequence[Link], refined: _Refined, facts: dict[str, Any]
+) -> CameraSolution:
+    problem = refined.tracks.problem
+    cameras = {
+        int(f): run.sensors.camera(int(f), problem.cam_from_world[k], problem.intrinsics[problem.group[k]])
+        for k, f in enumerate(refined.frame)
+    }
+    covariance = np.stack(
+        [run.sensors.upright_covariance(int(f), refined.covariance.pose[k]) for k, f in enumerate(refined.frame)]
+    )
+    unregistered = _reasons(run, links, set(cameras), facts)
+    facts["intrinsics"] = run.sensors.facts(problem.intrinsics, refined.covariance.intrinsics)
+    facts["features"] = {name: len(f) for name, f in zip(run.names, found, strict=True)}
+    facts["adjustment"] = {
+        "observations": len(problem.point),
+        "points": len(problem.p_world),
+        "mean_error_px": float(np.linalg.norm(problem.residuals_px(), axis=1).mean()),
+        "noise_px": refined.covariance.sigma_px,
+    }
+    poses_known = bool(run.priors.world_from_cam) and refined.priors.anchored
+    return CameraSolution(
+        cameras=cameras,
+        observations=_observations(run, refined),
+        covariance=torch.from_numpy(covariance),
+        covariance_gauge=refined.covariance.gauge,
+        world_is_known=poses_known,
+        world_source="poses that were given" if poses_known else "",
+        unregistered=unregistered,
+        facts=facts,
+    )
+
+
+def _observations(run: _Run, refined: _Refined) -> Observations:
+    problem = refined.tracks.problem
+    frame_id = refined.frame[problem.image]
+    uv_px = problem.uv_px.copy()
+    rgb = np.zeros((len(problem.p_world), 3))
+    count = np.bincount(problem.point, minlength=len(problem.p_world))
+    with run.progress.stage("colours"):
+        for f in np.unique(frame_id):
+            mine = frame_id == f
+            uv_px[mine] = run.sensors.upright_pixels(int(f), problem.uv_px[mine])
+            picture = run.frames[int(f)].read()
+            column, row = (np.clip(uv_px[mine].T.astype(np.int64), 0, [[picture.shape[1] - 1], [picture.shape[0] - 1]]))
+            np.add.at(rgb, problem.point[mine], picture[row, column] / 255.0)
+    return Observations(
+        track_id=torch.from_numpy(problem.point.astype(np.int64)),
+        frame_id=torch.from_numpy(frame_id.astype(np.int64)),
+        uv_px=torch.from_numpy(uv_px),
+        p_world=torch.from_numpy(problem.p_world),
+        rgb=torch.from_numpy((rgb / np.maximum(count, 1)[:, None]).astype(np.float32)),
+    )
+
+
+def _reasons(run: _Run, links: Sequence[Link], placed: set[int], facts: Mapping[str, Any]) -> dict[int, str]:
+    """Why each picture without a camera has none."""
+    others = facts.get("mapper", {}).get("others", [])
+    reasons = {}
+    for index in range(len(run.frames)):
+        if index in placed:
+            continue
+        partners = [k for k in links if index in k.pair]
+        to_model = [k for k in partners if (set(k.pair) - {index}) & placed]
+        elsewhere = next((o for o in others if index + 1 in o), None)
+        if elsewhere:
+            reasons[index] = f"it belongs to another part of {len(elsewhere)} photos that does not connect to the scene"
+        elif not partners:
+            reasons[index] = "it links with no other photo (too little overlap, texture or sharpness)"
+        elif not to_model:
+            reasons[index] = f"it links only with {len(partners)} photos that are not part of the scene"
+        else:
+            most = max(len(k.inliers) for k in to_model)
+            reasons[index] = f"its {most} matches with the scene fit no camera position"
+    return reasons
+
+
