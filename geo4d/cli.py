@@ -199,9 +199,10 @@ def doctor(input: Positional[Path | None] = None, /, *, json: bool = False) -> d
     from geo4d import doctor as doctor_module
 
     diagnosis = doctor_module.diagnose(input)
-    if not json:
-        sys.stderr.write(doctor_module.render(diagnosis) + "\n")
-    return diagnosis
+    if json:
+        return diagnosis
+    sys.stdout.write(doctor_module.render(diagnosis) + "\n")
+    return {"exit_code": diagnosis["exit_code"]}
 
 
 def bench(*, data: Path | None = None, only: str = "", json: bool = False) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import numpy as np
 
 from geo4d.core.errors import InputError, ReconstructionError
 from geo4d.core.io import atomic
+from geo4d.core.io.decoding import decode, read_header
 from geo4d.core.io.export import EXPORTS, export_scene
 from geo4d.core.io.frames import load_frames
 from geo4d.core.io.ply import write_mesh
@@ -112,7 +113,7 @@ def reconstruct_folder(
             scene = replace(scene, report=facts)
             write_scene_files(scene, partial, command=_line(command), keep_gps=keep_gps)
             report.write_report(
-                partial / "report.html", facts, thumbnails=_thumbnails(frames), scene=load_scene(partial)
+                partial / "report.html", facts, thumbnails=_thumbnails(frames, source), scene=load_scene(partial)
             )
             shutil.rmtree(work)
         atomic.commit_folder(partial, out, overwrite=overwrite)
@@ -164,8 +165,17 @@ def _line(command: Sequence[str]) -> str | None:
     return shlex.join(["geo4d", *command]) if command else None
 
 
-def _thumbnails(frames: Frames) -> dict[str, np.ndarray]:
-    return {frame.name: report.thumbnail(frame.read()) for frame in frames}
+def _thumbnails(frames: Frames, source: str) -> dict[str, np.ndarray]:
+    """Small copies of the photos; of those that were left out where they can be read at all."""
+    small = {frame.name: report.thumbnail(frame.read()) for frame in frames}
+    path = Path(source)
+    for name in frames.dropped:
+        for folder in (path, path / "images", path.parent):
+            if (folder / name).is_file():
+                with suppress(InputError):
+                    small[name] = report.thumbnail(decode(read_header(folder / name), at_least=320))
+                break
+    return small
 
 
 def _run_facts(command: Sequence[str], options: ReconstructOptions, start: float) -> Callable[[Progress], dict[str, Any]]:
@@ -197,7 +207,8 @@ def _partial(out: Path, resume: bool, progress: Progress) -> Iterator[Path]:
         progress.note(f"{partial.name} of an interrupted run is deleted (--resume would have gone on with it)")
         shutil.rmtree(partial)
     partial.mkdir(parents=True, exist_ok=True)
-    with _locked(partial / ".lock", out):
+    (partial / STAGES).mkdir(exist_ok=True)
+    with _locked(partial / STAGES / "lock", out):
         try:
             yield partial
         except (InputError, ReconstructionError) as error:
@@ -252,7 +263,7 @@ def _with_failure_report(
         "warnings": [*progress.notes],
         "run": run,
     }
-    report.write_report(folder / "report.html", facts, thumbnails=_thumbnails(frames))
+    report.write_report(folder / "report.html", facts, thumbnails=_thumbnails(frames, source))
     hint = f"{error.hint}; " if error.hint else ""
     return ReconstructionError(
         error.asked, found=error.found, accepted=error.accepted, evidence=error.evidence,

@@ -224,7 +224,7 @@ def _with_scale(
         metric_from_world = torch.diag(torch.tensor([factor, factor, factor, 1.0], dtype=torch.float64)) @ turn
     scale = Scale() if estimate is None else Scale("metric", estimate.source, estimate.relative_error)
     if estimate is not None:
-        facts["scale_details"] = dict(estimate.details)
+        facts["scale"] = report.facts_from_scale(estimate)
     return scene.transformed(metric_from_world, scale), facts
 
 
@@ -289,8 +289,7 @@ def _with_report(scene: Scene, frames: Frames, solution: CameraSolution, scale_f
     facts: dict[str, Any] = dict(report.facts_from_scene(scene, unregistered=unregistered))
     for key, value in solution.facts.items():
         facts[key] = {**(facts.get(key) or {}), **value} if isinstance(value, dict) else value
-    details = scale_facts.get("scale_details")
-    facts["scale"] = {**(facts.get("scale") or {}), **({"details": details} if details else {})}
+    facts["scale"] = {**(facts.get("scale") or {}), **scale_facts.get("scale", {})}
     facts["up_source"] = scale_facts.get("up_source")
     facts["covariance_gauge"] = solution.covariance_gauge or None
     return replace(scene, report=facts)

@@ -18,6 +18,7 @@ from geo4d.core.errors import InputError
 from geo4d.core.progress import Progress
 from recon import stereo_kernels as kernels
 
+EG, EN, ER = (float(x) for x in os.environ.get("E", "0.05,1,13").split(","))
 MASKED = np.float32(1000.0)  # grey value that marks a masked pixel of a source; the kernels take it as "not seen"
 
 
@@ -396,12 +397,12 @@ def _sharpened(views, r: int, rho: np.ndarray, score: np.ndarray, step: np.float
     """Move pixels near depth edges to the side that explains them better."""
     grey = _unmasked(views[r].grey[0])
     stack, hw, m = _source_stack(views, r, 0, options)
-    wide, near = np.ones((13, 13), np.uint8), np.ones((5, 5), np.uint8)
+    wide, near = np.ones((int(ER), int(ER)), np.uint8), np.ones((5, 5), np.uint8)
     zone = cv2.dilate(rho, wide) - cv2.erode(rho, wide) > 3 * step
     for _ in range(options.edge_rounds):
         before = rho
         rho, edge_score = kernels.sharpen_edges(
-            grey, rho, zone, step, 5, np.float32(0.06), np.float32(0.05), stack, hw, m, np.float32(options.noise)
+            grey, rho, zone, step, 5, np.float32(0.06), np.float32(EG), stack, hw, m, np.float32(EN*options.noise)
         )
         moved = rho != before
         score = np.where(moved, edge_score, score)

@@ -212,9 +212,10 @@ def _edge_line(
     # Corners run clockwise as seen, so outside is on the left of the walk: (t_y, -t_x) in a picture with y down.
     normal = np.stack([tangent[:, 1], -tangent[:, 0]], -1)
     length_px = float(np.linalg.norm(np.diff(middle, axis=0), axis=-1).sum()) / 0.8
-    # No further than the middle of the black cells: blur brings in the white code behind them.
-    reach = min(0.55 * length_px / modules, max(4.0, 0.02 * length_px))
-    if reach < 1.5 or not np.isfinite(middle).all():
+    module_px = length_px / modules
+    # Not beyond the middle of the black cells: blur brings in the white code behind them.
+    reach = min(max(0.45 * module_px, 1.8), max(4.0, 0.02 * length_px))
+    if module_px < 2.8 or not np.isfinite(middle).all():
         return None
     steps = np.linspace(-reach, reach, 2 * math.ceil(4 * reach) + 1)
     where = (middle[:, None] + steps[None, :, None] * normal[:, None]).astype(np.float32)

@@ -17,6 +17,8 @@ from geo4d.core.types import Camera, Scene
 from geo4d.evaluation.references import match_names, no_match, read_json
 
 ACCEPTED = "a folder of 16-bit PNG (0 and 65535 = unknown) or of npz or npy in metres, one per image, named like it"
+SMOOTH = 1.05
+"""Neighbouring reference pixels whose depths differ by less than this factor are of one surface."""
 _PATTERNS = ("*.depth.png", "depth_*.png", "*_depth.png", "*.png", "*.npz", "*.npy")
 
 
@@ -39,8 +41,7 @@ def evaluate_depth(
 ) -> dict[str, Any]:
     """Depth errors over all frames that have a reference, ready for JSON.
 
-    Every pixel of a scene's depth map is compared with the reference pixel that its ray hits (the nearest, no blending
-    across edges). Errors are given for the most confident `share` of the pixels with reference, and for all; as they
+    Every pixel of a scene's depth map is compared with the reference where its ray hits it. Errors are given for the most confident `share` of the pixels with reference, and for all; as they
     are, and after one factor for the whole scene (the median of reference / depth over the confident part).
 
     Args:
@@ -187,5 +188,23 @@ def sample_reference(reference: ReferenceDepth, camera: Camera, original: Camera
         source = Camera(reference.K, torch.eye(4, dtype=torch.float64), hw)
     map_uv = pictures.distortion_map(source, camera)
     inside = np.all((map_uv >= 0) & (map_uv < np.array([hw[1], hw[0]])), axis=-1)  # NaN compares false
-    uv = np.where(inside[..., None], map_uv, 0).astype(np.int64)  # pixel i covers [i, i + 1)
-    return np.where(inside, depth_m[uv[..., 1], uv[..., 0]], np.float32(np.nan))
+    return np.where(inside, _sample(depth_m, np.where(inside[..., None], map_uv, 0)), np.float32(np.nan))
+
+
+def _sample(depth_m: np.ndarray, uv_px: np.ndarray) -> np.ndarray:
+    """Bilinear in 1 / z, which is exact on planes; the nearest pixel across edges and next to unknown ones."""
+    h, w = depth_m.shape
+    nearest = depth_m[uv_px[..., 1].astype(np.int64), uv_px[..., 0].astype(np.int64)]  # pixel i covers [i, i + 1)
+    first = np.floor(uv_px - 0.5)
+    share = (uv_px - 0.5 - first).astype(np.float32)
+    near, far = np.full(nearest.shape, np.inf, np.float32), np.zeros(nearest.shape, np.float32)
+    blend = np.zeros(nearest.shape, np.float32)
+    for dv in (0, 1):
+        for du in (0, 1):
+            u = np.clip(first[..., 0] + du, 0, w - 1).astype(np.int64)
+            v = np.clip(first[..., 1] + dv, 0, h - 1).astype(np.int64)
+            corner = depth_m[v, u]
+            near, far = np.minimum(near, corner), np.maximum(far, corner)
+            blend += np.abs(1 - du - share[..., 0]) * np.abs(1 - dv - share[..., 1]) / corner
+    smooth = far < SMOOTH * near  # NaN compares false
+    return np.where(smooth, 1 / np.where(smooth, blend, 1), nearest)

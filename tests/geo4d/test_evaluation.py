@@ -197,7 +197,7 @@ def test_photos_that_were_given_but_not_used_count_and_others_do_not(tmp_path: P
 def test_a_reference_of_other_photos_is_an_error_with_both_names(tmp_path: Path) -> None:
     others = {f"IMG_{n}": p for n, p in _poses().items()}
     scene = _scene_folder(tmp_path / "scene", _poses())
-    with pytest.raises(InputError, match=r"(?s)none of its images.*'IMG_0001.jpg'.*'0001.jpg'.*next:"):
+    with pytest.raises(InputError, match=r"(?s)none of its images.*'IMG_0001.jpg.camera'.*'0001.jpg'.*next:"):
         evaluate_poses(scene, _strecha(tmp_path / "reference", others))
     with pytest.raises(InputError, match="one common image"):
         evaluate_poses(scene, _strecha(tmp_path / "two", {"0001.jpg": _poses()["0001.jpg"]}))

@@ -42,9 +42,10 @@ def _dots() -> torch.Tensor:
 def _photo(camera: Camera, sigma: float = 0.012, samples: int = 2) -> np.ndarray:
     """What the camera sees of the dots: each pixel averages `samples` x `samples` rays."""
     _, ray = camera.resize((samples * HW[0], samples * HW[1])).rays()
-    light = torch.zeros(ray.shape[:2])
-    for x, y, _ in _dots().tolist():
-        light += torch.exp(-0.5 * ((ray[..., 0] - x) ** 2 + (ray[..., 1] - y) ** 2).float() / sigma**2)
+    light = torch.ones(ray.shape[:2])
+    for axis in range(2):  # the dots are a grid, and a Gaussian is a product
+        at = ray[..., axis].float().contiguous()
+        light *= sum(torch.exp(-0.5 * ((at - x) / sigma) ** 2) for x in _dots()[:, axis].unique().tolist())
     grey = light.reshape(HW[0], samples, HW[1], samples).mean((1, 3))
     return np.repeat((255 * grey.clamp(0, 1)).round().to(torch.uint8).numpy()[..., None], 3, -1)
 

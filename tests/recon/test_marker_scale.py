@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ import torch
 
 from geo4d.core import geometry
 from geo4d.core.errors import InputError
+from geo4d.core.io.frames import load_frames
 from geo4d.core.types import Camera, Distortion, Frame, Frames
 from recon.marker import marker_cells
 from recon.marker_scale import find_markers, fit_square, scale_from_markers
@@ -129,17 +133,17 @@ def test_corners_are_found_below_a_tenth_of_a_pixel(photos):
     corners = np.array([[-1, 1, 0], [1, 1, 0], [1, -1, 0], [-1, -1, 0]]) * SIDE_M / 2
     pose = _on_table(0.05, 0, -1.1)
     metric = dict(enumerate(_orbit(12, seed=1)))
-    errors = []
+    errors, outward = [], []
     for view in find_markers(frames, cameras, "DICT_4X4_50"):
         if view.marker_id == 7:
             truth, _ = metric[view.frame].project(torch.from_numpy(corners @ pose[:3, :3].T + pose[:3, 3]))
             errors.append(view.uv_px - truth.numpy())
+            outward.append(errors[-1] * np.sign(truth.numpy() - truth.numpy().mean(0)))
     errors = np.stack(errors)
     assert errors.shape[0] == 12
     assert np.sqrt(np.mean(errors**2)) < 0.1
     # No pull towards or away from the middle of the marker: that is what would change the size.
-    outward = np.stack([e * np.sign(c - c.mean(0)) for e, c in zip(errors, errors * 0 + truth.numpy(), strict=True)])
-    assert abs(outward.mean()) < 0.04
+    assert abs(np.mean(outward)) < 0.04
 
 
 def test_stated_error_is_that_of_repeated_runs(photos):
@@ -201,3 +205,34 @@ def test_cameras_that_contradict_the_photos_give_no_scale(photos):
     shuffled = {i: cameras[(5 * i + 3) % 12] for i in cameras}
     with pytest.raises(InputError, match="do not agree"):
         scale_from_markers(frames, shuffled, "DICT_4X4_50", SIDE_M)
+
+
+def test_a_marker_of_thirty_pixels_is_enough():
+    rng = np.random.default_rng(0)
+    cameras = _orbit(6, seed=1, distance_m=0.9)
+    rays = _rays_super(cameras[0])
+    cells = marker_cells("DICT_4X4_50", 7)
+    photos = [_render(c, rays, [(cells, _on_table(0, 0, -1.1))], rng) for c in cameras]
+    frames = Frames([Frame.from_array(f"{i}.jpg", p) for i, p in enumerate(photos)])
+    estimate = scale_from_markers(frames, {i: _in_scene(c) for i, c in enumerate(cameras)}, "DICT_4X4_50", SIDE_M)
+    assert abs(np.log(estimate.factor / UNIT)) < min(0.002, 3 * estimate.relative_error)
+
+
+def test_bundled_sample_with_its_reference_cameras(sample_dir: Path):
+    reference = json.loads((sample_dir / "reference" / "cameras.json").read_text())
+    frames = load_frames(sample_dir / "images", keep_all=True)
+    by_name = {entry["file"]: entry for entry in reference["images"]}
+    cameras = {}
+    for i, frame in list(enumerate(frames))[::3]:
+        entry = by_name[frame.name]
+        pose = torch.tensor(entry["world_from_cam"], dtype=torch.float64)
+        pose[:3, 3] /= UNIT
+        lens = Distortion(
+            entry["distortion"]["model"], torch.tensor(entry["distortion"]["params"], dtype=torch.float64)
+        )
+        cameras[i] = Camera(torch.tensor(entry["K"], dtype=torch.float64), pose, tuple(entry["hw"]), lens)
+    marker = reference["marker"]
+    estimate = scale_from_markers(frames, cameras, marker["dictionary"], marker["side_m"])
+    error = abs(np.log(estimate.factor / UNIT))
+    assert error < 0.005
+    assert error < 3 * estimate.relative_error

@@ -233,7 +233,8 @@ def test_covariance_of_the_centre_is_that_of_perturbed_poses() -> None:
 def test_lengths_scale_and_everything_else_stays_in_another_frame() -> None:
     scene = make_scene([0, 15, 30], offset_px={2: 1.0})
     turn = geometry.matrix_from_rotvec(torch.tensor([0.3, -1.0, 0.7], dtype=torch.float64))
-    moved = scene.transformed(geometry.rigid(3.0 * turn, torch.zeros(3, dtype=torch.float64)))
+    shift = torch.tensor([1.0, -7.0, 20.0], dtype=torch.float64)
+    moved = scene.transformed(geometry.rigid(3.0 * turn, shift))
     before, after = facts_from_scene(scene), facts_from_scene(moved)
     assert after["viewing_distance"] == pytest.approx(3 * before["viewing_distance"])
     assert after["coverage"]["seen_from_deg"] == pytest.approx(before["coverage"]["seen_from_deg"])

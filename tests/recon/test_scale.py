@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -12,7 +15,7 @@ from geo4d.core import geometry
 from geo4d.core.errors import InputError
 from geo4d.core.progress import Progress
 from geo4d.core.types import Camera, DepthPrior, Distortion, Frame, Frames, Observations, PhotoInfo
-from recon.priors import Priors, register_depth, resolve_depth
+from recon.priors import Priors, match_priors, read_priors, register_depth, resolve_depth
 from recon.scale import (
     DistanceSpec,
     MarkerSpec,
@@ -110,8 +113,9 @@ def _metric_cameras(n: int = 6) -> list[Camera]:
     ]
 
 
-def _frames(n: int) -> Frames:
-    return Frames([Frame.from_array(f"IMG_{i}.jpg", np.zeros((*HW, 3), np.uint8)) for i in range(n)])
+def _frames(n: int, names: list[str] | None = None) -> Frames:
+    names = names or [f"IMG_{i}.jpg" for i in range(n)]
+    return Frames([Frame.from_array(name, np.zeros((*HW, 3), np.uint8)) for name in names])
 
 
 def _sparse(cameras: list[Camera], n: int = 8000, noise: float = 0.0) -> Observations:
@@ -302,6 +306,58 @@ def test_depth_images_give_the_scale(kind: str):
     assert error < 0.003
     assert error < 3 * estimate.relative_error
     assert estimate.relative_error == pytest.approx(0.01, abs=0.003)  # half of the sensor's 2 % does not average out
+
+
+def test_kinect_depth_gives_the_scale_of_its_trajectory(shared_data: Path):
+    """Points triangulated with the reference poses are in metres, up to a few centimetres of drift: the factor is 1."""
+    folder = shared_data / "redkitchen"
+    names = sorted(p.name for p in folder.glob("*.color.jpg"))[::24]
+    frames = _frames(0, names)
+    priors = match_priors(
+        read_priors(
+            intrinsics="525,525,320,240@640x480", poses=folder, depth=folder, depth_K="585,585,320,240@640x480"
+        ),
+        Frames([replace(f, hw=(480, 640)) for f in frames]),
+    )
+    cameras = [priors.intrinsics[n].with_pose(priors.world_from_cam[n]) for n in names]
+    greys = [cv2.imread(str(folder / n), cv2.IMREAD_GRAYSCALE) for n in names]
+    sift = cv2.SIFT_create(2000)
+    features = [sift.detectAndCompute(g, None) for g in greys]
+    points, tracks, seen_by, pixels = [torch.zeros(0, 3).double()], [], [], []
+    for i, j in zip(range(len(names)), range(1, len(names)), strict=False):
+        pairs = [
+            a
+            for a, b in cv2.BFMatcher().knnMatch(features[i][1], features[j][1], k=2)
+            if a.distance < 0.75 * b.distance
+        ]
+        uv = [
+            np.array([features[k][0][getattr(m, q)].pt for m in pairs]) + 0.5
+            for k, q in ((i, "queryIdx"), (j, "trainIdx"))
+        ]
+        matrices = [(cameras[k].K @ cameras[k].cam_from_world[:3]).numpy() for k in (i, j)]
+        homogeneous = cv2.triangulatePoints(*matrices, *[u.T for u in uv])
+        p = torch.from_numpy((homogeneous[:3] / homogeneous[3]).T.copy())
+        good = (
+            torch.rad2deg(
+                geometry.angle_between(p - cameras[i].world_from_cam[:3, 3], p - cameras[j].world_from_cam[:3, 3])
+            )
+            > 3
+        )
+        for k, u in zip((i, j), uv, strict=True):
+            projected, z = cameras[k].project(p)
+            good &= ((projected - torch.from_numpy(u)).norm(dim=-1) < 2) & (z > 0.3)
+        first = sum(map(len, points))
+        points.append(p[good])
+        for k, u in zip((i, j), uv, strict=True):
+            tracks.append(torch.arange(first, first + int(good.sum())))
+            seen_by.append(torch.full((int(good.sum()),), k))
+            pixels.append(torch.from_numpy(u)[good])
+    observations = Observations(
+        torch.cat(tracks), torch.cat(seen_by), torch.cat(pixels), torch.cat(points), torch.zeros(0, 3)
+    )
+    estimate = scale_from_depth(observations, cameras, cameras, {i: priors.depth[n] for i, n in enumerate(names)})
+    assert abs(math.log(estimate.factor)) < 0.03
+    assert abs(math.log(estimate.factor)) < 3 * estimate.relative_error
 
 
 def test_too_few_points_with_depth_are_said():

@@ -352,7 +352,7 @@ def load_scene(folder: Path) -> Scene:
         return _scene(folder, content)
     except InputError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError) as error:
         reason = f"missing {error}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
         raise InputError(
             "cannot read a scene", found=f"{folder / MARKER}: {reason}", accepted="see docs/formats.md"
