@@ -29,6 +29,7 @@ def reconstruct(
     intrinsics: str | None = None,
     intrinsics_std: float = 0.0,
     poses: Path | None = None,
+    poses_metric: bool = False,
     rotation_std_deg: float = 0.0,
     position_std_m: float = 0.0,
     positions: Path | None = None,
@@ -64,6 +65,7 @@ def reconstruct(
             file with K.
         intrinsics_std: how far the known focal lengths may be off, relative (0 = exact, held fixed).
         poses: known poses: transforms.json, COLMAP folder, folder of 4x4 camera-to-world matrices, TUM trajectory.
+        poses_metric: the known poses are in metres (pose texts and TUM trajectories always are).
         rotation_std_deg: how far the known rotations may be off (0 = exact, held fixed).
         position_std_m: how far the known positions may be off, in metres (0 = exact, held fixed).
         positions: CSV of camera positions: name,x,y,z[,std] in metres, or name,lat,lon,alt with a header.
@@ -96,7 +98,7 @@ def reconstruct(
         feature_size=feature_size, scale=scale, threads=threads, seed=seed,
     )  # fmt: skip
     priors = pipeline.PriorPaths(
-        intrinsics=intrinsics, intrinsics_std=intrinsics_std, poses=poses, rotation_std_deg=rotation_std_deg,
+        intrinsics=intrinsics, intrinsics_std=intrinsics_std, poses=poses, poses_metric=poses_metric, rotation_std_deg=rotation_std_deg,
         position_std_m=position_std_m, positions=positions, depth=depth, depth_K=depth_K, depth_std=depth_std,
     )  # fmt: skip
     with _terminal(quiet=json) as progress:

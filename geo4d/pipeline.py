@@ -44,6 +44,7 @@ class PriorPaths:
     intrinsics: str | None = None
     intrinsics_std: float = 0.0
     poses: Path | None = None
+    poses_metric: bool = False
     rotation_std_deg: float = 0.0
     position_std_m: float = 0.0
     positions: Path | None = None
@@ -63,6 +64,7 @@ class PriorPaths:
             rotation_std_rad=float(np.deg2rad(self.rotation_std_deg)),
             position_std_m=self.position_std_m,
             depth_relative_std=self.depth_std,
+            metric=self.poses_metric or None,
             progress=progress,
         )
 

@@ -271,9 +271,12 @@ def _estimate_scale(
         return None, None
     estimate = combine_scales(estimates, progress=progress)
     if metric_from_world is not None:
+        # The combined scale, about the cameras' middle: their known places stay where they are.
+        middle = torch.stack([c.world_from_cam[:3, 3] for c in solution.cameras.values()]).mean(0)
+        kept = metric_from_world[:3, :3] @ middle + metric_from_world[:3, 3]
         own = torch.linalg.det(metric_from_world[:3, :3]).abs() ** (1 / 3)
-        metric_from_world = metric_from_world.clone()
-        metric_from_world[:3, :3] *= estimate.factor / own
+        linear = metric_from_world[:3, :3] * (estimate.factor / own)
+        metric_from_world = geometry.rigid(linear, kept - linear @ middle)
     return estimate, metric_from_world
 
 

@@ -90,7 +90,11 @@ def _reason(tried: Sequence[Model], best: Model, linked: int, options: MappingOp
     if len(tried) == 1:
         return f"the {best.mapper} mapper placed {best.registered} of {linked} linked pictures and its pairs agree"
     why = _weakness(tried[0], linked)
-    numbers = "; ".join(f"{m.mapper}: {m.registered} placed, {100 * m.agreement:.0f} % of pairs agree" for m in tried)
+    numbers = "; ".join(
+        f"{m.mapper}: {m.registered} placed, {m.mean_error_px:.2f} px"
+        + ("" if np.isnan(m.agreement) else f", {100 * m.agreement:.0f} % of pairs agree")
+        for m in tried
+    )
     return f"{tried[0].mapper} alone was not enough ({why}); {numbers}"
 
 
@@ -110,7 +114,7 @@ def _run(kind: str, database: Path, links: Sequence[Link], out: Path, options: M
     if not models:
         return Model(kind, None, seconds=seconds)
     best = models[0]
-    agreement, cycle = rotation_evidence(best, links)
+    agreement, cycle = rotation_evidence(best, links, seed=options.seed)
     return Model(
         kind,
         best,
@@ -167,40 +171,60 @@ def _global(database: Path, out: Path, options: MappingOptions) -> dict[int, pyc
 
 
 def rotation_evidence(
-    model: pycolmap.Reconstruction, links: Sequence[Link], *, max_pairs: int = 400
+    model: pycolmap.Reconstruction, links: Sequence[Link], *, max_pairs: int = 120, seed: int = 0
 ) -> tuple[float, float]:
     """Share of pairs whose own relative rotation agrees with the model, and the median error round triplets in degrees.
 
-    The pairs' rotations come from their matches alone, with the model's intrinsics; pairs of a plane or of one spot, whose
-    rotation is ambiguous, do not count.
+    The pairs' rotations come from their matches alone, with the model's intrinsics. Pairs that a plane or one spot explains,
+    whose rotation is ambiguous, do not count; with fewer than 5 others the share is NaN.
     """
     placed = set(model.reg_image_ids())
-    usable = [k for k in links if k.pair[0] + 1 in placed and k.pair[1] + 1 in placed]
-    usable = sorted(usable, key=lambda k: -len(k.inliers))[:max_pairs]
+    usable = _in_triplets([k for k in links if k.pair[0] + 1 in placed and k.pair[1] + 1 in placed], max_pairs, seed)
+    pixels = {i: _pixels(model.images[i]) for i in placed}
     turns, good = {}, []
     for link in usable:
-        turn = _pair_rotation(model, link)
-        if turn is None:
-            continue
-        i, j = link.pair
-        expected = (model.images[j + 1].cam_from_world() * model.images[i + 1].cam_from_world().inverse()).rotation.matrix()
-        turns[(i, j)] = turn
-        good.append(_angle_deg(expected.T @ turn) < AGREE_DEG)
-    return (float(np.mean(good)) if good else float("nan")), _cycle_error_deg(turns)
+        turn = _pair_rotation(model, link, pixels, seed)
+        if turn is not None:
+            first, second = (model.images[i + 1].cam_from_world().rotation.matrix() for i in link.pair)
+            turns[link.pair] = turn
+            good.append(_angle_deg((second @ first.T).T @ turn) < AGREE_DEG)
+    return (float(np.mean(good)) if len(good) >= 5 else float("nan")), _cycle_error_deg(turns)
 
 
-def _pair_rotation(model: pycolmap.Reconstruction, link: Link) -> np.ndarray | None:
-    import cv2
+def _in_triplets(links: Sequence[Link], limit: int, seed: int) -> list[Link]:
+    """At most about `limit` links, taken triplet by triplet in random order, then the others."""
+    if len(links) <= limit:
+        return list(links)
+    by_pair = {k.pair: k for k in links}
+    chosen: dict[tuple[int, int], None] = {}
+    for t in np.random.default_rng(seed).permutation(len(links)):
+        i, j = links[t].pair
+        thirds = [k for k in range(max(by_pair)[1] + 1) if (j, k) in by_pair and (i, k) in by_pair]
+        for k in thirds[:2]:
+            chosen.update(dict.fromkeys([(i, j), (j, k), (i, k)]))
+        if len(chosen) >= limit:
+            break
+    rest = [p for p in by_pair if p not in chosen]
+    return [by_pair[p] for p in [*chosen, *rest][:limit]]
 
-    a, b = (model.images[i + 1] for i in link.pair)
-    first = model.cameras[a.camera_id].cam_from_img(_pixels(a)[link.inliers[:, 0]])
-    second = model.cameras[b.camera_id].cam_from_img(_pixels(b)[link.inliers[:, 1]])
-    threshold = 2.0 / model.cameras[a.camera_id].mean_focal_length()
-    essential, mask = cv2.findEssentialMat(first, second, np.eye(3), cv2.USAC_MAGSAC, 0.999, threshold, 500)
-    if essential is None or essential.shape != (3, 3):
+
+def _pair_rotation(
+    model: pycolmap.Reconstruction, link: Link, pixels: dict[int, np.ndarray], seed: int
+) -> np.ndarray | None:
+    """Rotation second_from_first by the essential matrix of the link's matches; None where it is ambiguous."""
+    import pycolmap
+
+    cameras = [model.cameras[model.images[i + 1].camera_id] for i in link.pair]
+    first, second = (pixels[i + 1][column] for i, column in zip(link.pair, link.inliers.T, strict=True))
+    settings = pycolmap.TwoViewGeometryOptions()
+    settings.compute_relative_pose = True
+    settings.ransac.random_seed = seed
+    index = np.repeat(np.arange(len(first), dtype=np.uint32)[:, None], 2, axis=1)
+    found = pycolmap.estimate_calibrated_two_view_geometry(cameras[0], first, cameras[1], second, index, settings)
+    calibrated = pycolmap.TwoViewGeometryConfiguration(found.config).name == "CALIBRATED"
+    if not calibrated or found.cam2_from_cam1 is None or found.tri_angle < np.radians(2.0):
         return None
-    count, turn, _, _ = cv2.recoverPose(essential, first, second, np.eye(3), mask=mask)
-    return turn if count >= 15 else None
+    return found.cam2_from_cam1.rotation.matrix()
 
 
 def _pixels(image: pycolmap.Image) -> np.ndarray:

@@ -73,6 +73,7 @@ SYSTEM_LIBRARIES = ("libusb-1.0-0", "libgl1", "libegl1", "libgomp1")
 """Debian and Ubuntu packages that Open3D's wheel loads and does not bring along."""
 
 EXTRAS: dict[str, str] = {
+    "captures": "depth images of Record3D exports (.r3d, and EXR)",
     "dev": "the project's own tests and checks",
 }
 """What each extra adds; the list of extras itself comes from the installed package."""
