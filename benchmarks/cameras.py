@@ -23,6 +23,7 @@ from peer_colmap import colmap_default
 
 from geo4d.core import metrics
 from geo4d.core.io.frames import load_frames
+from geo4d.core.progress import Progress
 from geo4d.evaluation.references import read_reference_poses
 from recon.options import ReconstructOptions
 from recon.priors import Priors
@@ -36,7 +37,7 @@ def ours(folder: Path) -> tuple[Poses, dict[str, Any]]:
 
     frames = load_frames(folder, keep_all=True)
     with tempfile.TemporaryDirectory() as work, Measured() as measured:
-        solution = solve_cameras(frames, priors=Priors(), options=ReconstructOptions(), work_dir=Path(work), progress=None)
+        solution = solve_cameras(frames, priors=Priors(), options=ReconstructOptions(), work_dir=Path(work), progress=Progress())
     poses = {Path(frames[i].name).name: c.world_from_cam.numpy() for i, c in solution.cameras.items()}
     return poses, measured.facts()
 
@@ -53,9 +54,9 @@ SYSTEMS = {"geo4d": ours, "pycolmap default": peer}
 
 def score(estimated: Poses, reference: Poses) -> dict[str, Any]:
     names = sorted(reference)
-    known = {n: torch.from_numpy(estimated[n]) for n in names if n in estimated}
-    truth = {n: torch.from_numpy(np.asarray(reference[n])) for n in names}
-    return {"registered": len(known), **metrics.pose_auc(known, truth)}
+    known = [torch.from_numpy(estimated[n]) if n in estimated else None for n in names]
+    truth = [torch.from_numpy(reference[n]) for n in names]
+    return {"registered": sum(k is not None for k in known), **metrics.pose_auc(known, truth)}
 
 
 def measure(system: str, folder: str, reference: str) -> dict[str, Any]:

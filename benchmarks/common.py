@@ -137,9 +137,11 @@ def generated_photos(count: int = 24, hw: tuple[int, int] = (720, 960)) -> Path:
     noise = np.random.default_rng(7)
     for i in range(count):
         camera = dataclasses.replace(cameras, K=cameras.K[i], world_from_cam=cameras.world_from_cam[i])
-        rgb = procedural.render(boxes, camera)[0].numpy()
-        noisy = np.clip(rgb + noise.normal(0, 0.01, rgb.shape), 0, 1)
+        rgb, depth_m = procedural.render(boxes, camera)
+        noisy = np.clip(rgb.numpy() + noise.normal(0, 0.01, rgb.shape), 0, 1)
         name = f"images/{i:03d}.jpg"
+        (root / "depth").mkdir(exist_ok=True)
+        np.savez_compressed(root / "depth" / f"{i:03d}.npz", depth=depth_m.numpy())
         Image.fromarray((noisy * 255).astype(np.uint8)).save(root / name, quality=92)
         written[name] = camera
     write_transforms(root / "transforms.json", written)

@@ -8,6 +8,7 @@ import os
 import platform
 import resource
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -110,8 +111,7 @@ def reconstruct_folder(
         except ReconstructionError as error:
             raise _with_failure_report(error, source, out, frames, run(progress), progress) from error
         with progress.stage("writing the scene"):
-            facts = {**scene.report, "title": _title(source), "run": run(progress)}
-            facts["warnings"] = [*progress.notes]
+            facts: Any = {**scene.report, "title": _title(source), "run": run(progress), "warnings": [*progress.notes]}
             scene = replace(scene, report=facts)
             write_scene_files(scene, partial, command=_line(command), keep_gps=keep_gps)
             report.write_report(
@@ -258,7 +258,7 @@ def _with_failure_report(
     """Write what is known into `out`.failed/report.html and say so in the error."""
     folder = _failed_folder(out)
     folder.mkdir(parents=True, exist_ok=True)
-    facts = {
+    facts: Any = {
         "failure": {"reason": error.asked, "details": [t for t in (error.found, error.accepted) if t]},
         **error.evidence,
         "title": _title(source),
@@ -274,9 +274,10 @@ def _with_failure_report(
 
 
 def _summary(scene: Scene, out: Path, seconds: float) -> dict[str, Any]:
-    verdict = report.verdict(scene.report)
-    photos = scene.report.get("photos") or []
-    errors = scene.report.get("errors") or {}
+    facts: Any = scene.report
+    verdict = report.verdict(facts)
+    photos = facts.get("photos") or []
+    errors = facts.get("errors") or {}
     scale = scene.scale
     percent = "" if scale.relative_error is None else f" +- {100 * scale.relative_error:.2g} %"
     return {
@@ -316,3 +317,32 @@ def export(
         with progress.stage(f"export {format}"):
             export_scene(scene, format, out, overwrite=overwrite)
     return {"exported": str(out), "format": format, "formats": ", ".join([*EXPORTS, "mesh"])}
+
+
+def run_benchmarks(data: Path | None, only: Sequence[str]) -> dict[str, Any]:
+    """Run the scripts in benchmarks/ of a source checkout, each in a process of its own; returns where the results lie.
+
+    Args:
+        data: folder of the benchmark data; None keeps $GEO4D_DATA or the default.
+        only: names of scripts; all when empty.
+
+    Raises:
+        InputError: geo4d was not installed from a checkout, or there is no such benchmark.
+    """
+    folder = Path(__file__).resolve().parents[1] / "benchmarks"
+    scripts = {p.stem: p for p in sorted(folder.glob("*.py")) if "write_result(" in p.read_text() and p.stem != "common"}
+    if not scripts:
+        raise InputError(
+            "cannot find the benchmarks", found=f"no scripts in {folder}", accepted="a source checkout of geo4d",
+            hint="clone the repository, then: make bench",
+        )  # fmt: skip
+    unknown = [name for name in only if name not in scripts]
+    if unknown:
+        raise InputError("no such benchmark", found=", ".join(unknown), accepted=", ".join(scripts))
+    environment = {**os.environ, **({"GEO4D_DATA": str(data)} if data else {})}
+    status = {}
+    for name in only or scripts:
+        done = subprocess.run([sys.executable, str(scripts[name])], env=environment, cwd=folder.parent)
+        status[name] = "done" if done.returncode == 0 else f"failed with exit code {done.returncode}"
+    failed = any(text != "done" for text in status.values())
+    return {"benchmarks": status, "results": str(folder / "results"), "exit_code": int(failed)}

@@ -253,7 +253,8 @@ def _add_priors(problem: Problem, priors: Priors, H: np.ndarray, rhs: np.ndarray
     for c in range(len(problem.intrinsics)):
         at = 6 * n + INTRINSICS * c
         std = priors.intrinsics_std[c]
-        weight = np.where((std > 0) & np.isfinite(std), 1 / np.maximum(std, 1e-300) ** 2, 0.0)
+        known = (std > 0) & np.isfinite(std)
+        weight = np.where(known, 1 / np.where(known, std, 1.0) ** 2, 0.0)
         H[range(at, at + 8), range(at, at + 8)] += weight
         rhs[at : at + 8] -= weight * (problem.intrinsics[c] - priors.intrinsics[c])
         if np.isfinite(priors.aspect_std):
@@ -305,11 +306,9 @@ def _step(
     S[:, fixed] = 0
     S[fixed, fixed] = 1
     rhs[fixed] = 0
-    try:
-        factor = scipy.linalg.cho_factor(S, lower=True, check_finite=True)
-    except (np.linalg.LinAlgError, ValueError):
+    delta = _solve(S, rhs)
+    if delta is None:
         return None, 0.0
-    delta = scipy.linalg.cho_solve(factor, rhs)
     n = len(problem.cam_from_world)
     poses, lenses = delta[: 6 * n].reshape(n, 6), delta[6 * n :].reshape(-1, INTRINSICS)
     points = _back_substitute(
@@ -326,6 +325,24 @@ def _step(
     if not np.isfinite(delta).all() or (lens[:, :2] <= 0).any():
         return None, 0.0
     return replace(problem, cam_from_world=moved, intrinsics=lens, p_world=problem.p_world + points), predicted
+
+
+def _solve(S: np.ndarray, rhs: np.ndarray) -> np.ndarray | None:
+    """Solution of a symmetric positive definite system; None where it is not.
+
+    By torch on one thread: BLAS libraries that spread such small systems over threads lose more than they gain.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        factor, info = torch.linalg.cholesky_ex(torch.from_numpy(S))
+        if int(info) != 0 or not bool(torch.isfinite(factor).all()):
+            return None
+        return torch.cholesky_solve(torch.from_numpy(rhs)[:, None], factor)[:, 0].numpy()
+    finally:
+        torch.set_num_threads(before)
 
 
 def _cost(problem: Problem, priors: Priors, loss_px: float, depth_loss: float) -> float:
@@ -354,22 +371,10 @@ def _gauge_directions(problem: Problem) -> np.ndarray:
         # world moves by d: t -> t - R d; turns by w about the middle: R -> R exp(-w); grows by s about the middle.
         out[at + 3 : at + 6, 0:3] = -R[i]
         out[at : at + 3, 3:6] = -R[i]
-        out[at + 3 : at + 6, 3:6] = _cross(t[i] + R[i] @ middle) @ R[i] - _cross(t[i]) @ R[i]
-        # With R' = exp(-R w) R the translation that keeps turned centres: t' = -R'(middle + exp(w)(c - middle)).
-        out[at + 3 : at + 6, 3:6] = _turn_translation(R[i], t[i], middle)
+        # A point p becomes m + exp(w)(p - m) while R p + t stays: t' = t + R m - R exp(-w) m, exp(-w) m = m + [m] w.
+        out[at + 3 : at + 6, 3:6] = -R[i] @ _cross(middle)
         out[at + 3 : at + 6, 6] = t[i] + R[i] @ middle
     return out
-
-
-def _turn_translation(R: np.ndarray, t: np.ndarray, middle: np.ndarray) -> np.ndarray:
-    """Change of t per rotation vector w when the world turns by w about `middle`.
-
-    A point p becomes m + exp(w)(p - m); its camera coordinates stay R p + t, so R' = R exp(-w) and
-    t' = t + R m - R exp(-w) m, of which the derivative is R [m]_x applied to ... = -R [m]_x w ... written out below.
-    """
-    del t
-    # exp(-w) m = m - w x m = m + [m]_x w, hence t' = t - R [m]_x w.
-    return -R @ _cross(middle)
 
 
 def _gauge_weights(problem: Problem, size: int) -> np.ndarray:
@@ -462,38 +467,57 @@ def _to_camera(pose, p):  # noqa: ANN001, ANN202
     return x, y, z
 
 
-@numba.njit(cache=True, nogil=True, parallel=True)
+@numba.njit(cache=True, nogil=True)
+def _pixel(lens, model, x, y, z):  # noqa: ANN001, ANN202
+    """Pixel of a camera point, without Jacobians."""
+    k1, k2, k3, k4 = lens[4], lens[5], lens[6], lens[7]
+    a, b = x / z, y / z
+    r2 = a * a + b * b
+    if model == 0:
+        radial = 1.0 + r2 * (k1 + r2 * k2)
+        xd = a * radial + 2.0 * k3 * a * b + k4 * (r2 + 2.0 * a * a)
+        yd = b * radial + 2.0 * k4 * a * b + k3 * (r2 + 2.0 * b * b)
+    else:
+        r = math.sqrt(r2)
+        s = 1.0
+        if r >= 1e-8:
+            theta = math.atan2(math.sqrt(x * x + y * y), z)
+            q = theta * theta
+            s = theta * (1 + q * (k1 + q * (k2 + q * (k3 + q * k4)))) / r
+        xd, yd = a * s, b * s
+    return lens[0] * xd + lens[2], lens[1] * yd + lens[3]
+
+
+@numba.njit(cache=True, nogil=True)
 def _residuals(poses, intrinsics, model, group, points, point, image, uv_px):  # noqa: ANN001, ANN202
     out = np.zeros((len(point), 2))
-    for o in numba.prange(len(point)):
+    for o in range(len(point)):
         i = image[o]
-        uv, J, L = np.zeros(2), np.zeros((2, 3)), np.zeros((2, 8))
         x, y, z = _to_camera(poses[i], points[point[o]])
         if z <= 1e-9:
             out[o] = 1e6
             continue
-        _project(poses[i], intrinsics[group[i]], model[group[i]], x, y, z, uv, J, L)
-        out[o, 0], out[o, 1] = uv[0] - uv_px[o, 0], uv[1] - uv_px[o, 1]
+        u, v = _pixel(intrinsics[group[i]], model[group[i]], x, y, z)
+        out[o, 0], out[o, 1] = u - uv_px[o, 0], v - uv_px[o, 1]
     return out
 
 
-@numba.njit(cache=True, nogil=True, parallel=True)
+@numba.njit(cache=True, nogil=True)
 def _robust_cost(poses, intrinsics, model, group, points, point, image, uv_px, sigma, depth, depth_sigma, c, cd):  # noqa: ANN001, ANN202
-    terms = np.zeros(len(point))
-    for o in numba.prange(len(point)):
+    total = 0.0
+    for o in range(len(point)):
         i = image[o]
-        uv, J, L = np.zeros(2), np.zeros((2, 3)), np.zeros((2, 8))
         x, y, z = _to_camera(poses[i], points[point[o]])
         if z <= 1e-9:
-            terms[o] = 1e6
+            total += 1e6
             continue
-        _project(poses[i], intrinsics[group[i]], model[group[i]], x, y, z, uv, J, L)
-        s = ((uv[0] - uv_px[o, 0]) ** 2 + (uv[1] - uv_px[o, 1]) ** 2) / sigma[o] ** 2
-        terms[o] = 0.5 * c * c * math.log1p(s / (c * c))
+        u, v = _pixel(intrinsics[group[i]], model[group[i]], x, y, z)
+        s = ((u - uv_px[o, 0]) ** 2 + (v - uv_px[o, 1]) ** 2) / sigma[o] ** 2
+        total += 0.5 * c * c * math.log1p(s / (c * c))
         if depth[o] == depth[o]:
             s = ((z - depth[o]) / depth_sigma[o]) ** 2
-            terms[o] += 0.5 * cd * cd * math.log1p(s / (cd * cd))
-    return terms.sum()
+            total += 0.5 * cd * cd * math.log1p(s / (cd * cd))
+    return total
 
 
 @numba.njit(cache=True, nogil=True)

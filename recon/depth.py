@@ -1,7 +1,9 @@
 """Dense multi-view stereo on the CPU: a depth and a confidence for every pixel of every view.
 
-Per view: a plane sweep in inverse depth at half and quarter size (ZNCC, mean over the better half of the sources), semi-global aggregation, a second
-aggregation that is told what the other views found, a surface-following sweep at full size, and a check against the other views.
+Per view: a plane sweep in inverse depth at half and quarter size (ZNCC, mean over the better half of the
+    sources), semi-global aggregation, a second
+aggregation that is told what the other views found, a surface-following sweep at full size, and a check against the
+other views.
 """
 
 from __future__ import annotations
@@ -18,7 +20,6 @@ from geo4d.core.errors import InputError
 from geo4d.core.progress import Progress
 from recon import stereo_kernels as kernels
 
-EG, EN, ER = (float(x) for x in os.environ.get("E", "0.05,1,13").split(","))
 MASKED = np.float32(1000.0)  # grey value that marks a masked pixel of a source; the kernels take it as "not seen"
 
 
@@ -103,12 +104,14 @@ def estimate_depth(
         p_world: (k, 3) sparse points that set depth ranges and choose sources; found by matching when None.
         visible: per view the indices into `p_world` of the points it sees.
         valid: per view a mask (h, w) bool of the pixels to use, or None for all.
-        prior_depth: per view None or (depth (h, w), standard deviation, number or (h, w)) in world units, NaN = unknown.
+        prior_depth: per view None or (depth (h, w), standard deviation, number or (h, w)) in world units, NaN =
+            unknown.
         options: see `DepthOptions`.
         progress: told of every finished view.
 
     Returns:
-        Per view (depth (h, w) float32 z-depth in world units, NaN = unknown; confidence (h, w) float32 in [0, 1], 0 where the depth is NaN).
+        Per view (depth (h, w) float32 z-depth in world units, NaN = unknown; confidence (h, w) float32 in [0, 1], 0
+        where the depth is NaN).
 
     Raises:
         InputError: arrays do not fit one another.
@@ -200,7 +203,9 @@ def _pyramid(
 def select_sources(
     p_world: np.ndarray, visible: Sequence[np.ndarray], world_from_cam: np.ndarray, ref: int, count: int
 ) -> list[int]:
-    """The `count` views that share the most points with view `ref` at useful triangulation angles (best near 8 degrees), best first."""
+    """The `count` views that share the most points with view `ref` at useful triangulation angles (best near 8
+    degrees), best first.
+    """
     centre = world_from_cam[:, :3, 3]
     scores = []
     for other in range(len(visible)):
@@ -366,7 +371,9 @@ def _coarse_again(views: list[_View], coarse: list[_Coarse | None], r: int, opti
 def _fine(
     views: list[_View], coarse: _Coarse | None, r: int, options: DepthOptions
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Inverse depth at full size by a sweep that follows the coarse surface; correlation and coarse confidence with it."""
+    """Inverse depth at full size by a sweep that follows the coarse surface; correlation and coarse confidence with
+    it.
+    """
     view = views[r]
     if coarse is None:
         zero = np.zeros(view.grey[0].shape, np.float32)
@@ -397,13 +404,12 @@ def _sharpened(views, r: int, rho: np.ndarray, score: np.ndarray, step: np.float
     """Move pixels near depth edges to the side that explains them better."""
     grey = _unmasked(views[r].grey[0])
     stack, hw, m = _source_stack(views, r, 0, options)
-    wide, near = np.ones((int(ER), int(ER)), np.uint8), np.ones((5, 5), np.uint8)
+    gain, noise = np.float32(0.1), np.float32(20 * options.noise)  # flat windows say nothing: stay
+    wide, near = np.ones((9, 9), np.uint8), np.ones((5, 5), np.uint8)
     zone = cv2.dilate(rho, wide) - cv2.erode(rho, wide) > 3 * step
     for _ in range(options.edge_rounds):
         before = rho
-        rho, edge_score = kernels.sharpen_edges(
-            grey, rho, zone, step, 5, np.float32(0.06), np.float32(EG), stack, hw, m, np.float32(EN*options.noise)
-        )
+        rho, edge_score = kernels.sharpen_edges(grey, rho, zone, step, 5, np.float32(0.06), gain, stack, hw, m, noise)
         moved = rho != before
         score = np.where(moved, edge_score, score)
         zone &= cv2.dilate(moved.astype(np.uint8), near) > 0
@@ -418,16 +424,19 @@ def _finish(views: list[_View], fine: list, r: int, options: DepthOptions) -> tu
         if len(views[s].rho):
             step = np.float32(views[s].rho[1] - views[s].rho[0])
             kernels.agreement(rho, fine[s][0], _map(view, views[s], 0).astype(np.float32), step, agree, conflict, seen)
-    confidence = _confidence(score, margin, agree, conflict, seen)
+    confidence = _confidence(score, margin, agree, conflict)
     if len(view.rho):
         step = view.rho[1] - view.rho[0]
+        reach = np.ones((9, 9), np.uint8)
+        jump = (cv2.dilate(rho, reach) - cv2.erode(rho, reach)) / np.float32(3 * step)
+        confidence /= np.maximum(jump, 1) ** np.float32(0.5)  # which side of an edge a pixel lies on is less sure
         rho = _without_speckles(np.where(confidence >= options.min_confidence, rho, 0), step, options.min_region_px)
     known = rho > 0
     depth = np.where(known, 1 / np.where(known, rho, 1), np.nan).astype(np.float32)
     return depth, np.where(known, confidence, 0).astype(np.float32)
 
 
-def _confidence(score, margin, agree, conflict, seen) -> np.ndarray:
+def _confidence(score, margin, agree, conflict) -> np.ndarray:
     """Confidence in [0, 1] from correlation, uniqueness and the agreement of the other views."""
     photo = np.clip(score, 0, 1) * np.clip(margin * 4, 0.05, 1)
     geometric = agree / (agree + 1 + conflict)
@@ -451,10 +460,12 @@ def match_sparse(
     max_error_px: float = 6.0,
     neighbours: int = 12,
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Sparse points of views with known cameras: SIFT matches of near views that obey the epipolar constraint, triangulated.
+    """Sparse points of views with known cameras: SIFT matches of near views that obey the epipolar constraint,
+    triangulated.
 
     Returns:
-        p_world (k, 3) and per view the indices of the points it sees (every match is a point of its own, seen by two views).
+        p_world (k, 3) and per view the indices of the points it sees (every match is a point of its own, seen by two
+        views).
     """
     sift = cv2.SIFT_create(2000, contrastThreshold=0.02)
     features = []

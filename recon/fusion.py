@@ -17,7 +17,9 @@ from geo4d.core.progress import Progress
 
 
 class FusedPoints(NamedTuple):
-    """Points of fused depth maps: position (k, 3) float64, colour (k, 3) uint8, unit normal towards the cameras (k, 3) float32, views that agree (k,)."""
+    """Points of fused depth maps: position (k, 3) float64, colour (k, 3) uint8, unit normal towards the cameras (k,
+    3) float32, views that agree (k,).
+    """
 
     p_world: np.ndarray
     rgb: np.ndarray
@@ -26,7 +28,9 @@ class FusedPoints(NamedTuple):
 
 
 class FusedMesh(NamedTuple):
-    """A triangle mesh: vertices (v, 3) float64 in world units, faces (f, 3) int32, vertex colours (v, 3) float32 in [0, 1], voxel size."""
+    """A triangle mesh: vertices (v, 3) float64 in world units, faces (f, 3) int32, vertex colours (v, 3) float32 in
+    [0, 1], voxel size.
+    """
 
     p_world: np.ndarray
     faces: np.ndarray
@@ -42,17 +46,18 @@ def fuse_points(
     world_from_cam: np.ndarray,
     *,
     min_confidence: float = 0.3,
-    min_views: int = 2,
+    min_views: int | None = None,
     max_error_px: float = 2.0,
     max_relative_depth: float = 0.01,
     max_angle_deg: float = 60.0,
     neighbours: int = 12,
     progress: Progress | None = None,
 ) -> FusedPoints:
-    """Fuse depth maps into points that at least `min_views` views agree on.
+    """Fuse depth maps into points that several views agree on.
 
-    Each pixel of each view starts a point unless an earlier point has used it; the point is the confidence-weighted mean over the pixels of other views
-    that agree with it, and all of those are used up. Points that more views look through than agree with are dropped.
+    Each pixel of each view starts a point unless an earlier point has used it; the point is the confidence-weighted
+    mean over the pixels of other views that agree with it, and all of those are used up. Points that more views look
+    through than agree with are dropped.
 
     Args:
         depths: n z-depth maps (h, w), NaN = unknown, in world units.
@@ -61,8 +66,9 @@ def fuse_points(
         K: (n, 3, 3) in pixels of the depth maps.
         world_from_cam: (n, 4, 4).
         min_confidence: pixels below start no point and count for none.
-        min_views: views that have to agree, the starting one included.
-        max_error_px: distance within which a point has to come back when it is looked up in another view and projected again.
+        min_views: views that have to agree, the starting one included; None takes 3, or 2 of fewer than 6 views.
+        max_error_px: distance within which a point has to come back when it is looked up in another view and
+            projected again.
         max_relative_depth: tolerated difference of depth over depth.
         max_angle_deg: tolerated angle between normals.
         neighbours: views that each view is compared with.
@@ -86,6 +92,7 @@ def fuse_points(
     cam_from_world = np.linalg.inv(world_from_cam)
     near = _neighbours(depth, hw, K, world_from_cam, cam_from_world, neighbours)
     used = np.zeros(depth.shape, np.bool_)
+    min_views = min_views or (3 if n >= 6 else 2)
     limits = np.array([max_error_px, max_relative_depth, math.cos(math.radians(max_angle_deg)), min_views], np.float64)
     parts = []
     with progress.stage("fuse points", n) as advance:
@@ -120,7 +127,7 @@ def _check(depths, confidences, images, K, world_from_cam) -> None:
     n = len(depths)
     asked = f"cannot fuse {n} depth maps"
     if not (len(confidences) == len(images) == n) or K.shape != (n, 3, 3) or world_from_cam.shape != (n, 4, 4):
-        found = f"{len(confidences)} confidences, {len(images)} pictures, K {K.shape}, world_from_cam {world_from_cam.shape}"
+        found = f"{len(confidences)} confidences, {len(images)} pictures, K {K.shape}, poses {world_from_cam.shape}"
         raise InputError(asked, found=found, accepted="n of each, K (n, 3, 3), world_from_cam (n, 4, 4)")
     for i in range(n):
         if confidences[i].shape != depths[i].shape or images[i].shape != (*depths[i].shape, 3):
@@ -171,8 +178,9 @@ def _seen(p_world, depth, hw, K, cam_from_world) -> float:
 def _normals(depth, hw, k, rotation, radius, out):
     """Unit normals in the world, towards the camera; 0 where unknown.
 
-    The inverse depth of a plane n.X = 1 is n.K^-1 (u, v, 1), linear in the pixel, so a least-squares fit of it over the window gives n = K^T (a, b, c).
-    Pixels that differ by more than 3 % per pixel of distance belong to another surface.
+    The inverse depth of a plane n.X = 1 is n.K^-1 (u, v, 1), linear in the pixel, so a least-squares fit of it over
+    the window gives n = K^T (a, b, c). Pixels that differ by more than 3 % per pixel of distance belong to another
+    surface.
     """
     h, w = hw
     n = np.zeros(3)
@@ -338,8 +346,13 @@ def fuse_mesh(
     """Mesh the zero level of a truncated signed distance, integrated with Open3D.
 
     Args:
-        depths, confidences, images, K, world_from_cam: as for `fuse_points`.
-        voxel: side in world units; None takes two pixels at the median depth, but at most `max_voxels_across` for the 5 to 95 % box of the surface.
+        depths: as for `fuse_points`, as are the next four.
+        confidences: n maps (h, w) in [0, 1].
+        images: n pictures (h, w, 3) uint8.
+        K: (n, 3, 3).
+        world_from_cam: (n, 4, 4).
+        voxel: side in world units; None takes two pixels at the median depth, but at most `max_voxels_across` for
+            the 5 to 95 % box of the surface.
         min_confidence: pixels below are left out.
         min_views: views that have to have looked at a voxel.
         max_voxels_across: see `voxel`.

@@ -372,22 +372,24 @@ def _refine(run: _Run, found: Sequence[Features], model: pycolmap.Reconstruction
         if known.anchored:
             state = replace(state, problem=_into_known_world(state.problem, known))
         loss = LOSS_PX * max(1.0, max(max(f.hw) for f in run.frames) / 2000)
-        state = _adjust(state, known, loss)
+        state = _adjust(state, known, loss, rough=True)
         hw = [run.sensors.hw[run.sensors.of_frame[i]] for i in frame]
         some = [found[i] for i in frame]
-        for _ in range(2):
+        for last in (False, True):
             radius = max(3.0, 6 * float(np.median(np.abs(state.problem.residuals_px()))))
             state = tracks.complete(state, some, mine, hw, radius_px=radius)
             state = tracks.filtered(state, radius, 1.0)
-            state = _adjust(state, known, loss)
+            state = _adjust(state, known, loss, rough=not last)
         state = tracks.filtered(state, radius, 1.0)
     with run.progress.stage("covariance"):
         covariance = bundle.covariance(state.problem, known, loss_px=loss)
     return _Refined(state, frame, known, covariance, loss)
 
 
-def _adjust(state: Tracks, known: bundle.Priors, loss_px: float) -> Tracks:
-    return Tracks(bundle.adjust(state.problem, known, loss_px=loss_px).problem, state.keypoint)
+def _adjust(state: Tracks, known: bundle.Priors, loss_px: float, *, rough: bool = False) -> Tracks:
+    """Adjusted; `rough` stops early, where the tracks change afterwards."""
+    limits = {"max_iterations": 12, "tolerance": 2e-4} if rough else {"max_iterations": 40, "tolerance": 1e-5}
+    return Tracks(bundle.adjust(state.problem, known, loss_px=loss_px, **limits).problem, state.keypoint)
 
 
 def _bundle_priors(run: _Run, frame: np.ndarray, state: Tracks) -> bundle.Priors:

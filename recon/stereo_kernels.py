@@ -1,8 +1,9 @@
 """Numba kernels of multi-view stereo: sweep costs, scanline aggregation, winner selection, consistency.
 
-All kernels are single-threaded and release the GIL; `recon.depth` runs several views at a time in threads. Everything that a kernel calls is in this
-file, because Numba's cache does not notice edits elsewhere. Inner loops run over slices and use selects, or LLVM does not vectorise them. Kernels
-compiled with `FAST` may see NaN (the flags leave NaN and infinity alone).
+All kernels are single-threaded and release the GIL; `recon.depth` runs several views at a time in threads. Everything
+that a kernel calls is in this file, because Numba's cache does not notice edits elsewhere. Inner loops run over
+slices and use selects, or LLVM does not vectorise them. Kernels compiled with `FAST` may see NaN (the flags leave NaN
+and infinity alone).
 """
 
 from __future__ import annotations
@@ -139,7 +140,9 @@ def _keep_best(ncc, best, n):
 
 @njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
 def _cost_row(best, n, out):
-    """Mean of the better half of the sources that see the pixel, as a cost of 0 (alike) to 254; 254 where none sees it."""
+    """Mean of the better half of the sources that see the pixel, as a cost of 0 (alike) to 254; 254 where none sees
+    it.
+    """
     b1, b2, b3 = best[n:], best[2 * n :], best[3 * n :]
     for x in range(n):
         count = b3[x]
@@ -154,8 +157,9 @@ def _cost_row(best, n, out):
 def sweep(ref, mean, inv_std, base, offsets, srcs, src_hw, m_src_ref, radius, noise, cost):
     """Cost (h, w, d) uint8 of the inverse depths `base + offsets[d]` (base (h, w) or one row of zeros per row).
 
-    ref (h, w), srcs (s, hs, ws) float32 centred on zero; m_src_ref (s, 3, 4) maps (x, y, 1, inverse depth) to a homogeneous source pixel. Windows
-    follow the surface `base + offset`. The cost is 1 - ZNCC, mean over the better half of the sources that see the pixel.
+    ref (h, w), srcs (s, hs, ws) float32 centred on zero; m_src_ref (s, 3, 4) maps (x, y, 1, inverse depth) to a
+    homogeneous source pixel. Windows follow the surface `base + offset`. The cost is 1 - ZNCC, mean over the better
+    half of the sources that see the pixel.
     """
     h, w = ref.shape
     count = srcs.shape[0]
@@ -264,9 +268,11 @@ def aggregate(cost, guide, p1, p2, sigma, paths):
 
 @njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
 def pick(total, cost):
-    """Winner per pixel: sub-step index by a parabola, 1 - cost / 254 at the winner, and how far the runner-up lies behind.
+    """Winner per pixel: sub-step index by a parabola, 1 - cost / 254 at the winner, and how far the runner-up lies
+    behind.
 
-    The runner-up is the best local minimum at least 2 steps away; the margin is (second - first) / second of the aggregated cost.
+    The runner-up is the best local minimum at least 2 steps away; the margin is (second - first) / second of the
+    aggregated cost.
     """
     h, w, n = total.shape
     index = np.zeros((h, w), np.float32)
@@ -299,7 +305,8 @@ def pick(total, cost):
 def blend_prior(cost, index, sigma, weight):
     """Mix a prior on the index into a cost volume in place.
 
-    cost (h, w, d) uint8 becomes (1 - weight) cost + weight 254 (1 - exp(-(d - index)^2 / (2 sigma^2))); index, sigma and weight (h, w).
+    cost (h, w, d) uint8 becomes (1 - weight) cost + weight 254 (1 - exp(-(d - index)^2 / (2 sigma^2))); index, sigma
+    and weight (h, w).
     """
     h, w, n = cost.shape
     for y in range(h):
@@ -319,9 +326,11 @@ def blend_prior(cost, index, sigma, weight):
 
 @njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
 def splat(rho_src, weight_src, m, rho, weight):
-    """Draw a source's surface into a reference view, nearest first (largest inverse depth); m (3, 4) maps source to reference.
+    """Draw a source's surface into a reference view, nearest first (largest inverse depth); m (3, 4) maps source to
+    reference.
 
-    m maps (x, y, 1, inverse depth) of the source to a reference pixel times z ratio, so that inverse depths divide by its third row.
+    m maps (x, y, 1, inverse depth) of the source to a reference pixel times z ratio, so that inverse depths divide by
+    its third row.
     """
     hs, ws = rho_src.shape
     h, w = rho.shape
@@ -339,7 +348,7 @@ def splat(rho_src, weight_src, m, rho, weight):
             if not (u > -1 and v > -1 and u < w and v < h):
                 continue
             new = q / z
-            x0, y0 = int(math.floor(u)), int(math.floor(v))
+            x0, y0 = int(u + F1) - 1, int(v + F1) - 1  # floor, as u and v exceed -1
             for j in range(y0, y0 + 2):
                 for i in range(x0, x0 + 2):
                     if 0 <= i < w and 0 <= j < h and new > rho[j, i]:
@@ -349,7 +358,9 @@ def splat(rho_src, weight_src, m, rho, weight):
 
 @njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
 def vote(rhos, weights, tolerance):
-    """Per pixel the candidate inverse depth with the most support: (value, support); rhos and weights (c, h, w), tolerance in inverse depth."""
+    """Per pixel the candidate inverse depth with the most support: (value, support); rhos and weights (c, h, w),
+    tolerance in inverse depth.
+    """
     count, h, w = rhos.shape
     value = np.zeros((h, w), np.float32)
     support = np.zeros((h, w), np.float32)
@@ -377,8 +388,9 @@ def vote(rhos, weights, tolerance):
 def agreement(rho, rho_src, m, tolerance, agree, conflict, seen):
     """Compare one view's inverse depth with a source's, adding to three maps.
 
-    m (3, 4) maps (x, y, 1, inverse depth) to the source. `agree` gains exp(-e^2 / 2) with e the difference of inverse depths in the source over
-    `tolerance`, `conflict` gains 1 where the point floats clearly in front of what the source sees, `seen` 1 where the source has a value.
+    m (3, 4) maps (x, y, 1, inverse depth) to the source. `agree` gains exp(-e^2 / 2) with e the difference of inverse
+    depths in the source over `tolerance`, `conflict` gains 1 where the point floats clearly in front of what the
+    source sees, `seen` 1 where the source has a value.
     """
     h, w = rho.shape
     hs, ws = rho_src.shape
@@ -419,8 +431,8 @@ def agreement(rho, rho_src, m, tolerance, agree, conflict, seen):
 def upsample(rho, score, guide_low, guide, sigma, step):
     """Edge-aware enlargement of an inverse depth map and its score to the size of `guide`.
 
-    A weighted median over the 3 x 3 neighbours (weights fall with the difference of grey values over `sigma`), then the weighted mean of those within
-    two `step` of it, so that slopes stay smooth and edges sharp.
+    A weighted median over the 3 x 3 neighbours (weights fall with the difference of grey values over `sigma`), then
+    the weighted mean of those within two `step` of it, so that slopes stay smooth and edges sharp.
     """
     hl, wl = rho.shape
     h, w = guide.shape
@@ -473,7 +485,9 @@ def upsample(rho, score, guide_low, guide, sigma, step):
 
 @njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
 def _weighted_correlation(ref, weights, y, x, radius, rho, gx, gy, src, hs, ws, m, noise):
-    """ZNCC with given window weights of a slanted patch of inverse depth rho + gx du + gy dv, every second pixel; UNSEEN outside the source."""
+    """ZNCC with given window weights of a slanted patch of inverse depth rho + gx du + gy dv, every second pixel;
+    UNSEEN outside the source.
+    """
     h, w = ref.shape
     sw, sr, ss, srr, sss, srs = F0, F0, F0, F0, F0, F0
     k = 0
@@ -539,9 +553,10 @@ def _patch_score(ref, weights, y, x, radius, rho, gx, gy, srcs, src_hw, m_src_re
 def sharpen_edges(ref, rho, zone, step, radius, sigma, gain, srcs, src_hw, m_src_ref, noise):
     """Let pixels near depth edges move to a neighbouring surface that explains them better; (inverse depth, score).
 
-    Candidates are the surfaces 3 and 7 pixels away in 8 directions, continued to the pixel with their slope, where they differ by more than a step.
-    Windows are weighted by similarity of grey value (scale `sigma`) and distance, so that they do not look across the edge. A candidate has to beat
-    the present value by `gain`; score is -1 outside `zone`.
+    Candidates are the surfaces 3 and 7 pixels away in 8 directions, continued to the pixel with their slope, where
+    they differ by more than a step. Windows are weighted by similarity of grey value (scale `sigma`) and distance, so
+    that they do not look across the edge. A candidate has to beat the present value by `gain`; score is -1 outside
+    `zone`.
     """
     h, w = rho.shape
     out = rho.copy()

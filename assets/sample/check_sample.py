@@ -6,6 +6,7 @@ python assets/sample/check_sample.py            # marker, depth, SIFT, relative 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,21 +36,69 @@ def normalised(uv_px: np.ndarray, image: dict[str, Any]) -> np.ndarray:
     return cv2.undistortPointsIter(uv_px[:, None].astype(np.float64), K, params, np.eye(3), np.eye(3), criteria)[:, 0]
 
 
-def check_marker(
-    image: dict[str, Any], gray: np.ndarray, marker: dict[str, Any]
-) -> tuple[float, np.ndarray, float] | None:
-    """Mean distance (px), mean offset (px) and side (px) of the detected against the projected corners."""
+def detect(gray: np.ndarray, marker_id: int) -> np.ndarray | None:
+    """Corners (4, 2) of the marker in pixels by cv2.aruco, or None."""
     options = cv2.aruco.DetectorParameters()
     options.cornerRefinementMethod = cv2.aruco.CORNER_REFINE_SUBPIX
-    options.cornerRefinementWinSize = 3
+    options.cornerRefinementWinSize, options.relativeCornerRefinmentWinSize = 4, 0.4
     detector = cv2.aruco.ArucoDetector(cv2.aruco.getPredefinedDictionary(cv2.aruco.DICT_4X4_50), options)
     corners, ids, _ = detector.detectMarkers(gray)
-    if ids is None or marker["id"] not in ids:
+    if ids is None or marker_id not in ids:
         return None
-    found = corners[int(np.flatnonzero(ids.ravel() == marker["id"])[0])][0].astype(np.float64) + 0.5
+    return corners[int(np.flatnonzero(ids.ravel() == marker_id)[0])][0].astype(np.float64) + 0.5
+
+
+def draw_ideal(gray: np.ndarray, corners_px: np.ndarray, marker_id: int, fine: int = 8, bit: int = 32) -> np.ndarray:
+    """The photo with the marker drawn over it where the reference says it is, in the photo's own two greys."""
+    dictionary = cv2.aruco.getPredefinedDictionary(cv2.aruco.DICT_4X4_50)
+    card = cv2.copyMakeBorder(cv2.aruco.generateImageMarker(dictionary, marker_id, 6 * bit), *(bit,) * 4, 0, value=255)
+    origin = np.floor(corners_px.min(0)) - 30
+    size = (np.ceil(corners_px.max(0)) + 30 - origin).astype(int)
+    square = np.array([[1, 1], [7, 1], [7, 7], [1, 7]], np.float64) * bit - 0.5
+    onto = cv2.getPerspectiveTransform(
+        square.astype(np.float32), ((corners_px - origin) * fine - 0.5).astype(np.float32)
+    )
+    bits, inside = (
+        cv2.resize(
+            cv2.warpPerspective(layer, onto, tuple(int(n) for n in fine * size)).astype(np.float32),
+            tuple(int(n) for n in size),
+            interpolation=cv2.INTER_AREA,
+        )
+        for layer in (card, np.full_like(card, 255))
+    )
+    x, y = origin.astype(int)
+    out = gray.copy()
+    patch = out[y : y + size[1], x : x + size[0]]
+    dark, bright = np.median(patch[(bits < 1) & (inside > 254)]), np.median(patch[bits > 254])
+    drawn = dark * (inside - bits) / 255 + bright * bits / 255 + patch * (1 - inside / 255)
+    patch[:] = np.rint(drawn).astype(np.uint8)
+    return out
+
+
+def check_marker(
+    image: dict[str, Any], gray: np.ndarray, marker: dict[str, Any]
+) -> tuple[np.ndarray, np.ndarray, float] | None:
+    """Detected minus projected corners, the same minus the detector's own error (both (4, 2) px), and the side (px).
+
+    The detector's own error is what it makes of an ideal drawing at the projected corners.
+    """
     expected = project(np.asarray(marker["corners_world_m"]), image)
+    found = detect(gray, marker["id"])
+    ideal = detect(draw_ideal(gray, expected, marker["id"]), marker["id"]) if found is not None else None
+    if found is None or ideal is None:
+        return None
     side = float(np.linalg.norm(expected - np.roll(expected, 1, 0), axis=1).mean())
-    return float(np.linalg.norm(found - expected, axis=1).mean()), (found - expected).mean(0), side
+    return found - expected, found - ideal, side
+
+
+def describe(errors: Sequence[np.ndarray]) -> str:
+    """Mean length and mean of corner errors, as detected and without the detector's own error."""
+    names = ("; error", "; without the detector's own")
+    texts = [
+        f"{name} {np.linalg.norm(e, axis=1).mean():.3f} px, mean ({e[:, 0].mean():+.3f}, {e[:, 1].mean():+.3f})"
+        for name, e in zip(names, errors, strict=True)
+    ]
+    return "".join(texts)
 
 
 def check_depth(entry: dict[str, Any], marker: dict[str, Any]) -> tuple[float, float]:
@@ -85,7 +134,7 @@ def check_pair(a: dict[str, Any], b: dict[str, Any], features: dict[str, Any]) -
 def main() -> None:
     """Print one line per photo and per pair of neighbours."""
     reference = json.loads((HERE / "reference" / "cameras.json").read_text())
-    features, offsets, distances = {}, [], []
+    features, errors = {}, []
     for image in reference["images"]:
         gray = cv2.imread(str(HERE / "images" / image["file"]), cv2.IMREAD_GRAYSCALE)
         if list(gray.shape) != image["hw"]:
@@ -94,14 +143,13 @@ def main() -> None:
         features[image["file"]] = (np.array([p.pt for p in points]) + 0.5, descriptors)
         line, seen = f"{image['file']}: {len(points)} SIFT points", check_marker(image, gray, reference["marker"])
         if seen is not None:
-            distances.append(seen[0])
-            offsets.append(seen[1])
-            line += f"; marker {seen[2]:.0f} px, error {seen[0]:.3f} px, offset ({seen[1][0]:+.3f}, {seen[1][1]:+.3f})"
+            errors.append(seen)
+            line += f"; marker {seen[2]:.0f} px" + describe(seen[:2])
         print(line)
-    print(
-        f"marker: {len(distances)} photos, mean error {np.mean(distances):.3f} px, "
-        f"mean offset {np.mean(offsets, 0).round(3)} px"
-    )
+    for least in (0, 35):
+        large = [e for e in errors if e[2] >= least]
+        both = [np.concatenate([e[k] for e in large]) for k in (0, 1)]
+        print(f"marker of at least {least} px: {len(large)} photos" + describe(both))
     for entry in reference["depth"]:
         height, centre = check_depth(entry, reference["marker"])
         print(f"{entry['file']}: marker plane within {1e3 * height:.2f} mm, marker centre within {1e3 * centre:.2f} mm")

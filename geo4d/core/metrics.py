@@ -119,10 +119,10 @@ def depth_errors(
     in_reference = torch.isfinite(reference)
     both = in_reference & torch.isfinite(depth)
     count, pixels = int(both.sum()), int(in_reference.sum())
-    result: dict[str, float | int | None] = {"absrel": None, "rmse": None, "delta_1.25": None}
+    result: dict[str, float | int | None] = {"abs_rel": None, "rmse": None, "delta_1.25": None}
     if count:
         d, r = depth[both].double() * scale, reference[both].double()
-        result["absrel"] = float(((d - r).abs() / r).mean())
+        result["abs_rel"] = float(((d - r).abs() / r).mean())
         result["rmse"] = float((d - r).square().mean().sqrt())
         result["delta_1.25"] = float(((d < 1.25 * r) & (r < 1.25 * d)).double().mean())
     return result | {"completeness": count / pixels if pixels else None, "pixels": pixels}

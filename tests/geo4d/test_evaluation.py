@@ -1,4 +1,4 @@
-"""References of every format say the same, names find each other, and scores of known scenes are as computed by hand."""
+"""References of every format say the same, names find each other, scores of known scenes are as computed by hand."""
 
 from __future__ import annotations
 
@@ -286,11 +286,11 @@ def test_depth_of_a_second_camera_needs_its_intrinsics(tmp_path: Path) -> None:
         _write(tmp_path / f"{name}.pose.txt", "")
     right = evaluate_depth(_wall_scene(), tmp_path, depth_K="117,117,64,48")
     assert right["frames"] == 2
-    assert right["all"]["absrel"] < 2e-3  # half a millimetre and half a pixel
+    assert right["all"]["abs_rel"] < 2e-3  # half a millimetre and half a pixel
     assert right["all"]["completeness"] == 1
     assert right["median_scale"] == pytest.approx(1, abs=1e-3)
     wrong = evaluate_depth(_wall_scene(), tmp_path)
-    assert wrong["all"]["absrel"] > 5 * right["all"]["absrel"]
+    assert wrong["all"]["abs_rel"] > 5 * right["all"]["abs_rel"]
     json.dumps(right, allow_nan=False)
 
 
@@ -298,8 +298,8 @@ def test_depth_of_the_photo_itself_has_its_lens(tmp_path: Path) -> None:
     _write_png(tmp_path / "depth_a.png", _reference_wall(K_COLOUR, LENS))
     right = evaluate_depth(_wall_scene(distortion=LENS), tmp_path)
     wrong = evaluate_depth(_wall_scene(), tmp_path)
-    assert right["all"]["absrel"] < 2e-3
-    assert wrong["all"]["absrel"] > 2 * right["all"]["absrel"]
+    assert right["all"]["abs_rel"] < 2e-3
+    assert wrong["all"]["abs_rel"] > 2 * right["all"]["abs_rel"]
 
 
 def test_one_factor_for_the_scene_is_taken_out(tmp_path: Path) -> None:
@@ -307,9 +307,9 @@ def test_one_factor_for_the_scene_is_taken_out(tmp_path: Path) -> None:
     np.save(tmp_path / "b.npy", _reference_wall(K_COLOUR))  # npz is there, so this one is not read
     result = evaluate_depth(_wall_scene(0.25), tmp_path)
     assert result["frames"] == 1
-    assert result["all"]["absrel"] == pytest.approx(0.75, abs=2e-3)
+    assert result["all"]["abs_rel"] == pytest.approx(0.75, abs=2e-3)
     assert result["median_scale"] == pytest.approx(4, rel=2e-3)
-    assert result["all_scaled"]["absrel"] < 2e-3
+    assert result["all_scaled"]["abs_rel"] < 2e-3
     assert result["all_scaled"]["delta_1.25"] == 1
 
 
@@ -327,8 +327,8 @@ def test_the_confident_half_is_scored_apart(tmp_path: Path) -> None:
     result = evaluate_depth(scene, tmp_path, unit_m=0.0002)
     assert result["all"]["pixels"] == (48 - 10) * 64
     assert result["all"]["completeness"] == pytest.approx(36 / 38)
-    assert result["all"]["absrel"] == pytest.approx(10 / 36, abs=2e-3)
-    assert result["confident"]["absrel"] < 2e-3
+    assert result["all"]["abs_rel"] == pytest.approx(10 / 36, abs=2e-3)
+    assert result["confident"]["abs_rel"] < 2e-3
     assert result["confident"]["completeness"] == 1
     assert result["confident_share"] == pytest.approx(0.5)
 
@@ -337,7 +337,7 @@ def test_the_list_beside_the_maps_wins(tmp_path: Path) -> None:
     _write_png(tmp_path / "x7.png", _reference_wall(K_DEPTH), unit_m=0.0001)
     entry = {"image": "a.color.jpg", "file": "x7.png", "K": K_DEPTH.tolist(), "unit_m": 0.0001}
     _write(tmp_path / "cameras.json", json.dumps({"images": [], "depth": [entry]}))
-    assert evaluate_depth(_wall_scene(), tmp_path)["all"]["absrel"] < 2e-3
+    assert evaluate_depth(_wall_scene(), tmp_path)["all"]["abs_rel"] < 2e-3
 
 
 def test_unknown_values_are_not_compared(tmp_path: Path) -> None:

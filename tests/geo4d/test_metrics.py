@@ -74,7 +74,7 @@ def test_a_camera_turned_by_2_degrees_costs_2_degrees_in_its_pairs() -> None:
     rest = ~involved & ~torch.eye(6, dtype=torch.bool)
     assert float(errors[rest].max()) < 1e-9
     # 10 of 30 ordered pairs lose 2 / 5 of their score.
-    scores = metrics.pose_auc(list(_turned_about_own_axis(poses, 2, 2.0)), list(poses), (1, 5))
+    scores = metrics.pose_auc(list(_turned_about_own_axis(poses, 2, 2.0)), list(poses), (1.0, 5.0))
     assert scores == pytest.approx({"auc@1": 100 * 20 / 30, "auc@5": 100 * (20 + 10 * 0.6) / 30})
 
 
@@ -204,7 +204,7 @@ def test_depth_errors_by_hand() -> None:
     reference = torch.tensor([1.0, 2.0, 4.0, 5.0, nan])
     depth = torch.tensor([1.1, 1.0, nan, 5.0, 3.0])
     errors = metrics.depth_errors(depth, reference)
-    assert errors["absrel"] == pytest.approx((0.1 + 0.5 + 0) / 3)
+    assert errors["abs_rel"] == pytest.approx((0.1 + 0.5 + 0) / 3)
     assert errors["rmse"] == pytest.approx(math.sqrt((0.01 + 1) / 3))
     assert errors["delta_1.25"] == pytest.approx(2 / 3)
     assert errors["completeness"] == pytest.approx(3 / 4)
@@ -218,14 +218,14 @@ def test_the_median_scale_undoes_a_factor() -> None:
     scale = metrics.median_scale(depth, reference)
     assert scale == pytest.approx(3, rel=1e-6)
     errors = metrics.depth_errors(depth[400:], reference[400:], scale=scale or 0)
-    assert errors["absrel"] == pytest.approx(0, abs=1e-6)
+    assert errors["abs_rel"] == pytest.approx(0, abs=1e-6)
     assert errors["delta_1.25"] == 1
 
 
 def test_nothing_to_compare_is_none() -> None:
     nothing = torch.full((3,), math.nan)
     errors = metrics.depth_errors(nothing, torch.ones(3))
-    assert (errors["absrel"], errors["completeness"], errors["pixels"]) == (None, 0, 3)
+    assert (errors["abs_rel"], errors["completeness"], errors["pixels"]) == (None, 0, 3)
     assert metrics.depth_errors(torch.ones(3), nothing)["completeness"] is None
     assert metrics.median_scale(nothing, torch.ones(3)) is None
     assert not metrics.most_confident(torch.ones(3), torch.ones(3), nothing).any()

@@ -1,4 +1,4 @@
-"""Camera models, poses and rotations against numbers recorded from pycolmap: every cameras_*.json of a golden folder."""
+"""Camera models, poses and rotations against numbers recorded from pycolmap: every cameras_*.json of a folder."""
 
 from __future__ import annotations
 

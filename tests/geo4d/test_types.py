@@ -200,7 +200,7 @@ def test_what_colmap_cannot_say_is_an_error() -> None:
     with pytest.raises(InputError, match="one 3x3 K"):
         stack_cameras([camera, camera]).colmap()
     with pytest.raises(InputError, match=r"found: 3 parameters\n.*OPENCV \(8\)"):
-        Camera.from_colmap("OPENCV", [1, 2, 3], (4, 5))
+        Camera.from_colmap("OPENCV", [1.0, 2.0, 3.0], (4, 5))
     with pytest.raises(InputError, match="'THIN_PRISM_FISHEYE'"):
         Camera.from_colmap("THIN_PRISM_FISHEYE", [1.0] * 12, (4, 5))
     for model, count in (("OPENCV", 3), ("PINHOLE", 0), ("FOV", 1)):
@@ -394,7 +394,7 @@ def test_a_scene_is_checked_when_it_is_made() -> None:
     with pytest.raises(InputError, match="differ in size"):
         dataclasses.replace(scene, camera=(*scene.camera[:2], scene.camera[2].resize((6, 8))))
     lost = scene.camera[2].with_pose(torch.full((4, 4), math.nan, dtype=torch.float64))
-    with pytest.raises(InputError, match="'2.jpg' is not finite"):
+    with pytest.raises(InputError, match=r"'2\.jpg' is not finite"):
         dataclasses.replace(scene, camera=(*scene.camera[:2], lost))
     with pytest.raises(InputError, match="has no depth"):
         scene.pointmap(0)

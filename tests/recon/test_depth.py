@@ -89,7 +89,7 @@ def _cast(shapes, pose: np.ndarray, uv_px: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def _render(shapes, pose: np.ndarray, flat=None) -> tuple[np.ndarray, np.ndarray]:
-    """Picture (2 x 2 samples per pixel) and exact depth at the pixel centres; `flat(p)` marks points without texture."""
+    """Picture (2 x 2 samples per pixel) and exact depth at the pixel centres; `flat(p)` has no texture."""
     v, u = np.mgrid[: HW[0], : HW[1]]
     grey = np.zeros(HW)
     for du, dv in np.ndindex(2, 2):
@@ -166,11 +166,11 @@ def test_occlusion_edges_do_not_bleed(steps: Rendered) -> None:
     near = exact < 2.5
     front = np.isfinite(depth) & (depth < 2.5)
     back = np.isfinite(depth) & (depth >= 2.5)
-    assert not (front & ~_grown(near, 3)).any()
-    assert not (back & ~_grown(~near, 3)).any()
-    # what is wrong at all is a seam of under two pixels
     edge = _grown(near, 1) & ~near
-    assert ((front & ~near) | (back & near)).sum() < 2 * edge.sum()
+    assert not (front & ~_grown(near, 4)).any()
+    assert not (back & ~_grown(~near, 4)).any()
+    # the seam of pixels on the wrong side is less than one pixel wide on average
+    assert ((front & ~near) | (back & near)).sum() < 0.75 * edge.sum()
 
 
 def _grown(mask: np.ndarray, by: int) -> np.ndarray:
@@ -268,7 +268,9 @@ def test_sources_are_near_but_not_the_same_place() -> None:
 
 
 def test_a_lone_view_is_unknown_everywhere(slanted: Rendered) -> None:
-    got = estimate_depth(slanted.images[:1], K[None], slanted.poses[:1], p_world=slanted.p_world, visible=slanted.visible[:1])
+    got = estimate_depth(
+        slanted.images[:1], K[None], slanted.poses[:1], p_world=slanted.p_world, visible=slanted.visible[:1]
+    )
     assert np.isnan(got[0][0]).all()
     assert (got[0][1] == 0).all()
 
@@ -287,7 +289,7 @@ def test_wrong_input_is_named(slanted: Rendered) -> None:
 
 
 def _slow_aggregate(cost: np.ndarray, guide: np.ndarray, p1: int, p2: int, sigma: float) -> np.ndarray:
-    h, w, n = cost.shape
+    h, w, _ = cost.shape
     total = np.zeros(cost.shape, int)
     for dy, dx in [(0, 1), (1, 0), (1, 1), (1, -1), (0, -1), (-1, 0), (-1, -1), (-1, 1)]:
         line = np.zeros(cost.shape, int)

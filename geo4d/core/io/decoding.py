@@ -16,7 +16,7 @@ from geo4d.core.types import PhotoInfo
 
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".heic", ".heif")
 _FORMATS = tuple(
-    plugin.format
+    str(plugin.format)
     for plugin in (JpegImagePlugin.JpegImageFile, PngImagePlugin.PngImageFile, WebPImagePlugin.WebPImageFile)
 )
 _BROKEN = (OSError, ValueError, SyntaxError, RuntimeError, EOFError, KeyError, IndexError, TypeError, MemoryError,

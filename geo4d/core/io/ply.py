@@ -7,6 +7,7 @@ reads truncated files without an error, trimesh drops the normals of a cloud. Me
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -139,9 +140,9 @@ def write_mesh(
     mesh = trimesh.Trimesh(vertices, faces, vertex_colors=colours, process=False)
     if path.suffix.lower() == ".glb":
         scene = trimesh.Scene()
-        turn = np.eye(4) if up_world is None else trimesh.geometry.align_vectors(up_world, [0, 1, 0])
+        turn = np.eye(4) if up_world is None else np.asarray(trimesh.geometry.align_vectors(up_world, [0, 1, 0]))
         scene.add_geometry(mesh, node_name="scene_world", geom_name="mesh", transform=turn)
-        data = scene.export(file_type="glb")
+        data: Any = scene.export(file_type="glb")
     else:
         data = mesh.export(file_type=path.suffix.lower()[1:])
     atomic.write_bytes(path, data.encode() if isinstance(data, str) else data)

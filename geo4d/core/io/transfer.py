@@ -20,7 +20,8 @@ def to_srgb(picture: VideoFrame) -> np.ndarray:
     """
     if int(picture.color_trc) not in (_PQ, _HLG):
         return picture.to_ndarray(format="rgb24")
-    linear = _light_of_code(int(picture.color_trc))[picture.to_ndarray(format="rgb48le")]
+    codes = picture.to_ndarray(format="rgb48le").astype(np.uint16)
+    linear = _light_of_code(int(picture.color_trc))[codes]
     linear = np.maximum(linear @ _SRGB_FROM_BT2020.T, 0)
     white = np.float32(4)  # this many times diffuse white is still distinguished
     compressed = linear * (1 + linear / white**2) / (1 + linear)

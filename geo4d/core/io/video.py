@@ -11,6 +11,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.error import FFmpegError
 from av.container import InputContainer
 from av.video.frame import VideoFrame
 from PIL import Image
@@ -203,7 +204,7 @@ def _opened(path: Path) -> InputContainer:
     """
     try:
         container = av.open(str(path), metadata_errors="ignore")
-    except (av.error.FFmpegError, OSError) as error:
+    except (FFmpegError, OSError) as error:
         raise _not_usable(
             path, f"{error} ({path.stat().st_size if path.exists() else 'no'} bytes)", "a whole video file"
         ) from error
@@ -233,7 +234,7 @@ def _decoded(container: InputContainer, trouble: _Trouble) -> Iterator[tuple[int
         try:
             packet = next(packets, None)
             pictures_of = [] if packet is None else packet.decode()
-        except av.error.FFmpegError:
+        except FFmpegError:
             trouble.broken += 1
             if packet is None or trouble.broken > 1000:
                 return

@@ -1,0 +1,52 @@
+"""Metric scale: of the bundled sample by its marker, and of RedKitchen by depth images.
+
+    python benchmarks/scale.py
+
+The scale of the estimated trajectory is compared with the reference trajectory after a similarity.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from common import ROOT, SOURCES, data_dir, sha256, write_result
+from depth import K_DEPTH, redkitchen_subset
+
+from geo4d.evaluation import evaluate_poses
+from geo4d.pipeline import PriorPaths, reconstruct_folder
+from recon.options import ReconstructOptions
+
+
+def measure(photos: Path, truth: Path, options: ReconstructOptions, priors: PriorPaths | None = None) -> dict[str, Any]:
+    out = Path(tempfile.mkdtemp()) / "scene"
+    summary = reconstruct_folder(str(photos), out, options=options, priors=priors, keep_all=True)
+    scores = evaluate_poses(out, truth)
+    shutil.rmtree(out.parent)
+    return {"scale_error": scores["scale_error"], "scale": summary["scale"], "poses": scores}
+
+
+def main() -> None:
+    sample = ROOT / "assets" / "sample"
+    marker = ReconstructOptions(scale=("marker:DICT_4X4_50:0.05",), dense=False)
+    result: dict[str, Any] = {
+        "sample, marker of 50 mm": {
+            "source": "assets/sample",
+            "sha256": sha256(sample / "images"),
+            **measure(sample / "images", sample / "reference" / "cameras.json", marker),
+        }
+    }
+    root = data_dir("redkitchen")
+    if root is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            data = redkitchen_subset(root, Path(folder) / "data")
+            priors = PriorPaths(depth=data / "reference", depth_K=f"{K_DEPTH}@640x480")
+            found = measure(data / "photos", data / "poses", ReconstructOptions(dense=False), priors)
+        result["redkitchen, depth images"] = {"source": SOURCES["redkitchen"], "sha256": sha256(root), **found}
+    print(write_result("scale", {"sets": result}))
+
+
+if __name__ == "__main__":
+    main()
