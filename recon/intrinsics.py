@@ -113,7 +113,7 @@ class Sensors:
 
     def colmap(self, group: int) -> pycolmap.Camera:
         """The camera that the mappers begin with: one radial term where nothing is known."""
-        import pycolmap
+        from recon.colmap import pycolmap
 
         height, width = self.hw[group]
         if self.known[group] is not None:
@@ -140,7 +140,7 @@ class Sensors:
 
     def to_opencv(self, model: pycolmap.Reconstruction) -> None:
         """Widens the mapper's one radial term to COLMAP's OPENCV model, in place."""
-        import pycolmap
+        from recon.colmap import pycolmap
 
         for camera in model.cameras.values():
             if camera.model == pycolmap.CameraModelId.SIMPLE_RADIAL:

@@ -99,7 +99,7 @@ def _reason(tried: Sequence[Model], best: Model, linked: int, options: MappingOp
 
 
 def _run(kind: str, database: Path, links: Sequence[Link], out: Path, options: MappingOptions) -> Model:
-    import pycolmap
+    from recon.colmap import pycolmap
 
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
@@ -129,7 +129,7 @@ def _run(kind: str, database: Path, links: Sequence[Link], out: Path, options: M
 
 
 def _incremental(database: Path, out: Path, options: MappingOptions) -> dict[int, pycolmap.Reconstruction]:
-    import pycolmap
+    from recon.colmap import pycolmap
 
     for relaxed in (False, True):
         settings = pycolmap.IncrementalPipelineOptions()
@@ -155,7 +155,7 @@ def _incremental(database: Path, out: Path, options: MappingOptions) -> dict[int
 
 
 def _global(database: Path, out: Path, options: MappingOptions) -> dict[int, pycolmap.Reconstruction]:
-    import pycolmap
+    from recon.colmap import pycolmap
 
     if not options.fixed_cameras:
         pycolmap.calibrate_view_graph(database)
@@ -212,7 +212,7 @@ def _pair_rotation(
     model: pycolmap.Reconstruction, link: Link, pixels: dict[int, np.ndarray], seed: int
 ) -> np.ndarray | None:
     """Rotation second_from_first by the essential matrix of the link's matches; None where it is ambiguous."""
-    import pycolmap
+    from recon.colmap import pycolmap
 
     cameras = [model.cameras[model.images[i + 1].camera_id] for i in link.pair]
     first, second = (pixels[i + 1][column] for i, column in zip(link.pair, link.inliers.T, strict=True))
@@ -253,7 +253,7 @@ def triangulate(
     database: Path, model: pycolmap.Reconstruction, out: Path, *, seed: int, max_error_px: float = 4.0
 ) -> pycolmap.Reconstruction:
     """The model with all its matches triangulated again, its tracks completed and merged; cameras stay as they are."""
-    import pycolmap
+    from recon.colmap import pycolmap
 
     own = out / "triangulate.db"
     own.unlink(missing_ok=True)

@@ -101,7 +101,7 @@ def write_database(
 
     `keypoints_px` (k, 2) are pixels of the pictures as their cameras see them. Written aside and renamed at the end.
     """
-    import pycolmap
+    from recon.colmap import pycolmap
 
     aside = path.with_name(path.name + ".part")
     aside.unlink(missing_ok=True)
@@ -129,7 +129,7 @@ def write_database(
 
 
 def _verify(path: Path, seed: int, threads: int) -> None:
-    import pycolmap
+    from recon.colmap import pycolmap
 
     options = pycolmap.TwoViewGeometryOptions()
     options.ransac.random_seed = seed
@@ -142,7 +142,7 @@ def _verify(path: Path, seed: int, threads: int) -> None:
 
 def read_links(path: Path) -> list[Link]:
     """The verified pairs of a database, sorted."""
-    import pycolmap
+    from recon.colmap import pycolmap
 
     links = []
     with pycolmap.Database.open(path) as database:

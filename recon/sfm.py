@@ -82,7 +82,7 @@ def solve_cameras(
 
 
 def _quiet_colmap() -> None:
-    import pycolmap
+    from recon.colmap import pycolmap
 
     pycolmap.logging.minloglevel = pycolmap.logging.ERROR.value
     pycolmap.logging.alsologtostderr = False
@@ -224,7 +224,7 @@ def _failure(
 
 def _mapping(run: _Run, links: Sequence[Link], facts: Mapping[str, Any]) -> tuple[pycolmap.Reconstruction, dict[str, Any]]:
     """The mapper's model (or the one made before) and the facts of the choice."""
-    import pycolmap
+    from recon.colmap import pycolmap
 
     folder = run.work / "mapping"
     stored = folder / "facts.json"
@@ -280,7 +280,7 @@ def _mapping_freely(run: _Run, links: Sequence[Link], facts: Mapping[str, Any]) 
 
 def _mapping_with_poses(run: _Run) -> tuple[pycolmap.Reconstruction, dict[str, Any]]:
     """Triangulates from the given poses; pictures without one are left for the mapper to add."""
-    import pycolmap
+    from recon.colmap import pycolmap
 
     database = run.work / "database.db"
     with pycolmap.Database.open(database) as opened:
@@ -324,7 +324,7 @@ def _mapping_with_poses(run: _Run) -> tuple[pycolmap.Reconstruction, dict[str, A
 def _add_pictures(
     run: _Run, model: pycolmap.Reconstruction, database: Path, out: Path, settings: pycolmap.IncrementalPipelineOptions
 ) -> pycolmap.Reconstruction:
-    import pycolmap
+    from recon.colmap import pycolmap
 
     start, own = out / "start", out / "database.db"
     start.mkdir(exist_ok=True)

@@ -158,7 +158,7 @@ def undistort(model: str, params: Tensor, xy_distorted: Tensor, *, iterations: i
     xy = torch.where(known, xy, torch.zeros_like(xy))
     residual = lens.distort(xy, params) - xy_distorted
     jacobian = lens.jacobian(xy, params.detach())
-    exact = xy - _solve(jacobian, torch.where(known, residual - residual.detach(), torch.zeros_like(residual)))
+    exact = xy - _solve(jacobian, residual - residual.detach())
     return torch.where(known, exact, torch.full_like(exact, torch.nan))
 
 

@@ -41,8 +41,9 @@ def evaluate_depth(
 ) -> dict[str, Any]:
     """Depth errors over all frames that have a reference, ready for JSON.
 
-    Every pixel of a scene's depth map is compared with the reference where its ray hits it. Errors are given for the most confident `share` of the pixels with reference, and for all; as they
-    are, and after one factor for the whole scene (the median of reference / depth over the confident part).
+    Every pixel of a scene's depth map is compared with the reference where its ray hits it. Errors are given for the
+    most confident `share` of the pixels with reference, and for all; as they are, and after one factor for the whole
+    scene (the median of reference / depth over the confident part).
 
     Args:
         scene: a scene or its folder.

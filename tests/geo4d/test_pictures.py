@@ -74,7 +74,7 @@ def test_dots_are_where_the_pinhole_camera_projects_them(camera: Camera, hw: tup
 @CAMERAS
 @SIZES
 def test_a_ramp_gives_back_the_position(camera: Camera, hw: tuple[int, int] | None) -> None:
-    """A picture whose values are its own u and v must show the u and v that they were taken from: no half-pixel shift."""
+    """A picture whose values are its own u and v must show the u and v they were taken from: no half-pixel shift."""
     v, u = np.mgrid[0 : HW[0], 0 : HW[1]].astype(np.float32) + np.float32(0.5)
     undistorted, valid = pictures.undistort(np.stack([u, v, u], -1), camera, hw=hw)
     source = pictures.distortion_map(camera, camera.undistorted().resize(hw or HW))
