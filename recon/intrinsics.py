@@ -29,7 +29,8 @@ EXIF_FOCAL_STD = 0.05
 CENTRE_STD = 0.01
 """Of the principal point, in longer sides, around the middle of the picture."""
 RADIAL_STD = 0.3
-TANGENTIAL_STD = 4e-4
+TANGENTIAL_STD = 2e-4
+"""Lenses are centred well, and what tilts them looks much like a moved principal point."""
 ASPECT_STD = 1e-3
 """Of log(fx / fy): pixels are square."""
 

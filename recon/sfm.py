@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from geo4d.core import geometry
 from geo4d.core.errors import InputError, ReconstructionError
 from geo4d.core.progress import Progress
-from geo4d.core.types import Camera, Frames, Observations
-from recon import bundle, features, intrinsics, mapping, matches, pairs, tracks
+from geo4d.core.types import Frame, Frames, Observations
+from recon import bundle, features, intrinsics, mapping, matches, measured, pairs, refine, tracks
 from recon.bundle import Problem
 from recon.features import Features
 from recon.matches import Link
@@ -34,7 +33,8 @@ VERSION = 1
 """Of the files in the work folder; other versions are made anew."""
 LOSS_PX = 0.5
 """Scale of the Cauchy loss in pixels of a picture of 2000 px."""
-FEW_PARTNERS = 15
+UNALIGNED_SIGMA = 3.0
+"""Deviation of keypoints that could not be aligned photometrically, relative to those that could."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -352,6 +352,7 @@ class _Refined:
     priors: bundle.Priors
     covariance: bundle.Covariance
     loss_px: float
+    sharpened: Mapping[str, Any]
 
 
 def _refine(run: _Run, found: Sequence[Features], model: pycolmap.Reconstruction, links: Sequence[Link]) -> _Refined:
@@ -369,8 +370,7 @@ def _refine(run: _Run, found: Sequence[Features], model: pycolmap.Reconstruction
                 "take more photos with more overlap", {},
             )  # fmt: skip
         known = _bundle_priors(run, frame, state)
-        if known.anchored:
-            state = replace(state, problem=_into_known_world(state.problem, known))
+        state = replace(state, problem=measured.into_world(state.problem, known, seed=run.options.seed))
         loss = LOSS_PX * max(1.0, max(max(f.hw) for f in run.frames) / 2000)
         state = _adjust(state, known, loss, rough=True)
         hw = [run.sensors.hw[run.sensors.of_frame[i]] for i in frame]
@@ -379,11 +379,48 @@ def _refine(run: _Run, found: Sequence[Features], model: pycolmap.Reconstruction
             radius = max(3.0, 6 * float(np.median(np.abs(state.problem.residuals_px()))))
             state = tracks.complete(state, some, mine, hw, radius_px=radius)
             state = tracks.filtered(state, radius, 1.0)
+            if run.priors.depth and not last:
+                state = replace(state, problem=measured.scaled_by_depth(state.problem, run.sensors, frame, run.frames))
+            if run.priors.depth:
+                state = replace(state, problem=measured.with_depth(state.problem, run.sensors, frame, run.frames))
             state = _adjust(state, known, loss, rough=not last)
         state = tracks.filtered(state, radius, 1.0)
+    state, sharpened = _sharpen(run, state, known, some, frame, loss)
     with run.progress.stage("covariance"):
         covariance = bundle.covariance(state.problem, known, loss_px=loss)
-    return _Refined(state, frame, known, covariance, loss)
+    return _Refined(state, frame, known, covariance, loss, sharpened)
+
+
+def _sharpen(
+    run: _Run, state: Tracks, known: bundle.Priors, found: Sequence[Features], frame: np.ndarray, loss_px: float
+) -> tuple[Tracks, dict[str, Any]]:
+    """Tracks with keypoints aligned photometrically and adjusted again, where that makes them agree better."""
+    with run.progress.stage("keypoints"):
+        turns = [int(run.sensors.turns[i]) for i in frame]
+        read = [_reader(run.frames[int(i)], t) for i, t in zip(frame, turns, strict=True)]
+        pictures = refine.load_pictures(read, [run.sensors.hw[run.sensors.of_frame[i]] for i in frame])
+        problem = state.problem
+        size_px = np.array([found[i].size_px[k] for i, k in zip(problem.image, state.keypoint, strict=True)], np.float64)
+        result = refine.refine(problem, size_px, pictures)
+    with run.progress.stage("adjustment"):
+        sigma_px = np.where(result.aligned, 1.0, UNALIGNED_SIGMA)
+        moved = replace(problem, uv_px=result.uv_px, sigma_px=sigma_px)
+        sharper = _adjust(Tracks(moved, state.keypoint), known, loss_px)
+        before, after = _typical_error_px(state.problem), _typical_error_px(sharper.problem)
+    facts = {"aligned": float(result.aligned.mean()), "median_px_before": before, "median_px_after": after}
+    if after < 0.97 * before:
+        error = np.linalg.norm(sharper.problem.residuals_px(), axis=1)
+        return tracks.filtered(sharper, max(2.0, float(np.percentile(error, 99))), 1.0), {**facts, "used": True}
+    return state, {**facts, "used": False}
+
+
+def _reader(frame: Frame, turns: int) -> Callable[[], np.ndarray]:
+    """Reads a picture as the sensor stored it."""
+    return lambda: np.ascontiguousarray(np.rot90(frame.read(), -turns))
+
+
+def _typical_error_px(problem: Problem) -> float:
+    return float(np.median(np.linalg.norm(problem.residuals_px(), axis=1)))
 
 
 def _adjust(state: Tracks, known: bundle.Priors, loss_px: float, *, rough: bool = False) -> Tracks:
@@ -403,13 +440,11 @@ def _bundle_priors(run: _Run, frame: np.ndarray, state: Tracks) -> bundle.Priors
         if name in run.priors.world_from_cam:
             pose[k] = run.sensors.sensor_pose(int(index), run.priors.world_from_cam[name].numpy())[:3]
             rotation_std[k], position_std[k] = run.priors.rotation_std_rad, run.priors.position_std_m
+        elif name in run.priors.position_m and not run.priors.world_from_cam:
+            centre = run.priors.position_m[name].numpy().astype(np.float64)
+            pose[k, :, 3] = -pose[k, :, :3] @ centre
+            position_std[k] = max(run.priors.position_m_std.get(name, 0.0), 1e-4)
     return bundle.Priors(lens, std, aspect, pose, rotation_std, position_std)
-
-
-def _into_known_world(problem: Problem, known: bundle.Priors) -> Problem:
-    """Held poses are taken over exactly."""
-    hold = (known.rotation_std == 0) & (known.position_std == 0).all(1)
-    return replace(problem, cam_from_world=np.where(hold[:, None, None], known.pose, problem.cam_from_world))
 
 
 def _solution(
@@ -431,6 +466,7 @@ def _solution(
         "points": len(problem.p_world),
         "mean_error_px": float(np.linalg.norm(problem.residuals_px(), axis=1).mean()),
         "noise_px": refined.covariance.sigma_px,
+        "keypoints": dict(refined.sharpened),
     }
     poses_known = bool(run.priors.world_from_cam) and refined.priors.anchored
     return CameraSolution(

@@ -30,10 +30,13 @@ def project(p_world: np.ndarray, image: dict[str, Any]) -> np.ndarray:
 
 
 def normalised(uv_px: np.ndarray, image: dict[str, Any]) -> np.ndarray:
-    """Undistorted coordinates (n, 2) on the plane z = 1."""
-    K, params = np.asarray(image["K"]), np.asarray(image["distortion"]["params"])
-    criteria = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 100, 1e-12)
-    return cv2.undistortPointsIter(uv_px[:, None].astype(np.float64), K, params, np.eye(3), np.eye(3), criteria)[:, 0]
+    """Undistorted coordinates (n, 2) on the plane z = 1, by fixed-point iteration on `project`."""
+    K = np.asarray(image["K"])
+    in_front = {**image, "world_from_cam": np.eye(4)}
+    xy = (uv_px - K[:2, 2]) / np.diag(K)[:2]
+    for _ in range(30):
+        xy = xy + (uv_px - project(np.c_[xy, np.ones(len(xy))], in_front)) / np.diag(K)[:2]
+    return xy
 
 
 def detect(gray: np.ndarray, marker_id: int) -> np.ndarray | None:

@@ -18,7 +18,7 @@ from geo4d import doctor
 from geo4d.core import procedural
 from geo4d.core.io import atomic
 from geo4d.core.io.scene import save_scene
-from geo4d.core.types import Frame, Frames, Observations, PointCloud, Scale, Scene
+from geo4d.core.types import Camera, Frame, Frames, Observations, PointCloud, Scale, Scene
 from geo4d.doctor import environment, photos, scenes
 from geo4d.doctor.environment import Package
 from geo4d.doctor.findings import Finding
@@ -191,8 +191,7 @@ def test_real_photos_with_gps(shared_data: Path) -> None:
 def whole_scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A scene folder with everything in it and nothing wrong."""
     batch = procedural.arc_cameras(3, HW, seed=1)
-    cameras = [batch.with_pose(p) for p in batch.world_from_cam]
-    cameras = [type(c)(batch.K[i], c.world_from_cam, HW) for i, c in enumerate(cameras)]
+    cameras = [Camera(batch.K[i], batch.world_from_cam[i], HW) for i in range(3)]
     p_world = torch.rand(30, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 0.4
     uv_px = torch.cat([c.project(p_world)[0] for c in cameras])
     rgb = torch.full((30, 3), 0.5)

@@ -9,7 +9,7 @@ import pytest
 
 from geo4d.core.errors import InputError
 from recon import stereo_kernels as kernels
-from recon.depth import DepthOptions, depth_range, estimate_depth, match_sparse, select_sources
+from recon.depth import MASKED, DepthOptions, depth_range, estimate_depth, match_sparse, select_sources
 
 HW = (180, 240)
 K = np.array([[230.0, 0, 121.0], [0, 232.0, 88.0], [0, 0, 1]])
@@ -329,3 +329,7 @@ def test_sweep_cost_is_zncc_of_the_warped_window() -> None:
             ncc = ((a * b).mean() - a.mean() * b.mean()) / np.sqrt((a.var() + noise) * (b.var() + noise))
             assert abs(float(cost[y, x, d]) - 254 * (1 - np.clip(ncc, 0, 1))) < 1
     assert (cost[:, 21:, 1] == 254).all()  # beyond the source's border nothing is known
+    # a source pixel that is masked is not seen by any window whose centre falls on it
+    src[10, 14] = MASKED
+    kernels.sweep(ref, mean, inv_std, base, np.array([0], np.float32), src[None], hw, m, radius, noise, cost[..., :1])
+    assert cost[9, 12, 0] == 254

@@ -93,6 +93,29 @@ def test_what_only_one_view_claims_is_dropped_and_so_is_what_others_look_through
     assert len(fuse_points(depths[:1], confidences[:1], images[:1], ks[:1], poses[:1]).p_world) == 0
 
 
+def test_a_phantom_that_most_views_look_through_is_dropped() -> None:
+    depths, confidences, images, ks, poses = _round_trip(6, wall=True)
+    # two views in one place agree on a plane that is not there; the four others see the ball and the wall behind it
+    poses[1] = poses[0]
+    phantom = [np.full(HW, 1.2, np.float32)] * 2 + depths[2:]
+    fused = fuse_points(phantom, confidences, images, ks, poses, min_views=2)
+    assert (_distance(fused.p_world) < 0.02).mean() > 0.8
+    in_front = np.linalg.norm(fused.p_world - poses[0, :3, 3], axis=1) < 1.5
+    centre = np.abs((fused.p_world - poses[0, :3, 3]) @ poses[0, :3, :2]).max(1) < 0.1
+    assert not (in_front & centre).any()
+
+
+def test_mesh_of_a_slanted_plane_has_no_half_pixel_offset() -> None:
+    normal, offset = np.array([0.8, 0, 0.6]), 1.5  # normal . p = offset
+    poses = np.repeat(np.eye(4)[None], 3, 0)
+    poses[:, 1, 3] = [-0.1, 0, 0.1]
+    v, u = np.mgrid[: HW[0], : HW[1]]
+    rays = np.stack([u + 0.5, v + 0.5, np.ones(HW)], -1) @ np.linalg.inv(K).T
+    depth = (offset / (rays @ normal)).astype(np.float32)
+    mesh = fuse_mesh(*_given(poses, [depth] * 3), voxel=0.03)
+    assert abs(np.median(mesh.p_world @ normal - offset)) < 0.001
+
+
 def test_doubtful_pixels_start_no_point() -> None:
     depths, confidences, images, ks, poses = _round_trip()
     assert len(fuse_points(depths, [0.2 * c for c in confidences], images, ks, poses, min_confidence=0.3).p_world) == 0

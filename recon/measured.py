@@ -1,0 +1,125 @@
+"""What was measured in metres, inside the bundle adjustment: positions and poses of cameras, depth images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from geo4d.core.types import Camera, DepthPrior, Frames
+from recon.bundle import Priors, Problem
+
+if TYPE_CHECKING:
+    from recon.intrinsics import Sensors
+
+
+def transformed(problem: Problem, factor: float, rotation: np.ndarray, translation: np.ndarray) -> Problem:
+    """The problem in another world: p_new = factor * rotation p + translation."""
+    R = problem.cam_from_world[:, :, :3] @ rotation.T
+    t = factor * problem.cam_from_world[:, :, 3] - R @ translation
+    points = factor * problem.p_world @ rotation.T + translation
+    return replace(problem, cam_from_world=np.concatenate([R, t[..., None]], -1), p_world=points)
+
+
+def into_world(problem: Problem, known: Priors, *, seed: int = 0) -> Problem:
+    """The problem moved, turned and scaled so that its cameras lie where positions are known; held poses are taken over.
+
+    Robust against some wrong positions. With fewer than 3 known positions, or all on one line without known rotations,
+    nothing is moved.
+    """
+    hold = (known.rotation_std == 0) & (known.position_std == 0).all(1)
+    where = np.flatnonzero(np.isfinite(known.position_std).all(1))
+    turned = np.isfinite(known.rotation_std[where]).all() if len(where) else False
+    source, target = centres(problem.cam_from_world)[where], centres(known.pose)[where]
+    if len(where) >= 3 and (turned or _spans_a_plane(target)):
+        if not hold.any():
+            problem = transformed(problem, *_robust_similarity(source, target, known.position_std[where], seed))
+    return replace(problem, cam_from_world=np.where(hold[:, None, None], known.pose, problem.cam_from_world))
+
+
+def centres(cam_from_world: np.ndarray) -> np.ndarray:
+    """Camera centres (n, 3)."""
+    return -np.einsum("nji,nj->ni", cam_from_world[:, :, :3], cam_from_world[:, :, 3])
+
+
+def _spans_a_plane(points: np.ndarray) -> bool:
+    values = np.linalg.svd(points - points.mean(0), compute_uv=False)
+    return bool(values[1] > 0.02 * values[0])
+
+
+def _robust_similarity(
+    source: np.ndarray, target: np.ndarray, std: np.ndarray, seed: int
+) -> tuple[float, np.ndarray, np.ndarray]:
+    """Similarity from iteratively reweighted least squares (Cauchy), begun from the best of random triples."""
+    from geo4d.core.geometry import fit_similarity
+
+    def fit(weights: np.ndarray) -> np.ndarray:
+        tensors = (torch.from_numpy(np.ascontiguousarray(a)) for a in (source, target, weights))
+        return fit_similarity(*tensors).numpy()
+
+    rng = np.random.default_rng(seed)
+    scale = np.maximum(np.linalg.norm(std, axis=1) / np.sqrt(3), 1e-9)
+    best, best_cost = fit(np.ones(len(source))), np.inf
+    for trial in range(100 if len(source) > 3 else 1):
+        weights = np.ones(len(source))
+        if trial:
+            weights[:] = 0
+            weights[rng.choice(len(source), 3, replace=False)] = 1
+        candidate = fit(weights)
+        error = np.linalg.norm(source @ candidate[:3, :3].T + candidate[:3, 3] - target, axis=1) / scale
+        cost = float(np.median(error))
+        if np.isfinite(cost) and cost < best_cost:
+            best, best_cost = candidate, cost
+    for _ in range(10):
+        error = np.linalg.norm(source @ best[:3, :3].T + best[:3, 3] - target, axis=1) / scale
+        spread = max(1.0, 1.5 * float(np.median(error)))
+        best = fit(1 / (scale**2 * (1 + (error / spread) ** 2)))
+    factor = float(np.cbrt(np.linalg.det(best[:3, :3])))
+    return factor, best[:3, :3] / factor, best[:3, 3]
+
+
+def with_depth(problem: Problem, sensors: Sensors, frame: np.ndarray, frames: Frames) -> Problem:
+    """The problem with the measured depth of every observation that has one; its world must be in metres already."""
+    depth, sigma = problem.depth.copy(), problem.depth_sigma.copy()
+    for k, mine, measured, predicted, relative in _samples(problem, sensors, frame, frames):
+        z = (problem.p_world[problem.point[mine]] @ problem.cam_from_world[k, 2, :3]) + problem.cam_from_world[k, 2, 3]
+        # A depth camera beside the photo's measures another z: the difference is carried over as a ratio.
+        value = measured * z / predicted
+        depth[mine] = np.where(np.isfinite(value) & (value > 0), value, np.nan)
+        sigma[mine] = np.maximum(relative * np.nan_to_num(value, nan=1.0), 1e-4)
+    return replace(problem, depth=depth, depth_sigma=sigma)
+
+
+def scaled_by_depth(problem: Problem, sensors: Sensors, frame: np.ndarray, frames: Frames) -> Problem:
+    """The problem scaled by the median ratio of measured to estimated depth; as it is where nothing was measured."""
+    ratios = [m / p for _, _, m, p, _ in _samples(problem, sensors, frame, frames)]
+    ratio = np.concatenate(ratios) if ratios else np.zeros(0)
+    ratio = ratio[np.isfinite(ratio) & (ratio > 0)]
+    if len(ratio) < 10:
+        return problem
+    return transformed(problem, float(np.exp(np.median(np.log(ratio)))), np.eye(3), np.zeros(3))
+
+
+def _samples(
+    problem: Problem, sensors: Sensors, frame: np.ndarray, frames: Frames
+) -> Sequence[tuple[int, np.ndarray, np.ndarray, np.ndarray, float]]:
+    """Per image with a depth image: its index, its observations, measured and predicted depth, relative deviation."""
+    from recon.priors import sample_depth
+
+    out = []
+    for k, index in enumerate(frame):
+        reader = frames[int(index)].depth
+        mine = np.flatnonzero(problem.image == k)
+        if reader is None or not len(mine):
+            continue
+        prior: DepthPrior = reader()
+        camera: Camera = sensors.camera(int(index), problem.cam_from_world[k], problem.intrinsics[problem.group[k]])
+        p_world = torch.from_numpy(problem.p_world[problem.point[mine]])
+        pose = camera.cam_from_world
+        p_cam = p_world @ pose[:3, :3].T + pose[:3, 3]
+        measured, predicted = sample_depth(prior, camera, p_cam)
+        out.append((k, mine, measured.numpy(), predicted.numpy(), prior.relative_std))
+    return out
