@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,8 @@ def check_pair(a: dict[str, Any], b: dict[str, Any], features: dict[str, Any]) -
     good = [m for m, n in pairs if m.distance < 0.8 * n.distance]
     xa = normalised(points_a[[m.queryIdx for m in good]], a)
     xb = normalised(points_b[[m.trainIdx for m in good]], b)
-    E, mask = cv2.findEssentialMat(xa, xb, np.eye(3), method=cv2.USAC_MAGSAC, prob=0.9999, threshold=1.0 / 720)
+    options = {"method": cv2.USAC_MAGSAC, "prob": 0.99999, "threshold": 0.8 / 720, "maxIters": 20000}
+    E, mask = cv2.findEssentialMat(xa, xb, np.eye(3), **options)
     count, R, t, _ = cv2.recoverPose(E, xa, xb, np.eye(3), mask=mask)
     b_from_a = np.linalg.inv(b["world_from_cam"]) @ np.asarray(a["world_from_cam"])
     angle = np.linalg.norm(cv2.Rodrigues(R @ b_from_a[:3, :3].T)[0])
@@ -156,9 +158,12 @@ def main() -> None:
     for entry in reference["depth"]:
         height, centre = check_depth(entry, reference["marker"])
         print(f"{entry['file']}: marker plane within {1e3 * height:.2f} mm, marker centre within {1e3 * centre:.2f} mm")
-    for a, b in zip(reference["images"][:-1], reference["images"][1:], strict=True):
+    turns = []
+    for a, b in pairwise(reference["images"]):
         count, rotation, translation = check_pair(a, b, features)
+        turns.append(rotation)
         print(f"{a['file']} {b['file']}: {count} inliers, rotation {rotation:.2f} deg, direction {translation:.2f} deg")
+    print(f"relative rotation of neighbours: median {np.median(turns):.2f} deg, largest {max(turns):.2f} deg")
 
 
 if __name__ == "__main__":
