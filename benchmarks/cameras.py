@@ -2,8 +2,8 @@
 
     python benchmarks/cameras.py [--sets fox,herz_jesus_p8] [--runs 3] [--generated]
 
-Reference cameras are read for scoring only. Time is from the first feature to the last adjustment, without depth. Without
-the photos of $GEO4D_DATA (or with --generated) a generated room with boxes stands in.
+Reference cameras are read for scoring only. Time is from the first feature to the last adjustment, without depth.
+Without the photos of $GEO4D_DATA (or with --generated) a generated room with boxes stands in.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from peer_colmap import colmap_default
 from geo4d.core import metrics
 from geo4d.core.io.frames import load_frames
 from geo4d.core.progress import Progress
-from geo4d.evaluation.references import read_reference_poses
+from geo4d.evaluation.references import match_names, read_reference_poses
 from recon.options import ReconstructOptions
 from recon.priors import Priors
 
 SETS = {"fox": ("images", "transforms.json"), "herz_jesus_p8": ("images", "gt_dense_cameras")}
+SUFFIXES = (".jpg", ".png")
 Poses = dict[str, np.ndarray]
 
 
@@ -37,15 +38,17 @@ def ours(folder: Path) -> tuple[Poses, dict[str, Any]]:
 
     frames = load_frames(folder, keep_all=True)
     with tempfile.TemporaryDirectory() as work, Measured() as measured:
-        solution = solve_cameras(frames, priors=Priors(), options=ReconstructOptions(), work_dir=Path(work), progress=Progress())
+        solution = solve_cameras(
+            frames, priors=Priors(), options=ReconstructOptions(), work_dir=Path(work), progress=Progress()
+        )
     poses = {Path(frames[i].name).name: c.world_from_cam.numpy() for i, c in solution.cameras.items()}
     return poses, measured.facts()
 
 
 def peer(folder: Path) -> tuple[Poses, dict[str, Any]]:
-    photos = sorted(p for p in folder.iterdir() if p.suffix.lower() in (".jpg", ".png"))
+    photos = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
     with Measured() as measured:
-        poses = colmap_default(photos)
+        poses = colmap_default(photos, max_image_size=ReconstructOptions().feature_size)
     return poses, measured.facts()
 
 
@@ -62,8 +65,9 @@ def score(estimated: Poses, reference: Poses) -> dict[str, Any]:
 def measure(system: str, folder: str, reference: str) -> dict[str, Any]:
     """One run of one system in a process of its own, so that peak memory is its own."""
     poses, facts = SYSTEMS[system](Path(folder))
-    truth = {k: v for k, v in read_reference_poses(Path(reference)).items() if (Path(folder) / Path(k).name).exists()}
-    return {**score(poses, {Path(k).name: np.asarray(v) for k, v in truth.items()}), **facts}
+    truth = read_reference_poses(Path(reference))
+    photos = match_names(truth, [p.name for p in Path(folder).iterdir() if p.suffix.lower() in SUFFIXES])
+    return {**score(poses, {photo: np.asarray(truth[name]) for name, photo in photos.items()}), **facts}
 
 
 def benchmark(name: str, runs: int, generated: bool) -> dict[str, Any]:
@@ -82,7 +86,7 @@ def benchmark(name: str, runs: int, generated: bool) -> dict[str, Any]:
     return {
         "source": source,
         "sha256": sha256(folder),
-        "photos": len(list(folder.iterdir())),
+        "photos": len([p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES]),
         "systems": {system: summary(values) for system, values in rows.items()},
         "times_faster": ratio,
     }

@@ -48,7 +48,9 @@ def machine() -> dict[str, Any]:
     cpu = platform.processor()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        cpu = next((line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line), cpu)
+        cpu = next(
+            (line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line), cpu
+        )
     versions = {p: metadata.version(p) for p in ("torch", "numpy", "numba", "pycolmap", "opencv-python-headless")}
     return {
         "cpu": cpu,
@@ -129,7 +131,9 @@ def generated_photos(count: int = 24, hw: tuple[int, int] = (720, 960)) -> Path:
     from geo4d.core import procedural
     from geo4d.core.io.nerfstudio import write_transforms
 
-    root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "geo4d" / f"generated_{count}_{hw[0]}x{hw[1]}"
+    root = (
+        Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "geo4d" / f"generated_{count}_{hw[0]}x{hw[1]}"
+    )
     if (root / "transforms.json").exists():
         return root
     (root / "images").mkdir(parents=True, exist_ok=True)

@@ -2,8 +2,8 @@
 
     python benchmarks/depth.py [--generated]
 
-The reference depth is read for scoring only. The two cameras of the set differ (README of the data), poses are projected to
-rotations on reading. Without the data, or with --generated, a generated room with exact depth stands in.
+The reference depth is read for scoring only. The two cameras of the set differ (README of the data), poses are
+projected to rotations on reading. Without the data, or with --generated, a generated room with exact depth stands in.
 """
 
 from __future__ import annotations

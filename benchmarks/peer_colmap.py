@@ -10,7 +10,9 @@ import numpy as np
 import pycolmap
 
 
-def colmap_default(photos: list[Path], *, max_image_size: int = -1, threads: int = 2, seed: int = 0) -> dict[str, np.ndarray]:
+def colmap_default(
+    photos: list[Path], *, max_image_size: int = -1, threads: int = 2, seed: int = 0
+) -> dict[str, np.ndarray]:
     """Poses (name -> world_from_cam 4x4) by pycolmap with every option at its default.
 
     Args:

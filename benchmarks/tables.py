@@ -26,7 +26,55 @@ def markdown(rows: Rows) -> str:
     return "".join("| " + " | ".join(row) + " |\n" for row in [head, ["---"] * len(head), *body])
 
 
-TABLES: dict[str, Callable[[], str]] = {}
+def cameras() -> str:
+    rows = [["photos", "pipeline", "registered", "AUC@1", "AUC@5", "seconds", "times faster"]]
+    for name, data in result("cameras")["sets"].items():
+        for system, run in data["systems"].items():
+            faster = f"{data['times_faster']:.1f}" if system == "geo4d" else "1"
+            registered = f"{run['registered']:.0f} of {data['photos']}"
+            auc = [f"{run[key]:.1f}" for key in ("auc@1", "auc@5")]
+            rows.append([name, system, registered, *auc, f"{run['wall_s']:.0f}", faster])
+    return markdown(rows)
+
+
+def depth() -> str:
+    head = [
+        "cameras",
+        "pixels",
+        "AbsRel",
+        "within 25 %",
+        "AbsRel after one median scale",
+        "reference pixels with depth",
+    ]
+    rows = [head]
+    data = result("depth")
+    for kind in ("poses given", "poses estimated"):
+        scores = data[kind]["depth"]
+        for part, label in (("confident", "most confident half"), ("all", "all")):
+            plain, scaled = scores[part], scores[f"{part}_scaled"]
+            # Estimated poses have no unit there: only the figure after one factor means anything.
+            own = (
+                [f"{plain['abs_rel']:.3f}", f"{100 * plain['delta_1.25']:.1f} %"] if kind == "poses given" else ["", ""]
+            )
+            rows.append([kind, label, *own, f"{scaled['abs_rel']:.3f}", f"{100 * plain['completeness']:.0f} %"])
+    return markdown(rows)
+
+
+def scale() -> str:
+    rows = [["what", "figure"]]
+    for name, data in result("scale")["sets"].items():
+        rows.append([f"error of the metric scale: {name}", f"{100 * data['scale_error']:.2f} %"])
+    memory = result("memory")
+    rows.append(
+        [
+            f"peak memory, {memory['photos']['used']} photos of {memory['megapixels']:.0f} megapixels",
+            f"{memory['peak_mib'] / 1024:.1f} GiB",
+        ]
+    )
+    return markdown(rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {"cameras": cameras, "depth": depth, "scale": scale}
 
 
 def expected(text: str) -> str:

@@ -28,7 +28,7 @@ _EXPORTS = {
     "save_scene": "geo4d.core.io.scene",
 }
 
-__all__ = ["__version__", *_EXPORTS]
+__all__ = ["__version__", *_EXPORTS]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

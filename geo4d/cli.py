@@ -1,4 +1,4 @@
-"""The command line: `geo4d VERB ...`. Signatures use builtins and Path only, so that `geo4d --help` imports no torch."""
+"""The command line: `geo4d VERB ...`. Signatures use builtins and Path only: `geo4d --help` imports no torch."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ def reconstruct(
     """Photos or a video to a scene: cameras, depth, points, scale and a report.
 
     Args:
-        input: a folder of photos (jpg, png, webp, heic), a glob in quotes, a video, or a phone capture (Record3D, Polycam,
-            Stray Scanner).
+        input: a folder of photos (jpg, png, webp, heic), a glob in quotes, a video, or a phone capture (Record3D,
+            Polycam, Stray Scanner).
         out: the scene folder to make.
         masks: folder with one mask per photo (white = use, black = ignore).
-        scale: where metres come from: marker:DICT_4X4_50:0.05, or distance:A.jpg:x,y:x,y:0.30; may be given several times
+        scale: where metres come from: marker:DICT_4X4_50:0.05, or distance:A.jpg:x,y:x,y:0.30; several
             in one list.
-        intrinsics: known intrinsics: fx,fy,cx,cy[,k1,k2,p1,p2]@WIDTHxHEIGHT, a transforms.json, a COLMAP folder or a text
-            file with K.
+        intrinsics: known intrinsics: fx,fy,cx,cy[,k1,k2,p1,p2]@WIDTHxHEIGHT, a transforms.json, a COLMAP folder or a
+            text file with K.
         intrinsics_std: how far the known focal lengths may be off, relative (0 = exact, held fixed).
         poses: known poses: transforms.json, COLMAP folder, folder of 4x4 camera-to-world matrices, TUM trajectory.
         poses_metric: the known poses are in metres (pose texts and TUM trajectories always are).
@@ -94,18 +94,43 @@ def reconstruct(
     _on_cpu(device)
 
     options = ReconstructOptions(
-        mapper=mapper, dense=dense, depth_size=depth_size, image_size=image_size,
-        feature_size=feature_size, scale=scale, threads=threads, seed=seed,
-    )  # fmt: skip
+        mapper=mapper,
+        dense=dense,
+        depth_size=depth_size,
+        image_size=image_size,
+        feature_size=feature_size,
+        scale=scale,
+        threads=threads,
+        seed=seed,
+    )
     priors = pipeline.PriorPaths(
-        intrinsics=intrinsics, intrinsics_std=intrinsics_std, poses=poses, poses_metric=poses_metric, rotation_std_deg=rotation_std_deg,
-        position_std_m=position_std_m, positions=positions, depth=depth, depth_K=depth_K, depth_std=depth_std,
-    )  # fmt: skip
+        intrinsics=intrinsics,
+        intrinsics_std=intrinsics_std,
+        poses=poses,
+        poses_metric=poses_metric,
+        rotation_std_deg=rotation_std_deg,
+        position_std_m=position_std_m,
+        positions=positions,
+        depth=depth,
+        depth_K=depth_K,
+        depth_std=depth_std,
+    )
     with _terminal(quiet=json) as progress:
         return pipeline.reconstruct_folder(
-            input, out, backend=backend, options=options, priors=priors, masks=masks, max_frames=max_frames, keep_all=keep_all,
-            keep_gps=keep_gps, overwrite=overwrite, resume=resume, progress=progress, command=sys.argv[1:],
-        )  # fmt: skip
+            input,
+            out,
+            backend=backend,
+            options=options,
+            priors=priors,
+            masks=masks,
+            max_frames=max_frames,
+            keep_all=keep_all,
+            keep_gps=keep_gps,
+            overwrite=overwrite,
+            resume=resume,
+            progress=progress,
+            command=sys.argv[1:],
+        )
 
 
 def export(
@@ -185,10 +210,8 @@ def marker(
     from recon.marker import write_marker_pdf
 
     write_marker_pdf(out, dictionary=dictionary, marker_id=id, size_m=size, page=page)
-    return {
-        "marker": str(out),
-        "next": f"print at 100 %, lay it into the scene, then: geo4d reconstruct PHOTOS -o SCENE --scale marker:{dictionary}:{size:g}",
-    }  # fmt: skip
+    command = f"geo4d reconstruct PHOTOS -o SCENE --scale marker:{dictionary}:{size:g}"
+    return {"marker": str(out), "next": f"print at 100 %, lay it into the scene, then: {command}"}
 
 
 def doctor(input: Positional[Path | None] = None, /, *, json: bool = False) -> dict[str, Any]:
@@ -272,7 +295,10 @@ def main(argv: list[str] | None = None) -> int:
     except Geo4DError as error:
         sys.stderr.write(f"geo4d: {error}\n")
         if as_json:
-            _show({"error": error.asked, "found": error.found, "accepted": error.accepted, "next": error.hint}, as_json=True)
+            _show(
+                {"error": error.asked, "found": error.found, "accepted": error.accepted, "next": error.hint},
+                as_json=True,
+            )
         return error.exit_code
     except KeyboardInterrupt:
         sys.stderr.write("geo4d: interrupted; what was finished is kept: the same command with --resume goes on\n")

@@ -29,7 +29,7 @@ from geo4d.core.io.scene import MARKER, load_scene, package_version, write_scene
 from geo4d.core.progress import Progress
 from geo4d.core.types import Frames, Scene
 from recon import report
-from recon.api import CAMERAS, reconstruct
+from recon.api import CAMERAS, check_request, reconstruct
 from recon.captures import load_capture, recognise_capture
 from recon.options import ReconstructOptions
 from recon.priors import Priors, read_priors
@@ -95,6 +95,7 @@ def reconstruct_folder(
         ReconstructionError: no scene; `out`.failed/report.html shows which photos link.
     """
     options, progress, start = options or ReconstructOptions(), progress or Progress(), time.perf_counter()
+    check_request(backend, options)
     atomic.check_replaceable(out, overwrite=overwrite, marker=MARKER)
     with _partial(out, resume, progress) as partial:
         work = partial / STAGES
@@ -180,7 +181,9 @@ def _thumbnails(frames: Frames, source: str) -> dict[str, np.ndarray]:
     return small
 
 
-def _run_facts(command: Sequence[str], options: ReconstructOptions, start: float) -> Callable[[Progress], dict[str, Any]]:
+def _run_facts(
+    command: Sequence[str], options: ReconstructOptions, start: float
+) -> Callable[[Progress], dict[str, Any]]:
     """How the result was made, as far as it is known when asked."""
 
     def now(progress: Progress) -> dict[str, Any]:
@@ -283,7 +286,9 @@ def _summary(scene: Scene, out: Path, seconds: float) -> dict[str, Any]:
     return {
         "scene": str(out),
         "verdict": f"{verdict.headline}. {verdict.detail}".strip(),
-        "photos": {status: sum(p.get("status") == status for p in photos) for status in ("used", "dropped", "unregistered")},
+        "photos": {
+            status: sum(p.get("status") == status for p in photos) for status in ("used", "dropped", "unregistered")
+        },
         "points": len(scene.points.p_world) or len(scene.observations.p_world),
         "reprojection error px": errors.get("mean_px"),
         "scale": f"{scale.kind}{f' ({scale.source}){percent}' if scale.kind == 'metric' else ''}",
@@ -330,7 +335,9 @@ def run_benchmarks(data: Path | None, only: Sequence[str]) -> dict[str, Any]:
         InputError: geo4d was not installed from a checkout, or there is no such benchmark.
     """
     folder = Path(__file__).resolve().parents[1] / "benchmarks"
-    scripts = {p.stem: p for p in sorted(folder.glob("*.py")) if "write_result(" in p.read_text() and p.stem != "common"}
+    scripts = {
+        p.stem: p for p in sorted(folder.glob("*.py")) if "write_result(" in p.read_text() and p.stem != "common"
+    }
     if not scripts:
         raise InputError(
             "cannot find the benchmarks", found=f"no scripts in {folder}", accepted="a source checkout of geo4d",

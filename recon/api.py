@@ -10,17 +10,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from geo4d.core import geometry, pictures
+from geo4d.core import geometry
 from geo4d.core.errors import InputError, ReconstructionError
 from geo4d.core.progress import Progress
-from geo4d.core.types import Camera, Frames, Observations, PointCloud, Scale, Scene
+from geo4d.core.types import Frames, Observations, PointCloud, Scale, Scene
 from recon import report
 from recon.options import ReconstructOptions
-from recon.priors import Priors, match_priors, register_depth, with_depth
+from recon.priors import Priors, match_priors, with_depth
 from recon.scale import (
     DistanceSpec,
     MarkerSpec,
@@ -89,7 +88,7 @@ def reconstruct(
     """
     options, progress = options or ReconstructOptions(), progress or Progress()
     solve = _backend(backend)
-    specs = [spec for text in options.scale if (spec := parse_scale(text)) is not None]
+    specs = scale_specs(options)
     _check_frames(frames)
     known = match_priors(priors or Priors(), frames, progress=progress)
     frames = with_depth(frames, known)
@@ -108,9 +107,20 @@ def reconstruct(
         return _with_report(scene, frames, solution, scale_facts)
 
 
+def check_request(backend: str, options: ReconstructOptions) -> None:
+    """Raise `InputError` for what can be seen to be wrong before any photo is read."""
+    _backend(backend)
+    scale_specs(options)
+
+
+def scale_specs(options: ReconstructOptions) -> list[MarkerSpec | DistanceSpec]:
+    """The sources of scale that were asked for."""
+    return [spec for text in options.scale if (spec := parse_scale(text)) is not None]
+
+
 def _backend(name: str) -> SolveCameras:
     if name not in BACKENDS:
-        raise InputError(f"unknown backend {name!r}", accepted=", ".join(BACKENDS), hint="geo4d doctor")
+        raise InputError("unknown backend", found=repr(name), accepted=", ".join(BACKENDS), hint="geo4d doctor")
     module, function = BACKENDS[name].solve.split(":")
     return getattr(importlib.import_module(module), function)
 
@@ -207,7 +217,7 @@ def _with_scale(
     options: ReconstructOptions,
     progress: Progress,
 ) -> tuple[Scene, dict[str, Any]]:
-    """The scene in metres where something says how long they are, turned so that z is up where no prior fixes the world."""
+    """The scene in metres where something says how long they are, z up where no prior fixes the world."""
     cameras = solution.cameras
     up_world, up_source = find_up(frames, {i: c.world_from_cam for i, c in cameras.items()})
     scene = replace(scene, up_world=up_world)
@@ -246,7 +256,13 @@ def _estimate_scale(
 
         estimates.append(
             scale_from_markers(
-                frames, solution.cameras, marker.dictionary, marker.side_m, depth=depth, seed=options.seed, progress=progress
+                frames,
+                solution.cameras,
+                marker.dictionary,
+                marker.side_m,
+                depth=depth,
+                seed=options.seed,
+                progress=progress,
             )
         )
     lengths = [s for s in specs if isinstance(s, DistanceSpec)]
@@ -282,7 +298,8 @@ def _estimate_scale(
 
 def _photo_facts(frames: Frames, unregistered: Mapping[str, str]) -> list[dict[str, Any]]:
     facts = [
-        {"name": f.name, "status": "unregistered", "reason": unregistered.get(f.name), "sensor": f.sensor} for f in frames
+        {"name": f.name, "status": "unregistered", "reason": unregistered.get(f.name), "sensor": f.sensor}
+        for f in frames
     ]
     return facts + [{"name": n, "status": "dropped", "reason": why} for n, why in frames.dropped.items()]
 

@@ -105,14 +105,15 @@ def _views(scene: Scene) -> dict[str, Any]:
         raise InputError("this scene has no depth", hint="reconstruct it without --no-dense")
     cameras = [scene.depth_camera(i) for i in indices]
     depths = [scene.depth[i] for i in indices]
-    confidences = [scene.confidence[i] for i in indices]
+    maps = zip((scene.confidence[i] for i in indices), cameras, strict=True)
+    confidences = [torch.ones(camera.hw) if confidence is None else confidence for confidence, camera in maps]
     return {
         "depths": [d.numpy() for d in depths if d is not None],
-        "confidences": [torch.ones(k.hw).numpy() if c is None else c.numpy() for c, k in zip(confidences, cameras, strict=True)],
+        "confidences": [c.numpy() for c in confidences],
         "images": [pictures.resize(scene.frames[i].read(), k.hw) for i, k in zip(indices, cameras, strict=True)],
         "K": torch.stack([k.K for k in cameras]).numpy(),
         "world_from_cam": torch.stack([k.world_from_cam for k in cameras]).numpy(),
-    }  # fmt: skip
+    }
 
 
 def dense_points(scene: Scene, progress: Progress) -> PointCloud:

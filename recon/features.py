@@ -97,7 +97,8 @@ def _detect(grey: np.ndarray, allowed: np.ndarray | None, max_features: int, con
 class Descriptors:
     """Descriptors prepared for `match`: `rows` (k, 128) shifted to -128..127, and what completes squared distances.
 
-    With a' = a - 128: |a - b|^2 = (|a|^2 - 256 sum a + 2 * 128^3) + (|b|^2 - 256 sum b) - 2 a'b', all exact in float32.
+    With a' = a - 128: |a - b|^2 = (|a|^2 - 256 sum a + 2 * 128^3) + (|b|^2 - 256 sum b) - 2 a'b', all whole
+    numbers below 2**24, exact in int32 and in float32.
     """
 
     rows: torch.Tensor
@@ -113,10 +114,10 @@ def prepare(descriptor: np.ndarray) -> Descriptors:
     import torch
 
     wide = descriptor.astype(np.int32)
-    second = (np.einsum("ij,ij->i", wide, wide) - 256 * wide.sum(1)).astype(np.float32)
+    second = (np.einsum("ij,ij->i", wide, wide) - 256 * wide.sum(1)).astype(np.int32)
     shifted = (wide - 128).astype(np.int8)
     rows = torch.from_numpy(shifted)
-    return Descriptors(rows if _integers_are_faster() else rows.float(), second + np.float32(2 * 128**3), second)
+    return Descriptors(rows if _integers_are_faster() else rows.float(), second + np.int32(2 * 128**3), second)
 
 
 @cache
@@ -149,43 +150,50 @@ def match(a: Descriptors, b: Descriptors, *, max_ratio: float = 0.8, block: int 
     n, m = len(a), len(b)
     if n < 2 or m < 2:
         return np.zeros((0, 2), np.int32)
-    col = np.full((2, m), np.inf, np.float32)
+    col = np.full((2, m), _FAR, np.int32)
     col_at = np.zeros(m, np.int32)
-    row = np.full((2, n), np.inf, np.float32)
+    row = np.full((2, n), _FAR, np.int32)
     multiply = torch._int_mm if a.rows.dtype == torch.int8 else torch.mm
     b_t = b.rows.T
     for start in range(0, n, block):
         product = multiply(a.rows[start : start + block], b_t).numpy()
         _scan(product, start, a.as_first, b.as_second, col, col_at, row)
-    return _mutual(col, col_at, row, np.float32(max_ratio**2))
+    return _mutual(col, col_at, row, max_ratio**2)
 
 
-@numba.njit(cache=True, nogil=True, fastmath={"reassoc", "nsz", "contract", "arcp"})
+_FAR = 2**30
+
+
+@numba.njit(cache=True, nogil=True)
 def _scan(product, start, a2, b2, col, col_at, row):  # noqa: ANN001, ANN202
     """Two smallest squared distances of every row, and of every column so far with where the smallest lies."""
-    two = np.float32(2)
-    big = np.float32(3e38)
+    # Whole numbers in int32, since LLVM vectorises the minimum of integers and not that of floats.
+    two, one, zero, far = np.int32(2), np.int32(1), np.int32(0), np.int32(_FAR)
     best, second = col[0], col[1]
     for k in range(product.shape[0]):
         line = product[k]
-        i = start + k
-        low = big
+        i = np.int32(start + k)
+        left = a2[i]
+        low = far
         for j in range(line.shape[0]):
-            low = min(low, b2[j] - two * np.float32(line[j]))
-        low2 = big
-        ties = 0
+            v = b2[j] - two * np.int32(line[j])
+            low = v if v < low else low
+        low2, ties = far, zero
         for j in range(line.shape[0]):
-            v = b2[j] - two * np.float32(line[j])
-            tie = v <= low
-            ties += 1 if tie else 0
-            low2 = min(low2, big if tie else v)
-        row[0, i] = low + a2[i]
-        row[1, i] = (low2 if ties == 1 else low) + a2[i]
+            v = b2[j] - two * np.int32(line[j])
+            ties += one if v <= low else zero
+            v = far if v <= low else v
+            low2 = v if v < low2 else low2
+        row[0, i] = low + left
+        row[1, i] = (low2 if ties == one else low) + left
         for j in range(line.shape[0]):
-            v = a2[i] + b2[j] - two * np.float32(line[j])
-            col_at[j] = np.int32(i) if v < best[j] else col_at[j]
-            second[j] = min(second[j], max(v, best[j]))
-            best[j] = min(v, best[j])
+            v = left + b2[j] - two * np.int32(line[j])
+            before = best[j]
+            after = second[j]
+            larger = v if v > before else before
+            second[j] = larger if larger < after else after
+            col_at[j] = i if v < before else col_at[j]
+            best[j] = v if v < before else before
 
 
 @numba.njit(cache=True, nogil=True)

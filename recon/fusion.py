@@ -394,8 +394,8 @@ def _integrate(
     grid, core, image_type, depth: np.ndarray, image: np.ndarray, K: np.ndarray, cam_from_world: np.ndarray
 ) -> None:
     """Add one view to the block grid, truncated at 4 voxels."""
-    shift = np.array([[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]])  # Open3D has the centre of the first pixel at (0, 0)
-    k, pose = core.Tensor(K - shift), core.Tensor(np.ascontiguousarray(cam_from_world))
+    # the block grid takes the pixel that a projection falls into, so the centre of the first pixel is at (0.5, 0.5)
+    k, pose = core.Tensor(np.ascontiguousarray(K)), core.Tensor(np.ascontiguousarray(cam_from_world))
     d = image_type(core.Tensor(depth))
     rgb = image_type(core.Tensor(np.ascontiguousarray(image, np.float32) / np.float32(255)))
     far = float(depth.max()) * 1.01

@@ -57,7 +57,7 @@ def working_pixels(original: Camera, working: Camera, uv_px: torch.Tensor) -> to
 
 
 def upright_world(up_world: torch.Tensor, centre_world: torch.Tensor) -> torch.Tensor:
-    """Rigid `new_from_world` that turns `up_world` to +z by the smallest rotation and puts `centre_world` at the origin."""
+    """Rigid `new_from_world`: the smallest rotation that turns `up_world` to +z, with `centre_world` at the origin."""
     z = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)
     up = up_world / up_world.norm()
     axis = torch.linalg.cross(up, z)

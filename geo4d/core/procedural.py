@@ -49,7 +49,13 @@ def tabletop(seed: int, *, count: int = 14, room_m: float = 4.0) -> Boxes:
 
 
 def arc_cameras(
-    count: int, hw: tuple[int, int], *, seed: int = 0, sweep_rad: float = 2.0, radius_m: float = 1.5, fov_rad: float = 1.05
+    count: int,
+    hw: tuple[int, int],
+    *,
+    seed: int = 0,
+    sweep_rad: float = 2.0,
+    radius_m: float = 1.5,
+    fov_rad: float = 1.05,
 ) -> Camera:
     """A batch of cameras on an arc round the origin, hand-held: jittered in place, height, roll and aim."""
     g = torch.Generator().manual_seed(seed)
@@ -120,7 +126,9 @@ def _in_box(boxes: Boxes, i: int, centre: Tensor, ray: Tensor) -> tuple[Tensor, 
     """Origin and directions of rays in the axes of a box; no direction is exactly along a face."""
     box_from_world = geometry.rigid_inverse(boxes.world_from_box[i]).to(ray.dtype)
     direction = ray @ box_from_world[:3, :3].T
-    return box_from_world[:3, :3] @ centre + box_from_world[:3, 3], torch.where(direction.abs() < 1e-12, 1e-12, direction)
+    return box_from_world[:3, :3] @ centre + box_from_world[:3, 3], torch.where(
+        direction.abs() < 1e-12, 1e-12, direction
+    )
 
 
 def _shade(boxes: Boxes, centre: Tensor, ray: Tensor) -> Tensor:
@@ -136,7 +144,7 @@ def _shade(boxes: Boxes, centre: Tensor, ray: Tensor) -> Tensor:
 
 
 def _texture(p: Tensor, salt: Tensor, seed: int, octaves: int = 5) -> Tensor:
-    """Two channels in [0, 1] at points `(h, w, 3)`: value noise over octaves, every second one in flat cells with edges."""
+    """Two channels in [0, 1] at points `(h, w, 3)`: value noise over octaves, every second one in flat cells."""
     salt = salt.int()
     total = torch.zeros(*p.shape[:-1], 2)
     weight = 0.0
@@ -144,7 +152,9 @@ def _texture(p: Tensor, salt: Tensor, seed: int, octaves: int = 5) -> Tensor:
         scaled = p * 2.0**octave + 17.3 * octave
         cell = scaled.floor()
         amplitude = 0.75**octave
-        total += amplitude * (_hash(cell.int(), salt, seed + octave) if octave % 2 else _smooth(scaled, cell, salt, seed + octave))
+        flat = octave % 2 == 1
+        value = _hash(cell.int(), salt, seed + octave) if flat else _smooth(scaled, cell, salt, seed + octave)
+        total += amplitude * value
         weight += amplitude
     return ((total / weight - 0.5) * 1.9 + 0.5).clamp(0, 1)
 

@@ -330,6 +330,9 @@ def test_sweep_cost_is_zncc_of_the_warped_window() -> None:
             assert abs(float(cost[y, x, d]) - 254 * (1 - np.clip(ncc, 0, 1))) < 1
     assert (cost[:, 21:, 1] == 254).all()  # beyond the source's border nothing is known
     # a source pixel that is masked is not seen by any window whose centre falls on it
+    src = np.roll(ref, (1, 2), (0, 1))
+    kernels.sweep(ref, mean, inv_std, base, np.array([0], np.float32), src[None], hw, m, radius, noise, cost[..., :1])
+    assert cost[9, 12, 0] < 5
     src[10, 14] = MASKED
     kernels.sweep(ref, mean, inv_std, base, np.array([0], np.float32), src[None], hw, m, radius, noise, cost[..., :1])
     assert cost[9, 12, 0] == 254

@@ -99,10 +99,10 @@ def test_a_phantom_that_most_views_look_through_is_dropped() -> None:
     poses[1] = poses[0]
     phantom = [np.full(HW, 1.2, np.float32)] * 2 + depths[2:]
     fused = fuse_points(phantom, confidences, images, ks, poses, min_views=2)
-    assert (_distance(fused.p_world) < 0.02).mean() > 0.8
-    in_front = np.linalg.norm(fused.p_world - poses[0, :3, 3], axis=1) < 1.5
-    centre = np.abs((fused.p_world - poses[0, :3, 3]) @ poses[0, :3, :2]).max(1) < 0.1
-    assert not (in_front & centre).any()
+    here = (fused.p_world - poses[0, :3, 3]) @ poses[0, :3, :3]
+    seen_by_all = np.abs(here[:, :2]).max(1) < 0.1
+    assert seen_by_all.sum() > 100
+    assert (here[seen_by_all, 2] > 1.3).all()
 
 
 def test_mesh_of_a_slanted_plane_has_no_half_pixel_offset() -> None:
@@ -112,8 +112,9 @@ def test_mesh_of_a_slanted_plane_has_no_half_pixel_offset() -> None:
     v, u = np.mgrid[: HW[0], : HW[1]]
     rays = np.stack([u + 0.5, v + 0.5, np.ones(HW)], -1) @ np.linalg.inv(K).T
     depth = (offset / (rays @ normal)).astype(np.float32)
+    depth[(depth < 0) | (depth > 6)] = np.nan
     mesh = fuse_mesh(*_given(poses, [depth] * 3), voxel=0.03)
-    assert abs(np.median(mesh.p_world @ normal - offset)) < 0.001
+    assert abs(np.median(mesh.p_world @ normal - offset)) < 0.002  # half a pixel would be 0.009
 
 
 def test_doubtful_pixels_start_no_point() -> None:

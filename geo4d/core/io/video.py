@@ -11,8 +11,8 @@ from pathlib import Path
 
 import av
 import numpy as np
-from av.error import FFmpegError
 from av.container import InputContainer
+from av.error import FFmpegError
 from av.video.frame import VideoFrame
 from PIL import Image
 
