@@ -164,7 +164,7 @@ def match(a: Descriptors, b: Descriptors, *, max_ratio: float = 0.8, block: int 
 _FAR = 2**30
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True, locals={"v": numba.int32})
 def _scan(product, start, a2, b2, col, col_at, row):  # noqa: ANN001, ANN202
     """Two smallest squared distances of every row, and of every column so far with where the smallest lies."""
     # Whole numbers in int32, since LLVM vectorises the minimum of integers and not that of floats.
@@ -186,14 +186,21 @@ def _scan(product, start, a2, b2, col, col_at, row):  # noqa: ANN001, ANN202
             low2 = v if v < low2 else low2
         row[0, i] = low + left
         row[1, i] = (low2 if ties == one else low) + left
-        for j in range(line.shape[0]):
-            v = left + b2[j] - two * np.int32(line[j])
-            before = best[j]
-            after = second[j]
-            larger = v if v > before else before
-            second[j] = larger if larger < after else after
-            col_at[j] = i if v < before else col_at[j]
-            best[j] = v if v < before else before
+        _merge(line, left, i, b2, best, second, col_at)
+
+
+@numba.njit(cache=True, nogil=True, locals={"v": numba.int32})
+def _merge(line, left, i, b2, best, second, at):  # noqa: ANN001, ANN202
+    """Takes the distances of row `i` into the two smallest of every column."""
+    two = np.int32(2)
+    for j in range(line.shape[0]):
+        v = left + b2[j] - two * np.int32(line[j])
+        before = best[j]
+        after = second[j]
+        larger = v if v > before else before
+        second[j] = larger if larger < after else after
+        at[j] = i if v < before else at[j]
+        best[j] = v if v < before else before
 
 
 @numba.njit(cache=True, nogil=True)

@@ -164,14 +164,15 @@ def _neighbours(depth, hw, K, world_from_cam, cam_from_world, count: int) -> np.
 
 
 def _seen(p_world, depth, hw, K, cam_from_world) -> float:
-    """How many points the view sees at about its depth."""
+    """How many points the view sees at about its depth, and a fifth of all it has depth for: it may object."""
     p = p_world @ cam_from_world[:3, :3].T + cam_from_world[:3, 3]
     p = p[p[:, 2] > 0]
     uv = p @ K.T
     uv = uv[:, :2] / uv[:, 2:]
     inside = (uv >= 0).all(1) & (uv < hw[::-1]).all(1)
     u, v = uv[inside].astype(int).T
-    return float((np.abs(depth[v, u] - p[inside, 2]) < 0.05 * p[inside, 2]).sum())
+    seen, z = depth[v, u], p[inside, 2]
+    return float((np.abs(seen - z) < 0.05 * z).sum() + 0.2 * (seen > 0).sum())
 
 
 @njit(nogil=True, cache=True)
