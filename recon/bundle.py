@@ -47,7 +47,14 @@ class Problem:
     def residuals_px(self) -> np.ndarray:
         """Reprojection residuals (o, 2) in pixels; large where a point is behind its camera."""
         return _residuals(
-            self.cam_from_world, self.intrinsics, self.model, self.group, self.p_world, self.point, self.image, self.uv_px
+            self.cam_from_world,
+            self.intrinsics,
+            self.model,
+            self.group,
+            self.p_world,
+            self.point,
+            self.image,
+            self.uv_px,
         )
 
 
@@ -102,7 +109,8 @@ class Solution:
 @dataclass(frozen=True, eq=False)
 class Covariance:
     """Covariances (one sigma squared): `pose` (n, 6, 6) of (rotation vector, translation) of cam_from_world with
-    cam_from_world = (exp(rotation) R, t + translation), `intrinsics` (g, 8, 8), and in words what was held fixed."""
+    cam_from_world = (exp(rotation) R, t + translation), `intrinsics` (g, 8, 8), and in words what was held fixed.
+    """
 
     pose: np.ndarray
     intrinsics: np.ndarray
@@ -150,15 +158,20 @@ def adjust(
     return Solution(current, before, cost, iteration, converged)
 
 
-def covariance(problem: Problem, priors: Priors | None = None, *, loss_px: float = 1.0, depth_loss: float = 2.0) -> Covariance:
-    """Covariance of poses and intrinsics at the solution, scaled by the variance of the weighted residuals.
+def covariance(
+    problem: Problem, priors: Priors | None = None, *, loss_px: float = 1.0, depth_loss: float = 2.0
+) -> Covariance:
+    """Covariance of poses and intrinsics at the solution, with the noise of keypoints estimated from the residuals.
 
     Where positions do not fix the world frame, the gauge is free: the similarity transform of all cameras together (turns in
     radians, moves in units of the cameras' spread) is held fixed, a linear S-transformation (Baarda).
     """
     priors = priors or Priors.none(problem)
     offsets = _offsets(problem.point, len(problem.p_world))
-    normal = _normal(problem, priors, offsets, loss_px, depth_loss)
+    noise = _noise(problem, priors, loss_px)
+    # With the noise as it is, so that priors and measurements weigh as their deviations say.
+    scaled_problem = replace(problem, sigma_px=problem.sigma_px * noise)
+    normal = _normal(scaled_problem, priors, offsets, loss_px / noise, depth_loss)
     reduced, _, _, _ = _reduce(problem, normal, offsets, 0.0)
     fixed = _fixed(problem, priors)
     free = ~fixed
@@ -182,21 +195,27 @@ def covariance(problem: Problem, priors: Priors | None = None, *, loss_px: float
         b = (null * weights[:, None])[free]
         s = np.eye(int(free.sum())) - null[free] @ np.linalg.solve(b.T @ null[free], b.T)
         inverse[np.ix_(free, free)] = s @ base @ s.T
-    sigma2 = _variance(problem, loss_px, int(free.sum()))
-    inverse *= sigma2
     poses = np.stack([inverse[6 * i : 6 * i + 6, 6 * i : 6 * i + 6] for i in range(n)])
     first = 6 * n
     g = len(problem.intrinsics)
     lens = np.stack([inverse[first + 8 * i : first + 8 * i + 8, first + 8 * i : first + 8 * i + 8] for i in range(g)])
-    return Covariance(poses, lens, gauge, math.sqrt(sigma2))
+    return Covariance(poses, lens, gauge, noise)
 
 
-def _variance(problem: Problem, loss_px: float, parameters: int) -> float:
-    """Robust-weighted variance of the residuals in units of their sigma."""
-    r = problem.residuals_px() / problem.sigma_px[:, None]
-    weight = 1 / (1 + (r**2).sum(1) / loss_px**2)
-    effective = 2 * weight.sum() - parameters - 3 * len(np.unique(problem.point))
-    return float((weight * (r**2).sum(1)).sum() / max(effective, 1.0))
+def _noise(problem: Problem, priors: Priors, loss_px: float) -> float:
+    """Deviation that makes the inverse of the weighted normal matrix the covariance, in units of sigma_px.
+
+    For a robust estimate the covariance is E[psi^2] / E[psi']^2 (J^T J)^-1 (Huber); with Cauchy's weights
+    w = 1 / (1 + r^2 / c^2) in two dimensions E[psi^2] = E[w^2 r^2] / 2 and E[psi'] = E[w^2], while the normal matrix is
+    E[w] J^T J. Residuals are smaller than the noise by the share of the parameters.
+    """
+    r2 = ((problem.residuals_px() / problem.sigma_px[:, None]) ** 2).sum(1)
+    w = 1 / (1 + r2 / loss_px**2)
+    measured = 2 * len(r2)
+    parameters = 3 * len(np.unique(problem.point)) + int((~_fixed(problem, priors)).sum())
+    redundancy = max(measured - parameters, 0.05 * measured, 1)
+    variance = 0.5 * (w**2 * r2).mean() * w.mean() / (w**2).mean() ** 2 * measured / redundancy
+    return math.sqrt(max(float(variance), 1e-12))
 
 
 def _start(problem: Problem, priors: Priors) -> np.ndarray:
@@ -283,7 +302,7 @@ def _pose_prior(pose: np.ndarray, priors: Priors, i: int) -> tuple[np.ndarray, n
     return np.concatenate(rows), np.concatenate(residuals)
 
 
-def _reduce(problem: Problem, normal: _Normal, offsets: np.ndarray, damping: float):  # noqa: ANN202
+def _reduce(problem: Problem, normal: _Normal, offsets: np.ndarray, damping: float):
     """Schur complement of the points: reduced matrix, right-hand side, and per point the inverse block."""
     n, g = len(problem.cam_from_world), len(problem.intrinsics)
     S, rhs = normal.camera.copy(), normal.camera_rhs.copy()
@@ -291,7 +310,19 @@ def _reduce(problem: Problem, normal: _Normal, offsets: np.ndarray, damping: flo
     scaled = diagonal.copy()
     diagonal += damping * np.maximum(scaled, 1e-12)
     V_inverse = _invert_points(normal.point, damping)
-    _schur(normal.pose_point, normal.lens_point, V_inverse, normal.point_rhs, offsets, problem.image, problem.group, n, g, S, rhs)
+    _schur(
+        normal.pose_point,
+        normal.lens_point,
+        V_inverse,
+        normal.point_rhs,
+        offsets,
+        problem.image,
+        problem.group,
+        n,
+        g,
+        S,
+        rhs,
+    )
     S = np.triu(S)
     S = S + np.triu(S, 1).T
     return S, rhs, V_inverse, scaled
@@ -312,7 +343,15 @@ def _step(
     n = len(problem.cam_from_world)
     poses, lenses = delta[: 6 * n].reshape(n, 6), delta[6 * n :].reshape(-1, INTRINSICS)
     points = _back_substitute(
-        normal.pose_point, normal.lens_point, V_inverse, normal.point_rhs, offsets, problem.image, problem.group, poses, lenses
+        normal.pose_point,
+        normal.lens_point,
+        V_inverse,
+        normal.point_rhs,
+        offsets,
+        problem.image,
+        problem.group,
+        poses,
+        lenses,
     )
     predicted = 0.5 * (
         delta @ np.where(fixed, 0, normal.camera_rhs)
@@ -417,7 +456,7 @@ def _move(pose: np.ndarray, delta: np.ndarray) -> np.ndarray:
 
 
 @numba.njit(cache=True, nogil=True)
-def _project(pose, lens, model, x, y, z, uv, J_cam, J_lens):  # noqa: ANN001, ANN202
+def _project(pose, lens, model, x, y, z, uv, J_cam, J_lens):
     """Pixel of a camera point; Jacobians (2, 3) to the camera point and (2, 8) to the intrinsics."""
     fx, fy = lens[0], lens[1]
     k1, k2, k3, k4 = lens[4], lens[5], lens[6], lens[7]
@@ -433,8 +472,18 @@ def _project(pose, lens, model, x, y, z, uv, J_cam, J_lens):  # noqa: ANN001, AN
         xb = a * b * slope + 2.0 * k3 * a + 2.0 * k4 * b
         ya = xb
         yb = radial + b * b * slope + 2.0 * k4 * a + 6.0 * k3 * b
-        J_lens[0, 4], J_lens[0, 5], J_lens[0, 6], J_lens[0, 7] = fx * a * r2, fx * a * r2 * r2, fx * 2 * a * b, fx * (r2 + 2 * a * a)
-        J_lens[1, 4], J_lens[1, 5], J_lens[1, 6], J_lens[1, 7] = fy * b * r2, fy * b * r2 * r2, fy * (r2 + 2 * b * b), fy * 2 * a * b
+        J_lens[0, 4], J_lens[0, 5], J_lens[0, 6], J_lens[0, 7] = (
+            fx * a * r2,
+            fx * a * r2 * r2,
+            fx * 2 * a * b,
+            fx * (r2 + 2 * a * a),
+        )
+        J_lens[1, 4], J_lens[1, 5], J_lens[1, 6], J_lens[1, 7] = (
+            fy * b * r2,
+            fy * b * r2 * r2,
+            fy * (r2 + 2 * b * b),
+            fy * 2 * a * b,
+        )
     else:
         r = math.sqrt(r2)
         if r < 1e-8:
@@ -460,7 +509,7 @@ def _project(pose, lens, model, x, y, z, uv, J_cam, J_lens):  # noqa: ANN001, AN
 
 
 @numba.njit(cache=True, nogil=True)
-def _to_camera(pose, p):  # noqa: ANN001, ANN202
+def _to_camera(pose, p):
     x = pose[0, 0] * p[0] + pose[0, 1] * p[1] + pose[0, 2] * p[2] + pose[0, 3]
     y = pose[1, 0] * p[0] + pose[1, 1] * p[1] + pose[1, 2] * p[2] + pose[1, 3]
     z = pose[2, 0] * p[0] + pose[2, 1] * p[1] + pose[2, 2] * p[2] + pose[2, 3]
@@ -468,7 +517,7 @@ def _to_camera(pose, p):  # noqa: ANN001, ANN202
 
 
 @numba.njit(cache=True, nogil=True)
-def _pixel(lens, model, x, y, z):  # noqa: ANN001, ANN202
+def _pixel(lens, model, x, y, z):
     """Pixel of a camera point, without Jacobians."""
     k1, k2, k3, k4 = lens[4], lens[5], lens[6], lens[7]
     a, b = x / z, y / z
@@ -489,7 +538,7 @@ def _pixel(lens, model, x, y, z):  # noqa: ANN001, ANN202
 
 
 @numba.njit(cache=True, nogil=True)
-def _residuals(poses, intrinsics, model, group, points, point, image, uv_px):  # noqa: ANN001, ANN202
+def _residuals(poses, intrinsics, model, group, points, point, image, uv_px):
     out = np.zeros((len(point), 2))
     for o in range(len(point)):
         i = image[o]
@@ -503,7 +552,7 @@ def _residuals(poses, intrinsics, model, group, points, point, image, uv_px):  #
 
 
 @numba.njit(cache=True, nogil=True)
-def _robust_cost(poses, intrinsics, model, group, points, point, image, uv_px, sigma, depth, depth_sigma, c, cd):  # noqa: ANN001, ANN202
+def _robust_cost(poses, intrinsics, model, group, points, point, image, uv_px, sigma, depth, depth_sigma, c, cd):
     total = 0.0
     for o in range(len(point)):
         i = image[o]
@@ -521,7 +570,27 @@ def _robust_cost(poses, intrinsics, model, group, points, point, image, uv_px, s
 
 
 @numba.njit(cache=True, nogil=True)
-def _accumulate(poses, intrinsics, model, group, points, offsets, image, uv_px, sigma, depth, depth_sigma, c, cd, H, rhs, V, vb, W, L):  # noqa: ANN001, ANN202, E501
+def _accumulate(
+    poses,
+    intrinsics,
+    model,
+    group,
+    points,
+    offsets,
+    image,
+    uv_px,
+    sigma,
+    depth,
+    depth_sigma,
+    c,
+    cd,
+    H,
+    rhs,
+    V,
+    vb,
+    W,
+    L,
+):  # noqa: E501
     """Adds every observation to the normal equations; J is d(residual)/d(parameter), rhs = -J^T r."""
     n = len(poses)
     uv, Jc, Jl = np.zeros(2), np.zeros((2, 3)), np.zeros((2, 8))
@@ -584,7 +653,7 @@ def _accumulate(poses, intrinsics, model, group, points, offsets, image, uv_px, 
 
 
 @numba.njit(cache=True, nogil=True)
-def _invert_points(V, damping):  # noqa: ANN001, ANN202
+def _invert_points(V, damping):
     out = np.zeros_like(V)
     for k in range(len(V)):
         a, b, c = V[k, 0, 0] * (1 + damping) + 1e-12, V[k, 0, 1], V[k, 0, 2]
@@ -600,7 +669,7 @@ def _invert_points(V, damping):  # noqa: ANN001, ANN202
 
 
 @numba.njit(cache=True, nogil=True)
-def _schur(W, L, V_inverse, vb, offsets, image, group, n, g, S, rhs):  # noqa: ANN001, ANN202
+def _schur(W, L, V_inverse, vb, offsets, image, group, n, g, S, rhs):
     """Subtracts what the points explain from the upper triangle of S and from rhs."""
     T = np.zeros((6, 3))
     sums = np.zeros((g, 8, 3))
@@ -656,11 +725,13 @@ def _schur(W, L, V_inverse, vb, offsets, image, group, n, g, S, rhs):  # noqa: A
                     continue
                 for m in range(8):
                     for w in range(8):
-                        S[at + m, to + w] -= U[m, 0] * sums[q2, w, 0] + U[m, 1] * sums[q2, w, 1] + U[m, 2] * sums[q2, w, 2]
+                        S[at + m, to + w] -= (
+                            U[m, 0] * sums[q2, w, 0] + U[m, 1] * sums[q2, w, 1] + U[m, 2] * sums[q2, w, 2]
+                        )
 
 
 @numba.njit(cache=True, nogil=True)
-def _back_substitute(W, L, V_inverse, vb, offsets, image, group, poses, lenses):  # noqa: ANN001, ANN202
+def _back_substitute(W, L, V_inverse, vb, offsets, image, group, poses, lenses):
     out = np.zeros((len(offsets) - 1, 3))
     b = np.zeros(3)
     for k in range(len(offsets) - 1):

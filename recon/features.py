@@ -165,7 +165,7 @@ _FAR = 2**30
 
 
 @numba.njit(cache=True, nogil=True, locals={"v": numba.int32})
-def _scan(product, start, a2, b2, col, col_at, row):  # noqa: ANN001, ANN202
+def _scan(product, start, a2, b2, col, col_at, row):
     """Two smallest squared distances of every row, and of every column so far with where the smallest lies."""
     # Whole numbers in int32, since LLVM vectorises the minimum of integers and not that of floats.
     two, one, zero, far = np.int32(2), np.int32(1), np.int32(0), np.int32(_FAR)
@@ -190,7 +190,7 @@ def _scan(product, start, a2, b2, col, col_at, row):  # noqa: ANN001, ANN202
 
 
 @numba.njit(cache=True, nogil=True, locals={"v": numba.int32})
-def _merge(line, left, i, b2, best, second, at):  # noqa: ANN001, ANN202
+def _merge(line, left, i, b2, best, second, at):
     """Takes the distances of row `i` into the two smallest of every column."""
     two = np.int32(2)
     for j in range(line.shape[0]):
@@ -204,7 +204,7 @@ def _merge(line, left, i, b2, best, second, at):  # noqa: ANN001, ANN202
 
 
 @numba.njit(cache=True, nogil=True)
-def _mutual(col, col_at, row, max_ratio2):  # noqa: ANN001, ANN202
+def _mutual(col, col_at, row, max_ratio2):
     count = 0
     out = np.zeros((col.shape[1], 2), np.int32)
     for j in range(col.shape[1]):
@@ -233,6 +233,4 @@ def load(path: Path) -> list[Features]:
     """Read what `save` wrote."""
     with np.load(path) as stored:
         arrays, offsets = {n: stored[n] for n in _FIELDS}, stored["offsets"]
-    return [
-        Features(*(arrays[n][a:b] for n in _FIELDS)) for a, b in zip(offsets[:-1], offsets[1:], strict=True)
-    ]
+    return [Features(*(arrays[n][a:b] for n in _FIELDS)) for a, b in zip(offsets[:-1], offsets[1:], strict=True)]

@@ -178,8 +178,10 @@ class Sensors:
             prior = self.focal_prior[g]
             focal_std = np.inf if prior is None else EXIF_FOCAL_STD * prior
             mean[g, :4] = prior or 0.0, prior or 0.0, width / 2, height / 2
-            std[g] = [focal_std, focal_std, CENTRE_STD * side, CENTRE_STD * side, RADIAL_STD, RADIAL_STD]\
-                + [TANGENTIAL_STD, TANGENTIAL_STD]
+            std[g] = [focal_std, focal_std, CENTRE_STD * side, CENTRE_STD * side, RADIAL_STD, RADIAL_STD] + [
+                TANGENTIAL_STD,
+                TANGENTIAL_STD,
+            ]
         return mean, std, (np.inf if any(k is not None for k in self.known) else ASPECT_STD)
 
     def facts(self, lens: np.ndarray, covariance: np.ndarray) -> list[dict[str, Any]]:

@@ -35,7 +35,7 @@ class Link:
 
 
 @contextmanager
-def workers(threads: int):  # noqa: ANN201
+def workers(threads: int):
     """A function `run(function, items)` that maps in order on `threads` threads, each of which multiplies on one."""
     import torch
 
@@ -68,7 +68,9 @@ def match_pairs(
 
     def one(pair: Pair) -> np.ndarray:
         i, j = pair
-        result = _consistent(features.match(ready[i], ready[j]), found[i].uv_px, found[j].uv_px, max(sides[i], sides[j]))
+        result = _consistent(
+            features.match(ready[i], ready[j]), found[i].uv_px, found[j].uv_px, max(sides[i], sides[j])
+        )
         advance()
         return result
 
@@ -115,7 +117,9 @@ def write_database(
             rigs.append(database.write_rig(rig))
         for i, name in enumerate(names):
             camera = cameras[group[i]]
-            database.write_image(pycolmap.Image(name=name, camera_id=camera.camera_id, image_id=i + 1), use_image_id=True)
+            database.write_image(
+                pycolmap.Image(name=name, camera_id=camera.camera_id, image_id=i + 1), use_image_id=True
+            )
             frame = pycolmap.Frame()
             frame.rig_id = rigs[group[i]]
             frame.add_data_id(pycolmap.data_t(camera.sensor_id, i + 1))
@@ -169,7 +173,9 @@ def one_spot_share(
     usable = [h for h in homographies if h is not None]
     if not usable:
         return 0.0, float("nan")
-    spreads = np.array([[_spread(h, focal) for h in usable] for focal in np.exp(np.linspace(np.log(0.4), np.log(4.0), 24))])
+    spreads = np.array(
+        [[_spread(h, focal) for h in usable] for focal in np.exp(np.linspace(np.log(0.4), np.log(4.0), 24))]
+    )
     best = spreads[int(np.argmin(np.median(spreads, axis=1)))]
     return float((best < ONE_SPOT_SPREAD).sum() / len(strongest)), float(np.median(best))
 
@@ -178,9 +184,7 @@ ONE_SPOT_SPREAD = 0.02
 """Largest relative difference of singular values of a rotation measured from pictures."""
 
 
-def _homography(
-    link: Link, keypoints_px: Sequence[np.ndarray], hw: Sequence[tuple[int, int]]
-) -> np.ndarray | None:
+def _homography(link: Link, keypoints_px: Sequence[np.ndarray], hw: Sequence[tuple[int, int]]) -> np.ndarray | None:
     """H in coordinates centred and divided by the longer side, where it explains nearly all inliers of the link."""
     import cv2
 

@@ -72,7 +72,9 @@ def bridges(votes: np.ndarray, label: np.ndarray, tried: Iterable[Pair], *, per_
     found = set()
     for i in range(len(votes)):
         elsewhere = np.where(label != label[i], votes[i], -1)
-        fresh = [j for j in np.argsort(-elsewhere, kind="stable") if elsewhere[j] >= 0 and _pair(i, int(j)) not in known]
+        fresh = [
+            j for j in np.argsort(-elsewhere, kind="stable") if elsewhere[j] >= 0 and _pair(i, int(j)) not in known
+        ]
         found |= {_pair(i, int(j)) for j in fresh[:per_picture]}
     return sorted(found)
 

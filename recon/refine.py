@@ -95,7 +95,7 @@ def refine(
 
 
 @numba.njit(cache=True, nogil=True, inline="always")
-def _sample(grey, start, h, w, x, y):  # noqa: ANN001, ANN202
+def _sample(grey, start, h, w, x, y):
     """Bilinear value at array coordinates (first pixel centre at 0); -1 outside."""
     if not (x >= 0.0 and y >= 0.0 and x < w - 1.0 and y < h - 1.0):
         return -1.0
@@ -108,7 +108,7 @@ def _sample(grey, start, h, w, x, y):  # noqa: ANN001, ANN202
 
 
 @numba.njit(cache=True, nogil=True)
-def _project(pose, lens, model, p):  # noqa: ANN001, ANN202
+def _project(pose, lens, model, p):
     x = pose[0, 0] * p[0] + pose[0, 1] * p[1] + pose[0, 2] * p[2] + pose[0, 3]
     y = pose[1, 0] * p[0] + pose[1, 1] * p[1] + pose[1, 2] * p[2] + pose[1, 3]
     z = pose[2, 0] * p[0] + pose[2, 1] * p[1] + pose[2, 2] * p[2] + pose[2, 3]
@@ -131,7 +131,7 @@ def _project(pose, lens, model, p):  # noqa: ANN001, ANN202
 
 
 @numba.njit(cache=True, nogil=True)
-def _jacobian(pose, lens, model, p, e1, e2, step, out):  # noqa: ANN001, ANN202
+def _jacobian(pose, lens, model, p, e1, e2, step, out):
     """d(pixel) / d(plane coordinates) (2, 2) by central differences along the plane's axes."""
     for c in range(2):
         axis = e1 if c == 0 else e2
@@ -142,8 +142,27 @@ def _jacobian(pose, lens, model, p, e1, e2, step, out):  # noqa: ANN001, ANN202
 
 
 @numba.njit(cache=True, nogil=True, parallel=True)
-def _refine_tracks(poses, intrinsics, model, group, points, offsets, image, uv_px, size_px, grey, start, hw, halvings, max_shift,
-                   min_score, iterations, uv, aligned, score):  # noqa: ANN001, ANN202, E501
+def _refine_tracks(
+    poses,
+    intrinsics,
+    model,
+    group,
+    points,
+    offsets,
+    image,
+    uv_px,
+    size_px,
+    grey,
+    start,
+    hw,
+    halvings,
+    max_shift,
+    min_score,
+    iterations,
+    uv,
+    aligned,
+    score,
+):
     for k in numba.prange(len(points)):
         first, stop = offsets[k], offsets[k + 1]
         if stop - first >= 2:
@@ -152,8 +171,28 @@ def _refine_tracks(poses, intrinsics, model, group, points, offsets, image, uv_p
 
 
 @numba.njit(cache=True, nogil=True)
-def _refine_track(poses, intrinsics, model, group, point, first, stop, image, uv_px, size_px, grey, start, hw, halvings, max_shift,
-                  min_score, iterations, uv, aligned, score):  # noqa: ANN001, ANN202, E501
+def _refine_track(
+    poses,
+    intrinsics,
+    model,
+    group,
+    point,
+    first,
+    stop,
+    image,
+    uv_px,
+    size_px,
+    grey,
+    start,
+    hw,
+    halvings,
+    max_shift,
+    min_score,
+    iterations,
+    uv,
+    aligned,
+    score,
+):
     mean = np.zeros(3)
     for o in range(first, stop):
         mean += _direction(poses[image[o]], point)
@@ -166,7 +205,13 @@ def _refine_track(poses, intrinsics, model, group, point, first, stop, image, uv
             best, reference = c, o
     e1 = np.array([normal[1], -normal[0], 0.0]) if abs(normal[2]) < 0.9 else np.array([0.0, normal[2], -normal[1]])
     e1 /= math.sqrt((e1**2).sum())
-    e2 = np.array([normal[1] * e1[2] - normal[2] * e1[1], normal[2] * e1[0] - normal[0] * e1[2], normal[0] * e1[1] - normal[1] * e1[0]])
+    e2 = np.array(
+        [
+            normal[1] * e1[2] - normal[2] * e1[1],
+            normal[2] * e1[0] - normal[0] * e1[2],
+            normal[0] * e1[1] - normal[1] * e1[0],
+        ]
+    )
     r = image[reference]
     to_reference, to_other, A = np.zeros((2, 2)), np.zeros((2, 2)), np.zeros((2, 2))
     depth = math.sqrt(((point - _centre(poses[r])) ** 2).sum())
@@ -182,7 +227,9 @@ def _refine_track(poses, intrinsics, model, group, point, first, stop, image, uv
     level = 0 if step < 1.6 * pixel else (1 if step < 3.0 * pixel else 2)
     template, gradient = np.zeros(GRID * GRID), np.zeros((GRID * GRID, 6))
     H_inverse = np.zeros((6, 6))
-    if not _prepare(grey, start[r, level], hw[r, level], uv_px[reference], level + halvings, step, template, gradient, H_inverse):
+    if not _prepare(
+        grey, start[r, level], hw[r, level], uv_px[reference], level + halvings, step, template, gradient, H_inverse
+    ):
         return
     aligned[reference] = True
     score[reference] = 1.0
@@ -214,7 +261,7 @@ def _refine_track(poses, intrinsics, model, group, point, first, stop, image, uv
 
 
 @numba.njit(cache=True, nogil=True)
-def _centre(pose):  # noqa: ANN001, ANN202
+def _centre(pose):
     out = np.zeros(3)
     for c in range(3):
         out[c] = -(pose[0, c] * pose[0, 3] + pose[1, c] * pose[1, 3] + pose[2, c] * pose[2, 3])
@@ -222,14 +269,14 @@ def _centre(pose):  # noqa: ANN001, ANN202
 
 
 @numba.njit(cache=True, nogil=True)
-def _direction(pose, point):  # noqa: ANN001, ANN202
+def _direction(pose, point):
     """Unit vector from a camera to a point."""
     out = point - _centre(pose)
     return out / max(math.sqrt((out**2).sum()), 1e-12)
 
 
 @numba.njit(cache=True, nogil=True)
-def _prepare(grey, start, size, uv_px, level, step, template, gradient, H_inverse):  # noqa: ANN001, ANN202
+def _prepare(grey, start, size, uv_px, level, step, template, gradient, H_inverse):
     """Normalised template, its steepest-descent images and the inverse of their Gauss-Newton matrix; False where flat."""
     h, w = size
     scale = 1.0 / (1 << level)
@@ -249,7 +296,12 @@ def _prepare(grey, start, size, uv_px, level, step, template, gradient, H_invers
             mean += value
             gx, gy = (right - left) * scale, (down - up) * scale  # per pixel of the full picture
             gradient[k, 0], gradient[k, 1] = gx, gy
-            gradient[k, 2], gradient[k, 3], gradient[k, 4], gradient[k, 5] = gx * x / step, gx * y / step, gy * x / step, gy * y / step
+            gradient[k, 2], gradient[k, 3], gradient[k, 4], gradient[k, 5] = (
+                gx * x / step,
+                gx * y / step,
+                gy * x / step,
+                gy * y / step,
+            )
     count = GRID * GRID
     mean /= count
     power = 0.0
@@ -291,7 +343,7 @@ def _prepare(grey, start, size, uv_px, level, step, template, gradient, H_invers
 
 
 @numba.njit(cache=True, nogil=True)
-def _align(grey, start, size, uv_px, level, step, A0, template, gradient, H_inverse, iterations, max_shift):  # noqa: ANN001, ANN202
+def _align(grey, start, size, uv_px, level, step, A0, template, gradient, H_inverse, iterations, max_shift):
     """Shift of the pixel and the correlation reached; (0, 0, -1) where the alignment fails."""
     h, w = size
     scale = 1.0 / (1 << level)
@@ -307,7 +359,12 @@ def _align(grey, start, size, uv_px, level, step, A0, template, gradient, H_inve
             for j in range(GRID):
                 x, y = (j - half) * step, (i - half) * step
                 value = _sample(
-                    grey, start, h, w, (uv_px[0] + tu + a * x + b * y) * scale - 0.5, (uv_px[1] + tv + c * x + d * y) * scale - 0.5
+                    grey,
+                    start,
+                    h,
+                    w,
+                    (uv_px[0] + tu + a * x + b * y) * scale - 0.5,
+                    (uv_px[1] + tv + c * x + d * y) * scale - 0.5,
                 )
                 if value < 0:
                     return 0.0, 0.0, -1.0

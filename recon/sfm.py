@@ -70,7 +70,9 @@ def solve_cameras(
             "cannot find cameras from so few pictures", found=f"{len(frames)}", accepted="2 or more of one place"
         )
     _quiet_colmap()
-    run = _Run(frames, priors, options, _folder(work_dir, frames, priors, options), progress, intrinsics.group(frames, priors))
+    run = _Run(
+        frames, priors, options, _folder(work_dir, frames, priors, options), progress, intrinsics.group(frames, priors)
+    )
     found = _features(run)
     links, candidates = _links(run, found)
     facts: dict[str, Any] = {"links": _link_facts(run, links, candidates)}
@@ -117,12 +119,20 @@ def _features(run: _Run) -> list[Features]:
     large = max(max(f.hw) for f in run.frames) > 2600
     cv2.setNumThreads(threads if large else 1)
     try:
-        with matches.workers(1 if large else threads) as pool, run.progress.stage("features", len(run.frames)) as advance:
+        with (
+            matches.workers(1 if large else threads) as pool,
+            run.progress.stage("features", len(run.frames)) as advance,
+        ):
 
             def one(index: int) -> Features:
                 frame = run.frames[index]
                 mask = None if frame.read_mask is None else np.ascontiguousarray(frame.read_mask())
-                result = features.extract(frame.read(), mask, max_side=run.options.feature_size)
+                result = features.extract(
+                    frame.read(),
+                    mask,
+                    max_side=run.options.feature_size,
+                    max_features=_features_per_picture(len(run.frames)),
+                )
                 advance()
                 return result
 
@@ -133,6 +143,11 @@ def _features(run: _Run) -> list[Features]:
     features.save(aside, found)
     aside.rename(path)
     return found
+
+
+def _features_per_picture(pictures: int) -> int:
+    """More where there are few pictures: accuracy then hangs on each, and there are few pairs to match."""
+    return int(np.clip(220_000 // pictures, 4500, 8000))
 
 
 def _links(run: _Run, found: Sequence[Features]) -> tuple[list[Link], list[Pair]]:
@@ -160,7 +175,14 @@ def _links(run: _Run, found: Sequence[Features]) -> tuple[list[Link], list[Pair]
             cameras = [run.sensors.colmap(g) for g in range(run.sensors.count)]
             tried_file.write_text(json.dumps(sorted(matched)))
             matches.write_database(
-                database, run.names, run.sensors.of_frame, cameras, keypoints, matched, seed=run.options.seed, threads=threads
+                database,
+                run.names,
+                run.sensors.of_frame,
+                cameras,
+                keypoints,
+                matched,
+                seed=run.options.seed,
+                threads=threads,
             )
     return matches.read_links(database), sorted(matched)
 
@@ -168,7 +190,7 @@ def _links(run: _Run, found: Sequence[Features]) -> tuple[list[Link], list[Pair]
 def _ordered(frames: Frames) -> bool:
     """Whether the order of the frames is that of capture: they carry times, or names that count up."""
     times = [f.time_s for f in frames]
-    return all(t is not None for t in times) and all(a <= b for a, b in zip(times[:-1], times[1:], strict=True)) or (
+    return (all(t is not None for t in times) and all(a <= b for a, b in zip(times[:-1], times[1:], strict=True))) or (
         list(frames.names) == sorted(frames.names)
     )
 
@@ -222,7 +244,9 @@ def _failure(
     )  # fmt: skip
 
 
-def _mapping(run: _Run, links: Sequence[Link], facts: Mapping[str, Any]) -> tuple[pycolmap.Reconstruction, dict[str, Any]]:
+def _mapping(
+    run: _Run, links: Sequence[Link], facts: Mapping[str, Any]
+) -> tuple[pycolmap.Reconstruction, dict[str, Any]]:
     """The mapper's model (or the one made before) and the facts of the choice."""
     from recon.colmap import pycolmap
 
@@ -245,7 +269,9 @@ def _mapping(run: _Run, links: Sequence[Link], facts: Mapping[str, Any]) -> tupl
     return model, mapper_facts
 
 
-def _mapping_freely(run: _Run, links: Sequence[Link], facts: Mapping[str, Any]) -> tuple[pycolmap.Reconstruction, dict[str, Any]]:
+def _mapping_freely(
+    run: _Run, links: Sequence[Link], facts: Mapping[str, Any]
+) -> tuple[pycolmap.Reconstruction, dict[str, Any]]:
     label = pairs.components(len(run.frames), [k.pair for k in links])
     settings = mapping.MappingOptions(
         run.options.mapper, run.options.seed, run.options.num_threads,
@@ -296,7 +322,11 @@ def _mapping_with_poses(run: _Run) -> tuple[pycolmap.Reconstruction, dict[str, A
     out = run.work / "mappers"
     out.mkdir(exist_ok=True)
     settings = pycolmap.IncrementalPipelineOptions()
-    settings.random_seed, settings.num_threads, settings.extract_colors = run.options.seed, run.options.num_threads, False
+    settings.random_seed, settings.num_threads, settings.extract_colors = (
+        run.options.seed,
+        run.options.num_threads,
+        False,
+    )
     settings.fix_existing_frames = settings.mapper.fix_existing_frames = True
     settings.triangulation.ignore_two_view_tracks = False
     fixed = {g + 1 for g in range(run.sensors.count) if run.sensors.fixed(g)}
@@ -400,7 +430,9 @@ def _sharpen(
         read = [_reader(run.frames[int(i)], t) for i, t in zip(frame, turns, strict=True)]
         pictures = refine.load_pictures(read, [run.sensors.hw[run.sensors.of_frame[i]] for i in frame])
         problem = state.problem
-        size_px = np.array([found[i].size_px[k] for i, k in zip(problem.image, state.keypoint, strict=True)], np.float64)
+        size_px = np.array(
+            [found[i].size_px[k] for i, k in zip(problem.image, state.keypoint, strict=True)], np.float64
+        )
         result = refine.refine(problem, size_px, pictures)
     with run.progress.stage("adjustment"):
         sigma_px = np.where(result.aligned, 1.0, UNALIGNED_SIGMA)
@@ -492,7 +524,7 @@ def _observations(run: _Run, refined: _Refined) -> Observations:
             mine = frame_id == f
             uv_px[mine] = run.sensors.upright_pixels(int(f), problem.uv_px[mine])
             picture = run.frames[int(f)].read()
-            column, row = (np.clip(uv_px[mine].T.astype(np.int64), 0, [[picture.shape[1] - 1], [picture.shape[0] - 1]]))
+            column, row = np.clip(uv_px[mine].T.astype(np.int64), 0, [[picture.shape[1] - 1], [picture.shape[0] - 1]])
             np.add.at(rgb, problem.point[mine], picture[row, column] / 255.0)
     return Observations(
         track_id=torch.from_numpy(problem.point.astype(np.int64)),
@@ -523,5 +555,3 @@ def _reasons(run: _Run, links: Sequence[Link], placed: set[int], facts: Mapping[
             most = max(len(k.inliers) for k in to_model)
             reasons[index] = f"its {most} matches with the scene fit no camera position"
     return reasons
-
-

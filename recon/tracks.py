@@ -34,13 +34,15 @@ class Tracks:
         mine = alive[problem.point]
         number = np.cumsum(alive) - 1
         problem = problem.with_observations(mine)
-        return Tracks(
-            replace(problem, point=number[problem.point], p_world=problem.p_world[alive]), keypoint[mine]
-        )
+        return Tracks(replace(problem, point=number[problem.point], p_world=problem.p_world[alive]), keypoint[mine])
 
 
 def from_colmap(
-    model: pycolmap.Reconstruction, images: Sequence[int], group: np.ndarray, intrinsics: np.ndarray, kinds: np.ndarray,
+    model: pycolmap.Reconstruction,
+    images: Sequence[int],
+    group: np.ndarray,
+    intrinsics: np.ndarray,
+    kinds: np.ndarray,
     keypoints_px: Sequence[np.ndarray],
 ) -> Tracks:
     """Tracks of the images with these COLMAP ids, in that order; `group` (n,) and intrinsics as in `Problem`."""
@@ -83,7 +85,7 @@ def max_angles_deg(problem: Problem) -> np.ndarray:
 
 
 @numba.njit(cache=True, nogil=True)
-def _longest_chords(rays, offsets):  # noqa: ANN001, ANN202
+def _longest_chords(rays, offsets):
     out = np.zeros(len(offsets) - 1)
     for k in range(len(out)):
         best = 0.0
@@ -98,8 +100,13 @@ def _longest_chords(rays, offsets):  # noqa: ANN001, ANN202
 
 
 def complete(
-    tracks: Tracks, found: Sequence[Features], keypoints_px: Sequence[np.ndarray], hw: Sequence[tuple[int, int]],
-    *, radius_px: float = 3.0, max_turn_deg: float = 50.0,
+    tracks: Tracks,
+    found: Sequence[Features],
+    keypoints_px: Sequence[np.ndarray],
+    hw: Sequence[tuple[int, int]],
+    *,
+    radius_px: float = 3.0,
+    max_turn_deg: float = 50.0,
 ) -> Tracks:
     """Tracks with the keypoints added that lie where their points project and look like them.
 
@@ -155,8 +162,30 @@ def _grid(uv_px: np.ndarray, hw: tuple[int, int], cell: float) -> tuple[np.ndarr
 
 
 @numba.njit(cache=True, nogil=True)
-def _candidates(uv, depth, height, width, radius, min_cos, offsets, seen_by, keypoint, points, centres, image, keypoints,
-                cell_offsets, cell_order, columns, owner, start, descriptors, sizes, poses, max_distance):  # noqa: ANN001, ANN202, E501
+def _candidates(
+    uv,
+    depth,
+    height,
+    width,
+    radius,
+    min_cos,
+    offsets,
+    seen_by,
+    keypoint,
+    points,
+    centres,
+    image,
+    keypoints,
+    cell_offsets,
+    cell_order,
+    columns,
+    owner,
+    start,
+    descriptors,
+    sizes,
+    poses,
+    max_distance,
+):
     """Pairs (point, keypoint) to add and pairs (point, point) to join, for one image."""
     added = np.empty((len(points), 2), np.int64)
     joined = np.empty((len(points), 2), np.int64)
@@ -186,7 +215,12 @@ def _candidates(uv, depth, height, width, radius, min_cos, offsets, seen_by, key
             continue
         i = seen_by[best]
         reference = start[i] + keypoint[best]
-        z = poses[i, 2, 0] * points[k, 0] + poses[i, 2, 1] * points[k, 1] + poses[i, 2, 2] * points[k, 2] + poses[i, 2, 3]
+        z = (
+            poses[i, 2, 0] * points[k, 0]
+            + poses[i, 2, 1] * points[k, 1]
+            + poses[i, 2, 2] * points[k, 2]
+            + poses[i, 2, 3]
+        )
         expected = sizes[reference] * z / depth[k]
         x0, y0 = int(u / radius), int(v / radius)
         best_d, second_d, at = np.float32(3e38), np.float32(3e38), -1
@@ -201,7 +235,9 @@ def _candidates(uv, depth, height, width, radius, min_cos, offsets, seen_by, key
                         continue
                     d = np.float32(0)
                     for c in range(128):
-                        difference = np.float32(descriptors[reference, c]) - np.float32(descriptors[start[image] + q, c])
+                        difference = np.float32(descriptors[reference, c]) - np.float32(
+                            descriptors[start[image] + q, c]
+                        )
                         d += difference * difference
                     if d < best_d:
                         best_d, at = d, q
