@@ -7,7 +7,8 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import pycolmap
+
+from geo4d.core.pycolmap_import import pycolmap
 
 
 def colmap_default(

@@ -1,7 +1,7 @@
 """Bundle adjustment with priors: robust Levenberg-Marquardt on the Schur complement, in Numba.
 
-The solver bundled with pycolmap does not take costs from Python; this one also knows depth measurements, pose and position
-priors, priors on intrinsics, and gives the covariance of the cameras.
+The solver bundled with pycolmap does not take costs from Python; this one also knows depth measurements, pose and
+position priors, priors on intrinsics, and gives the covariance of the cameras.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ MODELS = {"OPENCV": 0, "OPENCV_FISHEYE": 1}
 class Problem:
     """Cameras, points and what was measured; images that are not part of it do not appear.
 
-    `cam_from_world` float64 (n, 3, 4); `intrinsics` (g, 8) and `model` (g,) of `MODELS`; `group` (n,) the camera of each
-    image; `p_world` (k, 3). Observations, sorted by point: `point`, `image` int64 (o,), `uv_px` (o, 2), `sigma_px` (o,),
-    `depth` (o,) measured z-depth or NaN, `depth_sigma` (o,).
+    `cam_from_world` float64 (n, 3, 4); `intrinsics` (g, 8) and `model` (g,) of `MODELS`; `group` (n,) the camera
+    of each image; `p_world` (k, 3). Observations, sorted by point: `point`, `image` int64 (o,), `uv_px` (o, 2),
+    `sigma_px` (o,), `depth` (o,) measured z-depth or NaN, `depth_sigma` (o,).
     """
 
     cam_from_world: np.ndarray
@@ -62,9 +62,10 @@ class Problem:
 class Priors:
     """What is known beforehand, as means and standard deviations; 0 = held fixed, infinite = not known.
 
-    `intrinsics`, `intrinsics_std` (g, 8); `aspect_std` of log(fx / fy); `pose` (n, 3, 4) cam_from_world with `rotation_std`
-    (n,) in radians and `position_std` (n, 3) of the camera centre in world units. A rotation_std of 0 with a position_std of
-    0 holds the pose.
+    `intrinsics`, `intrinsics_std` (g, 8); `aspect_std` of log(fx / fy); `pose` (n, 3, 4) cam_from_world with
+    `rotation_std`
+    (n,) in radians and `position_std` (n, 3) of the camera centre in world units. A rotation_std of 0 with a
+    position_std of 0 holds the pose.
     """
 
     intrinsics: np.ndarray
@@ -97,7 +98,9 @@ class Priors:
 
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """The adjusted problem, and the cost before and after (sum of robust squared residuals in units of their sigma, halved)."""
+    """The adjusted problem, and the cost before and after (sum of robust squared residuals in units of their
+    sigma, halved).
+    """
 
     problem: Problem
     cost_before: float
@@ -163,8 +166,8 @@ def covariance(
 ) -> Covariance:
     """Covariance of poses and intrinsics at the solution, with the noise of keypoints estimated from the residuals.
 
-    Where positions do not fix the world frame, the gauge is free: the similarity transform of all cameras together (turns in
-    radians, moves in units of the cameras' spread) is held fixed, a linear S-transformation (Baarda).
+    Where positions do not fix the world frame, the gauge is free: the similarity transform of all cameras together
+    (turns in radians, moves in units of the cameras' spread) is held fixed, a linear S-transformation (Baarda).
     """
     priors = priors or Priors.none(problem)
     offsets = _offsets(problem.point, len(problem.p_world))
@@ -256,8 +259,27 @@ def _normal(problem: Problem, priors: Priors, offsets: np.ndarray, loss_px: floa
     o = len(problem.point)
     W, L = np.zeros((o, 6, 3)), np.zeros((o, 8, 3))
     p = problem
-    _accumulate(p.cam_from_world, p.intrinsics, p.model, p.group, p.p_world, offsets, p.image, p.uv_px, p.sigma_px, p.depth,
-                p.depth_sigma, loss_px, depth_loss, H, rhs, V, vb, W, L)  # fmt: skip
+    _accumulate(
+        p.cam_from_world,
+        p.intrinsics,
+        p.model,
+        p.group,
+        p.p_world,
+        offsets,
+        p.image,
+        p.uv_px,
+        p.sigma_px,
+        p.depth,
+        p.depth_sigma,
+        loss_px,
+        depth_loss,
+        H,
+        rhs,
+        V,
+        vb,
+        W,
+        L,
+    )
     _add_priors(problem, priors, H, rhs)
     return _Normal(H, rhs, V, vb, W, L, _fixed(problem, priors))
 
@@ -363,7 +385,7 @@ def _step(
     lens = problem.intrinsics + lenses
     if not np.isfinite(delta).all() or (lens[:, :2] <= 0).any():
         return None, 0.0
-    return replace(problem, cam_from_world=moved, intrinsics=lens, p_world=problem.p_world + points), predicted
+    return replace(problem, cam_from_world=moved, intrinsics=lens, p_world=problem.p_world + points), float(predicted)
 
 
 def _solve(S: np.ndarray, rhs: np.ndarray) -> np.ndarray | None:
@@ -386,8 +408,21 @@ def _solve(S: np.ndarray, rhs: np.ndarray) -> np.ndarray | None:
 
 def _cost(problem: Problem, priors: Priors, loss_px: float, depth_loss: float) -> float:
     p = problem
-    total = _robust_cost(p.cam_from_world, p.intrinsics, p.model, p.group, p.p_world, p.point, p.image, p.uv_px, p.sigma_px,
-                         p.depth, p.depth_sigma, loss_px, depth_loss)  # fmt: skip
+    total = _robust_cost(
+        p.cam_from_world,
+        p.intrinsics,
+        p.model,
+        p.group,
+        p.p_world,
+        p.point,
+        p.image,
+        p.uv_px,
+        p.sigma_px,
+        p.depth,
+        p.depth_sigma,
+        loss_px,
+        depth_loss,
+    )
     for i in range(len(p.cam_from_world)):
         total += 0.5 * float((_pose_prior(p.cam_from_world[i], priors, i)[1] ** 2).sum())
     std = priors.intrinsics_std
@@ -590,7 +625,7 @@ def _accumulate(
     vb,
     W,
     L,
-):  # noqa: E501
+):
     """Adds every observation to the normal equations; J is d(residual)/d(parameter), rhs = -J^T r."""
     n = len(poses)
     uv, Jc, Jl = np.zeros(2), np.zeros((2, 3)), np.zeros((2, 8))

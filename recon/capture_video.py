@@ -9,6 +9,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.error import FFmpegError
 
 from geo4d.core.errors import InputError
 
@@ -34,7 +35,7 @@ class VideoFrames:
                 self.hw: tuple[int, int] = (stream.codec_context.height, stream.codec_context.width)
                 # Packets come in the order of decoding; their times sorted are the order of showing.
                 self._pts = sorted(p.pts for p in container.demux(stream) if p.pts is not None)
-        except (av.FFmpegError, IndexError) as error:
+        except (FFmpegError, IndexError) as error:
             raise InputError(f"cannot read the video {str(path)!r}", found=str(error) or "no pictures") from error
         if not self._pts:
             raise InputError(f"cannot read the video {str(path)!r}", found="no pictures")

@@ -467,7 +467,7 @@ def match_sparse(
         p_world (k, 3) and per view the indices of the points it sees (every match is a point of its own, seen by two
         views).
     """
-    sift = cv2.SIFT_create(2000, contrastThreshold=0.02)
+    sift = cv2.SIFT_create(2000, contrastThreshold=0.02)  # pyright: ignore[reportAttributeAccessIssue]
     features = []
     for image in images:
         keypoints, descriptors = sift.detectAndCompute(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), None)

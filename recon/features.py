@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +26,8 @@ FEW_FEATURES = 1500
 class Features:
     """Keypoints of one picture, strongest first kept, in a fixed order.
 
-    `uv_px` float32 (k, 2) is in pixels of the upright original (first pixel centre at 0.5, 0.5); `size_px` and `response`
+    `uv_px` float32 (k, 2) is in pixels of the upright original (first pixel centre at 0.5, 0.5); `size_px` and
+    `response`
     float32 (k,); `descriptor` uint8 (k, 128) holds square-rooted SIFT (RootSIFT) times 512, clipped at 255.
     """
 
@@ -52,8 +54,8 @@ def extract(
 ) -> Features:
     """SIFT features of an upright uint8 picture (h, w, 3), found at a size of at most `max_side` pixels.
 
-    `mask` bool (h, w) is False where no feature may lie. Pictures with few features are searched again at a third of the
-    contrast threshold.
+    `mask` bool (h, w) is False where no feature may lie. Pictures with few features are searched again at a third
+    of the contrast threshold.
     """
     import cv2
 
@@ -81,7 +83,8 @@ def _detect(grey: np.ndarray, allowed: np.ndarray | None, max_features: int, con
     )
     keypoints, raw = sift.detectAndCompute(grey, allowed)
     if raw is None or len(keypoints) == 0:
-        return Features(*(np.zeros(shape, np.float32) for shape in ((0, 2), 0, 0)), np.zeros((0, 128), np.uint8))
+        nothing = np.zeros(0, np.float32)
+        return Features(np.zeros((0, 2), np.float32), nothing, nothing, np.zeros((0, 128), np.uint8))
     # opencv puts the centre of the first pixel at (0, 0).
     uv_px = np.array([k.pt for k in keypoints], np.float32) + np.float32(0.5)
     size_px = np.array([k.size for k in keypoints], np.float32)
@@ -128,7 +131,7 @@ def _integers_are_faster() -> bool:
     a = (torch.arange(512 * 128) % 251 - 125).to(torch.int8).reshape(512, 128)
     b = (torch.arange(128 * 2048) % 241 - 120).to(torch.int8).reshape(128, 2048)
     seconds = []
-    for left, right, multiply in ((a, b, torch._int_mm), (a.float(), b.float(), torch.mm)):
+    for left, right, multiply in ((a, b, torch._int_mm), (a.float(), b.float(), torch.mm)):  # pyright: ignore[reportPrivateImportUsage]
         multiply(left, right)
         best = np.inf
         for _ in range(5):
@@ -142,8 +145,8 @@ def _integers_are_faster() -> bool:
 def match(a: Descriptors, b: Descriptors, *, max_ratio: float = 0.8, block: int = 256) -> np.ndarray:
     """Mutual nearest neighbours that pass the ratio test in both directions: int32 (m, 2) indices into `a` and `b`.
 
-    Distances are exact integers, so the result does not depend on the machine. Releases the GIL nearly throughout; multiplies
-    on as many threads as torch is set to.
+    Distances are exact integers, so the result does not depend on the machine. Releases the GIL nearly throughout;
+    multiplies on as many threads as torch is set to.
     """
     import torch
 
@@ -153,7 +156,7 @@ def match(a: Descriptors, b: Descriptors, *, max_ratio: float = 0.8, block: int 
     col = np.full((2, m), _FAR, np.int32)
     col_at = np.zeros(m, np.int32)
     row = np.full((2, n), _FAR, np.int32)
-    multiply = torch._int_mm if a.rows.dtype == torch.int8 else torch.mm
+    multiply = torch._int_mm if a.rows.dtype == torch.int8 else torch.mm  # pyright: ignore[reportPrivateImportUsage]
     b_t = b.rows.T
     for start in range(0, n, block):
         product = multiply(a.rows[start : start + block], b_t).numpy()
@@ -226,11 +229,11 @@ def save(path: Path, parts: Sequence[Features]) -> None:
     """Write the features of several pictures to one npz."""
     offsets = np.concatenate([[0], np.cumsum([len(p) for p in parts])]).astype(np.int64)
     arrays = {n: np.concatenate([getattr(p, n) for p in parts]) for n in _FIELDS}
-    np.savez(path, offsets=offsets, **arrays)
+    np.savez(path, allow_pickle=False, offsets=offsets, **arrays)
 
 
 def load(path: Path) -> list[Features]:
     """Read what `save` wrote."""
     with np.load(path) as stored:
         arrays, offsets = {n: stored[n] for n in _FIELDS}, stored["offsets"]
-    return [Features(*(arrays[n][a:b] for n in _FIELDS)) for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+    return [Features(*(arrays[n][a:b] for n in _FIELDS)) for a, b in itertools.pairwise(offsets)]

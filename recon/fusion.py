@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -379,7 +379,8 @@ def fuse_mesh(
     if voxel <= 0:
         return FusedMesh(np.zeros((0, 3)), np.zeros((0, 3), np.int32), np.zeros((0, 3), np.float32), 0.0)
     core = o3d.core
-    kinds, channels = (core.float32, core.float32, core.float32), ((1), (1), (3))
+    kinds: Any = (core.float32, core.float32, core.float32)
+    channels: Any = ((1), (1), (3))
     grid = o3d.t.geometry.VoxelBlockGrid(
         ("tsdf", "weight", "color"), kinds, channels, voxel, 8, 10000, core.Device("CPU:0")
     )

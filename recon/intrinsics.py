@@ -1,7 +1,8 @@
-"""Physical cameras of a set of pictures: who shares intrinsics, what is known of them, and how the sensor sees a picture.
+"""Physical cameras of a set of pictures: who shares intrinsics, what is known of them, and how the sensor sees a
+picture.
 
-Inside structure from motion pictures are as the sensor stored them, so that portrait and landscape pictures of one phone
-share intrinsics; results are turned upright again.
+Inside structure from motion pictures are as the sensor stored them, so that portrait and landscape pictures of one
+phone share intrinsics; results are turned upright again.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ ASPECT_STD = 1e-3
 class Sensors:
     """Groups of frames that share intrinsics.
 
-    `of_frame` (n,) is each frame's group; `hw` per group the picture size as the sensor stores it; `turns` (n,) the quarter
+    `of_frame` (n,) is each frame's group; `hw` per group the picture size as the sensor stores it; `turns` (n,)
+    the quarter
     turns from there to the upright picture; `known` per group intrinsics that were given, with `known_std` of the focal
     length; `focal_prior` per group in pixels or None.
     """
@@ -114,7 +116,7 @@ class Sensors:
 
     def colmap(self, group: int) -> pycolmap.Camera:
         """The camera that the mappers begin with: one radial term where nothing is known."""
-        from recon.colmap import pycolmap
+        from geo4d.core.pycolmap_import import pycolmap
 
         height, width = self.hw[group]
         if self.known[group] is not None:
@@ -141,7 +143,7 @@ class Sensors:
 
     def to_opencv(self, model: pycolmap.Reconstruction) -> None:
         """Widens the mapper's one radial term to COLMAP's OPENCV model, in place."""
-        from recon.colmap import pycolmap
+        from geo4d.core.pycolmap_import import pycolmap
 
         for camera in model.cameras.values():
             if camera.model == pycolmap.CameraModelId.SIMPLE_RADIAL:
@@ -150,7 +152,9 @@ class Sensors:
                 camera.params = [f, f, cx, cy, k, 0.0, 0.0, 0.0]
 
     def start(self, model: pycolmap.Reconstruction) -> tuple[np.ndarray, np.ndarray]:
-        """Model kinds (g,) and intrinsics (g, 8) of the mapper's cameras; those of unused groups stay at their start."""
+        """Model kinds (g,) and intrinsics (g, 8) of the mapper's cameras; those of unused groups stay at their
+        start.
+        """
         lens = np.zeros((self.count, 8))
         kinds = np.zeros(self.count, np.int64)
         for g in range(self.count):
@@ -178,10 +182,8 @@ class Sensors:
             prior = self.focal_prior[g]
             focal_std = np.inf if prior is None else EXIF_FOCAL_STD * prior
             mean[g, :4] = prior or 0.0, prior or 0.0, width / 2, height / 2
-            std[g] = [focal_std, focal_std, CENTRE_STD * side, CENTRE_STD * side, RADIAL_STD, RADIAL_STD] + [
-                TANGENTIAL_STD,
-                TANGENTIAL_STD,
-            ]
+            std[g, :4] = focal_std, focal_std, CENTRE_STD * side, CENTRE_STD * side
+            std[g, 4:] = RADIAL_STD, RADIAL_STD, TANGENTIAL_STD, TANGENTIAL_STD
         return mean, std, (np.inf if any(k is not None for k in self.known) else ASPECT_STD)
 
     def facts(self, lens: np.ndarray, covariance: np.ndarray) -> list[dict[str, Any]]:
@@ -229,9 +231,15 @@ def group(frames: Frames, priors: Priors) -> Sensors:
         seen = [f.focal_prior_px for f, k in zip(frames, keys, strict=True) if k == (sensor, hw) and f.focal_prior_px]
         focal.append(float(np.median(seen)) if seen else None)
     return Sensors(
-        np.array([order.index(k) for k in keys]), np.array([f.quarter_turns % 4 for f in frames]), tuple(hw for _, hw in order),
-        tuple(f.hw for f in frames), tuple(known), priors.focal_relative_std, tuple(focal), tuple(s for s, _ in order),
-    )  # fmt: skip
+        np.array([order.index(k) for k in keys]),
+        np.array([f.quarter_turns % 4 for f in frames]),
+        tuple(hw for _, hw in order),
+        tuple(f.hw for f in frames),
+        tuple(known),
+        priors.focal_relative_std,
+        tuple(focal),
+        tuple(s for s, _ in order),
+    )
 
 
 def _simple(camera: Camera) -> Camera:
@@ -271,7 +279,7 @@ def _epipolar_error_px(
                 xy = (uv - [width / 2, height / 2]) / focal
             else:
                 camera = model.camera(image.camera_id)
-                focal, xy = camera.mean_focal_length(), camera.cam_from_img(uv)
+                focal, xy = camera.mean_focal_length(), np.asarray(camera.cam_from_img(uv))
             points.append(np.column_stack([xy, np.ones(len(xy))]))
         b_from_a = b.cam_from_world() * a.cam_from_world().inverse()
         t = b_from_a.translation

@@ -99,7 +99,7 @@ def _reason(tried: Sequence[Model], best: Model, linked: int, options: MappingOp
 
 
 def _run(kind: str, database: Path, links: Sequence[Link], out: Path, options: MappingOptions) -> Model:
-    from recon.colmap import pycolmap
+    from geo4d.core.pycolmap_import import pycolmap
 
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
@@ -129,7 +129,7 @@ def _run(kind: str, database: Path, links: Sequence[Link], out: Path, options: M
 
 
 def _incremental(database: Path, out: Path, options: MappingOptions) -> dict[int, pycolmap.Reconstruction]:
-    from recon.colmap import pycolmap
+    from geo4d.core.pycolmap_import import pycolmap
 
     for relaxed in (False, True):
         settings = pycolmap.IncrementalPipelineOptions()
@@ -155,7 +155,7 @@ def _incremental(database: Path, out: Path, options: MappingOptions) -> dict[int
 
 
 def _global(database: Path, out: Path, options: MappingOptions) -> dict[int, pycolmap.Reconstruction]:
-    from recon.colmap import pycolmap
+    from geo4d.core.pycolmap_import import pycolmap
 
     if not options.fixed_cameras:
         pycolmap.calibrate_view_graph(database)
@@ -175,8 +175,8 @@ def rotation_evidence(
 ) -> tuple[float, float]:
     """Share of pairs whose own relative rotation agrees with the model, and the median error round triplets in degrees.
 
-    The pairs' rotations come from their matches alone, with the model's intrinsics. Pairs that a plane or one spot explains,
-    whose rotation is ambiguous, do not count; with fewer than 5 others the share is NaN.
+    The pairs' rotations come from their matches alone, with the model's intrinsics. Pairs that a plane or one spot
+    explains, whose rotation is ambiguous, do not count; with fewer than 5 others the share is NaN.
     """
     placed = set(model.reg_image_ids())
     usable = _in_triplets([k for k in links if k.pair[0] + 1 in placed and k.pair[1] + 1 in placed], max_pairs, seed)
@@ -212,7 +212,7 @@ def _pair_rotation(
     model: pycolmap.Reconstruction, link: Link, pixels: dict[int, np.ndarray], seed: int
 ) -> np.ndarray | None:
     """Rotation second_from_first by the essential matrix of the link's matches; None where it is ambiguous."""
-    from recon.colmap import pycolmap
+    from geo4d.core.pycolmap_import import pycolmap
 
     cameras = [model.cameras[model.images[i + 1].camera_id] for i in link.pair]
     first, second = (pixels[i + 1][column] for i, column in zip(link.pair, link.inliers.T, strict=True))
@@ -253,7 +253,7 @@ def triangulate(
     database: Path, model: pycolmap.Reconstruction, out: Path, *, seed: int, max_error_px: float = 4.0
 ) -> pycolmap.Reconstruction:
     """The model with all its matches triangulated again, its tracks completed and merged; cameras stay as they are."""
-    from recon.colmap import pycolmap
+    from geo4d.core.pycolmap_import import pycolmap
 
     own = out / "triangulate.db"
     own.unlink(missing_ok=True)

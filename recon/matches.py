@@ -103,7 +103,7 @@ def write_database(
 
     `keypoints_px` (k, 2) are pixels of the pictures as their cameras see them. Written aside and renamed at the end.
     """
-    from recon.colmap import pycolmap
+    from geo4d.core.pycolmap_import import pycolmap
 
     aside = path.with_name(path.name + ".part")
     aside.unlink(missing_ok=True)
@@ -133,7 +133,7 @@ def write_database(
 
 
 def _verify(path: Path, seed: int, threads: int) -> None:
-    from recon.colmap import pycolmap
+    from geo4d.core.pycolmap_import import pycolmap
 
     options = pycolmap.TwoViewGeometryOptions()
     options.ransac.random_seed = seed
@@ -146,7 +146,7 @@ def _verify(path: Path, seed: int, threads: int) -> None:
 
 def read_links(path: Path) -> list[Link]:
     """The verified pairs of a database, sorted."""
-    from recon.colmap import pycolmap
+    from geo4d.core.pycolmap_import import pycolmap
 
     links = []
     with pycolmap.Database.open(path) as database:
@@ -165,8 +165,8 @@ def one_spot_share(
 ) -> tuple[float, float]:
     """Share of links that a rotation of the camera alone explains, and the median deviation from a rotation there.
 
-    A homography H between two pictures taken from one spot is K2 R K1^-1, so K2^-1 H K1 has three equal singular values; a
-    plane seen from two spots does not. One focal length (in longer sides) is fitted for all links.
+    A homography H between two pictures taken from one spot is K2 R K1^-1, so K2^-1 H K1 has three equal singular
+    values; a plane seen from two spots does not. One focal length (in longer sides) is fitted for all links.
     """
     strongest = sorted(links, key=lambda k: -len(k.inliers))[:max_links]
     homographies = [_homography(k, keypoints_px, hw) for k in strongest]

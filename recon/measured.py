@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from recon.intrinsics import Sensors
 
 INDEPENDENT_DEPTHS = 20
-"""A depth image errs by regions (calibration, surfaces), so its samples count as no more than so many independent ones."""
+"""A depth image errs by regions (calibration, surfaces), so its samples count as no more than so many independent
+ones.
+"""
 
 
 def transformed(problem: Problem, factor: float, rotation: np.ndarray, translation: np.ndarray) -> Problem:
@@ -28,7 +30,8 @@ def transformed(problem: Problem, factor: float, rotation: np.ndarray, translati
 
 
 def into_world(problem: Problem, known: Priors, *, seed: int = 0) -> Problem:
-    """The problem moved, turned and scaled so that its cameras lie where positions are known; held poses are taken over.
+    """The problem moved, turned and scaled so that its cameras lie where positions are known; held poses are
+    taken over.
 
     Robust against some wrong positions. With fewer than 3 known positions, or all on one line without known rotations,
     nothing is moved.

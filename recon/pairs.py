@@ -40,9 +40,11 @@ def vote(
 
 
 def choose(votes: np.ndarray, *, per_picture: int = 16, ordered: bool = False, neighbours: int = 2) -> list[Pair]:
-    """Pairs worth matching: every picture with its `per_picture` most alike, its `neighbours` in order, and a spanning tree.
+    """Pairs worth matching: every picture with its `per_picture` most alike, its `neighbours` in order, and a
+    spanning tree.
 
-    `votes` (n, n) are symmetric. Up to `FEW_PICTURES` pictures all pairs are taken. The result always connects all pictures.
+    `votes` (n, n) are symmetric. Up to `FEW_PICTURES` pictures all pairs are taken. The result always connects all
+    pictures.
     """
     n = len(votes)
     if n <= FEW_PICTURES:
@@ -80,7 +82,9 @@ def bridges(votes: np.ndarray, label: np.ndarray, tried: Iterable[Pair], *, per_
 
 
 def components(count: int, edges: Iterable[Pair]) -> np.ndarray:
-    """Component number of each of `count` pictures linked by `edges`; the largest component is 0, ties by first picture."""
+    """Component number of each of `count` pictures linked by `edges`; the largest component is 0, ties by first
+    picture.
+    """
     label = np.arange(count)
 
     def root(i: int) -> int:

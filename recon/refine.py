@@ -89,8 +89,27 @@ def refine(
     p = problem
     offsets = np.searchsorted(p.point, np.arange(len(p.p_world) + 1)).astype(np.int64)
     uv, aligned, score = p.uv_px.copy(), np.zeros(len(p.point), np.bool_), np.full(len(p.point), np.nan)
-    _refine_tracks(p.cam_from_world, p.intrinsics, p.model, p.group, p.p_world, offsets, p.image, p.uv_px, size_px,
-                   pictures.grey, pictures.offset, pictures.hw, pictures.halvings, max_shift_px, min_score, iterations, uv, aligned, score)  # fmt: skip
+    _refine_tracks(
+        p.cam_from_world,
+        p.intrinsics,
+        p.model,
+        p.group,
+        p.p_world,
+        offsets,
+        p.image,
+        p.uv_px,
+        size_px,
+        pictures.grey,
+        pictures.offset,
+        pictures.hw,
+        pictures.halvings,
+        max_shift_px,
+        min_score,
+        iterations,
+        uv,
+        aligned,
+        score,
+    )
     return Refinement(uv, aligned, score)
 
 
@@ -166,8 +185,28 @@ def _refine_tracks(
     for k in numba.prange(len(points)):
         first, stop = offsets[k], offsets[k + 1]
         if stop - first >= 2:
-            _refine_track(poses, intrinsics, model, group, points[k], first, stop, image, uv_px, size_px, grey, start, hw, halvings, max_shift,
-                          min_score, iterations, uv, aligned, score)  # fmt: skip
+            _refine_track(
+                poses,
+                intrinsics,
+                model,
+                group,
+                points[k],
+                first,
+                stop,
+                image,
+                uv_px,
+                size_px,
+                grey,
+                start,
+                hw,
+                halvings,
+                max_shift,
+                min_score,
+                iterations,
+                uv,
+                aligned,
+                score,
+            )
 
 
 @numba.njit(cache=True, nogil=True)
@@ -252,8 +291,20 @@ def _refine_track(
             other_level = level + 1
         elif zoom < 0.6 and level > 0:
             other_level = level - 1
-        du, dv, s = _align(grey, start[i, other_level], hw[i, other_level], uv_px[o], other_level + halvings, step, A, template, gradient,
-                           H_inverse, iterations, max_shift * step)  # fmt: skip
+        du, dv, s = _align(
+            grey,
+            start[i, other_level],
+            hw[i, other_level],
+            uv_px[o],
+            other_level + halvings,
+            step,
+            A,
+            template,
+            gradient,
+            H_inverse,
+            iterations,
+            max_shift * step,
+        )
         score[o] = s
         if s >= min_score:
             uv[o, 0], uv[o, 1] = uv_px[o, 0] + du, uv_px[o, 1] + dv
@@ -277,7 +328,9 @@ def _direction(pose, point):
 
 @numba.njit(cache=True, nogil=True)
 def _prepare(grey, start, size, uv_px, level, step, template, gradient, H_inverse):
-    """Normalised template, its steepest-descent images and the inverse of their Gauss-Newton matrix; False where flat."""
+    """Normalised template, its steepest-descent images and the inverse of their Gauss-Newton matrix; False where
+    flat.
+    """
     h, w = size
     scale = 1.0 / (1 << level)
     half = GRID // 2
@@ -353,7 +406,7 @@ def _align(grey, start, size, uv_px, level, step, A0, template, gradient, H_inve
     tu, tv = 0.0, 0.0
     values, delta, g = np.zeros(count), np.zeros(6), np.zeros(6)
     correlation = -1.0
-    for iteration in range(iterations):
+    for _ in range(iterations):
         mean = 0.0
         for i in range(GRID):
             for j in range(GRID):

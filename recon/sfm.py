@@ -1,8 +1,11 @@
-"""Cameras from pictures by structure from motion: SIFT, chosen pairs, COLMAP's mappers, own bundle adjustment with priors."""
+"""Cameras from pictures by structure from motion: SIFT, chosen pairs, COLMAP's mappers, own bundle adjustment
+with priors.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -62,7 +65,8 @@ def solve_cameras(
 
     Raises:
         InputError: fewer than two frames.
-        ReconstructionError: the pictures do not link, all were taken from one spot, or no mapper finds a model; `evidence`
+        ReconstructionError: the pictures do not link, all were taken from one spot, or no mapper finds a model;
+        `evidence`
             holds the links all the same.
     """
     if len(frames) < 2:
@@ -84,7 +88,7 @@ def solve_cameras(
 
 
 def _quiet_colmap() -> None:
-    from recon.colmap import pycolmap
+    from geo4d.core.pycolmap_import import pycolmap
 
     pycolmap.logging.minloglevel = pycolmap.logging.ERROR.value
     pycolmap.logging.alsologtostderr = False
@@ -93,10 +97,17 @@ def _quiet_colmap() -> None:
 def _folder(work: Path, frames: Frames, priors: Priors, options: ReconstructOptions) -> Path:
     """The work folder; emptied where it was made for other pictures or settings."""
     known = [
-        VERSION, [(f.name, f.hw, f.sensor, f.quarter_turns) for f in frames], options.feature_size, options.mapper, options.seed,
-        sorted((n, c.K.tolist()) for n, c in priors.intrinsics.items()), priors.focal_relative_std,
-        sorted((n, p.tolist()) for n, p in priors.world_from_cam.items()), priors.rotation_std_rad, priors.position_std_m,
-    ]  # fmt: skip
+        VERSION,
+        [(f.name, f.hw, f.sensor, f.quarter_turns) for f in frames],
+        options.feature_size,
+        options.mapper,
+        options.seed,
+        sorted((n, c.K.tolist()) for n, c in priors.intrinsics.items()),
+        priors.focal_relative_std,
+        sorted((n, p.tolist()) for n, p in priors.world_from_cam.items()),
+        priors.rotation_std_rad,
+        priors.position_std_m,
+    ]
     key = hashlib.sha256(json.dumps(known, default=str).encode()).hexdigest()
     stamp = work / "made_for"
     if work.exists() and not (stamp.exists() and stamp.read_text() == key):
@@ -177,7 +188,7 @@ def _links(run: _Run, found: Sequence[Features]) -> tuple[list[Link], list[Pair]
             matches.write_database(
                 database,
                 run.names,
-                run.sensors.of_frame,
+                run.sensors.of_frame.tolist(),
                 cameras,
                 keypoints,
                 matched,
@@ -189,10 +200,10 @@ def _links(run: _Run, found: Sequence[Features]) -> tuple[list[Link], list[Pair]
 
 def _ordered(frames: Frames) -> bool:
     """Whether the order of the frames is that of capture: they carry times, or names that count up."""
-    times = [f.time_s for f in frames]
-    return (all(t is not None for t in times) and all(a <= b for a, b in zip(times[:-1], times[1:], strict=True))) or (
-        list(frames.names) == sorted(frames.names)
-    )
+    times = [f.time_s for f in frames if f.time_s is not None]
+    if len(times) == len(frames) and all(a <= b for a, b in itertools.pairwise(times)):
+        return True
+    return list(frames.names) == sorted(frames.names)
 
 
 def _link_facts(run: _Run, links: Sequence[Link], candidates: Sequence[Pair]) -> dict[str, Any]:
@@ -212,11 +223,13 @@ def _check_links(run: _Run, links: Sequence[Link], facts: dict[str, Any]) -> Non
     n = len(run.frames)
     if not links:
         raise _failure(
-            run, facts, "the photos do not overlap: no two of them show enough of the same",
+            run,
+            facts,
+            "the photos do not overlap: no two of them show enough of the same",
             [f"{n} photos, {facts['links']['candidates']} pairs compared, none linked"],
-            "take photos that share at least half of what they show with the next one; avoid blur, glass and bare walls",
+            "take photos that share at least half of what they show with the next; avoid blur, glass and bare walls",
             {name: "it links with no other photo" for name in run.names},
-        )  # fmt: skip
+        )
     share, spread = matches.one_spot_share(links, run.sensors.keypoints(_features(run)), [f.hw for f in run.frames])
     facts["one_spot_share"] = share
     if share >= 0.9 and not run.priors.world_from_cam:
@@ -248,7 +261,7 @@ def _mapping(
     run: _Run, links: Sequence[Link], facts: Mapping[str, Any]
 ) -> tuple[pycolmap.Reconstruction, dict[str, Any]]:
     """The mapper's model (or the one made before) and the facts of the choice."""
-    from recon.colmap import pycolmap
+    from geo4d.core.pycolmap_import import pycolmap
 
     folder = run.work / "mapping"
     stored = folder / "facts.json"
@@ -306,7 +319,7 @@ def _mapping_freely(
 
 def _mapping_with_poses(run: _Run) -> tuple[pycolmap.Reconstruction, dict[str, Any]]:
     """Triangulates from the given poses; pictures without one are left for the mapper to add."""
-    from recon.colmap import pycolmap
+    from geo4d.core.pycolmap_import import pycolmap
 
     database = run.work / "database.db"
     with pycolmap.Database.open(database) as opened:
@@ -354,7 +367,7 @@ def _mapping_with_poses(run: _Run) -> tuple[pycolmap.Reconstruction, dict[str, A
 def _add_pictures(
     run: _Run, model: pycolmap.Reconstruction, database: Path, out: Path, settings: pycolmap.IncrementalPipelineOptions
 ) -> pycolmap.Reconstruction:
-    from recon.colmap import pycolmap
+    from geo4d.core.pycolmap_import import pycolmap
 
     start, own = out / "start", out / "database.db"
     start.mkdir(exist_ok=True)

@@ -130,10 +130,27 @@ def complete(
         uv, depth = _project_all(p, image)
         cells = _grid(keypoints_px[image], hw[image], radius_px)
         added, joined = _candidates(
-            uv, depth, hw[image][0], hw[image][1], radius_px, np.cos(np.radians(max_turn_deg)), offsets, p.image, tracks.keypoint,
-            p.p_world, centres, image, keypoints_px[image].astype(np.float64), *cells, owner[image], start, descriptors, sizes,
-            p.cam_from_world, np.float32((MAX_DESCRIPTOR_DISTANCE * 512) ** 2),
-        )  # fmt: skip
+            uv,
+            depth,
+            hw[image][0],
+            hw[image][1],
+            radius_px,
+            np.cos(np.radians(max_turn_deg)),
+            offsets,
+            p.image,
+            tracks.keypoint,
+            p.p_world,
+            centres,
+            image,
+            keypoints_px[image].astype(np.float64),
+            *cells,
+            owner[image],
+            start,
+            descriptors,
+            sizes,
+            p.cam_from_world,
+            np.float32((MAX_DESCRIPTOR_DISTANCE * 512) ** 2),
+        )
         new.append(np.column_stack([added, np.full(len(added), image)]))
         merges.append(joined)
     return _assemble(tracks, np.concatenate(new), np.concatenate(merges), keypoints_px, radius_px)
@@ -142,9 +159,14 @@ def complete(
 def _project_all(p: Problem, image: int) -> tuple[np.ndarray, np.ndarray]:
     k = len(p.p_world)
     everywhere = replace(
-        p, point=np.arange(k), image=np.full(k, image), uv_px=np.zeros((k, 2)), sigma_px=np.ones(k), depth=np.full(k, np.nan),
+        p,
+        point=np.arange(k),
+        image=np.full(k, image),
+        uv_px=np.zeros((k, 2)),
+        sigma_px=np.ones(k),
+        depth=np.full(k, np.nan),
         depth_sigma=np.ones(k),
-    )  # fmt: skip
+    )
     pose = p.cam_from_world[image]
     return everywhere.residuals_px(), p.p_world @ pose[2, :3] + pose[2, 3]
 
@@ -187,8 +209,8 @@ def _candidates(
     max_distance,
 ):
     """Pairs (point, keypoint) to add and pairs (point, point) to join, for one image."""
-    added = np.empty((len(points), 2), np.int64)
-    joined = np.empty((len(points), 2), np.int64)
+    added = np.zeros((len(points), 2), np.int64)
+    joined = np.zeros((len(points), 2), np.int64)
     n_added = n_joined = 0
     rows = (len(cell_offsets) - 1) // columns
     taken_d = np.full(len(keypoints), np.float32(3e38))
@@ -223,7 +245,7 @@ def _candidates(
         )
         expected = sizes[reference] * z / depth[k]
         x0, y0 = int(u / radius), int(v / radius)
-        best_d, second_d, at = np.float32(3e38), np.float32(3e38), -1
+        best_d, at = np.float32(3e38), -1
         for y in range(max(0, y0 - 1), min(rows, y0 + 2)):
             for x in range(max(0, x0 - 1), min(columns, x0 + 2)):
                 for e in range(cell_offsets[y * columns + x], cell_offsets[y * columns + x + 1]):

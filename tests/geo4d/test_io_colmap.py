@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pycolmap
 import pytest
 import torch
 
 from geo4d.core import camera_models, geometry
 from geo4d.core.errors import InputError
 from geo4d.core.io.colmap import find_colmap, read_colmap, write_colmap
+from geo4d.core.pycolmap_import import pycolmap
 from geo4d.core.types import Camera, Distortion, Observations
 
 EXTRAS = {

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pycolmap
 import pytest
 import torch
 from PIL import Image
@@ -34,6 +33,7 @@ from geo4d.core.io.scene import (
     store_picture,
     write_scene_files,
 )
+from geo4d.core.pycolmap_import import pycolmap
 from geo4d.core.types import (
     Camera,
     Distortion,

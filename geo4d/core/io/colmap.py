@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pycolmap
 import torch
 
 from geo4d.core import geometry
 from geo4d.core.errors import InputError
 from geo4d.core.io import atomic
 from geo4d.core.io.ply import to_uint8
+from geo4d.core.pycolmap_import import pycolmap
 from geo4d.core.types import Camera, Observations
 
 PLACES = (".", "sparse/0", "colmap/sparse/0", "sparse", "0")

@@ -1,9 +1,9 @@
 """pycolmap, imported so that Python's own zlib keeps working.
 
-The wheel of pycolmap exports the functions of the zlib that it contains. Python's zlib module binds each of its functions at the
-first call; bound after pycolmap was loaded, some come from one library and some from the other, and the process dies with "free():
-invalid pointer" (seen with 4.2.1, e.g. when Numba writes its cache). So they are called once before; where a program imported
-pycolmap itself, and first, it is too late: calling them would be what kills it.
+The wheel of pycolmap exports the functions of the zlib that it contains. Python's zlib module binds each of its
+functions at the first call; bound after pycolmap was loaded, some come from one library and some from the other, and
+the process dies with "free(): invalid pointer" (seen with 4.2.1, e.g. when Numba writes its cache). So they are called
+once before; where a program imported pycolmap itself, and first, it is too late: calling them would be what kills it.
 """
 
 from __future__ import annotations
