@@ -193,7 +193,8 @@ def covariance(
         weights = _gauge_weights(problem, len(fixed))
         scaled_null = null[free] / scale[:, None]
         basis, _ = np.linalg.qr(scaled_null)
-        base = np.linalg.inv(H + basis @ basis.T)
+        # Directions that nothing measures get a variance that is huge, not one that is missing.
+        base = np.linalg.inv(H + basis @ basis.T + 1e-12 * np.eye(len(H)))
         base = (base - basis @ (basis.T @ base @ basis) @ basis.T) * scale[:, None] * scale
         b = (null * weights[:, None])[free]
         s = np.eye(int(free.sum())) - null[free] @ np.linalg.solve(b.T @ null[free], b.T)

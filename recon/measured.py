@@ -15,11 +15,6 @@ from recon.bundle import Priors, Problem
 if TYPE_CHECKING:
     from recon.intrinsics import Sensors
 
-INDEPENDENT_DEPTHS = 20
-"""A depth image errs by regions (calibration, surfaces), so its samples count as no more than so many independent
-ones.
-"""
-
 
 def transformed(problem: Problem, factor: float, rotation: np.ndarray, translation: np.ndarray) -> Problem:
     """The problem in another world: p_new = factor * rotation p + translation."""
@@ -95,8 +90,7 @@ def with_depth(problem: Problem, sensors: Sensors, frame: np.ndarray, frames: Fr
         # A depth camera beside the photo's measures another z: the difference is carried over as a ratio.
         value = measured * z / predicted
         depth[mine] = np.where(np.isfinite(value) & (value > 0), value, np.nan)
-        together = np.sqrt(max(1.0, np.isfinite(value).sum() / INDEPENDENT_DEPTHS))
-        sigma[mine] = np.maximum(relative * together * np.nan_to_num(value, nan=1.0), 1e-4)
+        sigma[mine] = np.maximum(relative * np.nan_to_num(value, nan=1.0), 1e-4)
     return replace(problem, depth=depth, depth_sigma=sigma)
 
 

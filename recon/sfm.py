@@ -32,6 +32,8 @@ from recon.tracks import Tracks
 if TYPE_CHECKING:
     import pycolmap
 
+ONE_SPOT_SHARE = 0.6
+"""Of links that a turn of the camera alone explains, above which there is no depth; small overlaps cannot tell."""
 VERSION = 1
 """Of the files in the work folder; other versions are made anew."""
 LOSS_PX = 0.5
@@ -232,7 +234,7 @@ def _check_links(run: _Run, links: Sequence[Link], facts: dict[str, Any]) -> Non
         )
     share, spread = matches.one_spot_share(links, run.sensors.keypoints(_features(run)), [f.hw for f in run.frames])
     facts["one_spot_share"] = share
-    if share >= 0.9 and not run.priors.world_from_cam:
+    if share >= ONE_SPOT_SHARE and not run.priors.world_from_cam:
         raise _failure(
             run, facts, "the photos were all taken from one spot (the camera only turned), which shows no depth",
             [f"{100 * share:.0f} % of {len(links)} linked pairs are explained by a rotation alone"],
@@ -478,6 +480,8 @@ def _bundle_priors(run: _Run, frame: np.ndarray, state: Tracks) -> bundle.Priors
     """Priors of intrinsics, and of poses and positions where they are given."""
     n = len(frame)
     lens, std, aspect = run.sensors.priors()
+    for g in set(range(run.sensors.count)) - set(state.problem.group.tolist()):
+        lens[g], std[g] = state.problem.intrinsics[g], 0.0  # none of its pictures was placed
     pose = state.problem.cam_from_world.copy()
     rotation_std, position_std = np.full(n, np.inf), np.full((n, 3), np.inf)
     for k, index in enumerate(frame):

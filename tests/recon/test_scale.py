@@ -353,7 +353,11 @@ def test_kinect_depth_gives_the_scale_of_its_trajectory(shared_data: Path):
             seen_by.append(torch.full((int(good.sum()),), k))
             pixels.append(torch.from_numpy(u)[good])
     observations = Observations(
-        torch.cat(tracks), torch.cat(seen_by), torch.cat(pixels), torch.cat(points), torch.zeros(0, 3)
+        torch.cat(tracks),
+        torch.cat(seen_by),
+        torch.cat(pixels),
+        torch.cat(points),
+        torch.zeros(len(torch.cat(points)), 3),
     )
     estimate = scale_from_depth(observations, cameras, cameras, {i: priors.depth[n] for i, n in enumerate(names)})
     assert abs(math.log(estimate.factor)) < 0.03

@@ -16,7 +16,7 @@ def _ramp_frame(hw: tuple[int, int]) -> Frame:
 
 
 def test_working_pixels_point_at_the_same_ray() -> None:
-    original = Camera.from_colmap("OPENCV", [300, 305, 201, 149, 0.08, -0.05, 1e-3, -2e-3], (300, 400))
+    original = Camera.from_colmap("OPENCV", [300.0, 305.0, 201.0, 149.0, 0.08, -0.05, 1e-3, -2e-3], (300, 400))
     _, working = working_frame(_ramp_frame((300, 400)), original, 200)
     assert working.hw == (150, 200)
     p_world = torch.tensor([[0.3, -0.2, 2.0], [-1.0, 0.8, 3.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
@@ -26,7 +26,7 @@ def test_working_pixels_point_at_the_same_ray() -> None:
 
 def test_working_picture_shows_at_a_pixel_what_the_photo_shows_at_its_ray() -> None:
     hw = (300, 400)
-    original = Camera.from_colmap("OPENCV", [300, 305, 201, 149, 0.08, -0.05, 1e-3, -2e-3], hw)
+    original = Camera.from_colmap("OPENCV", [300.0, 305.0, 201.0, 149.0, 0.08, -0.05, 1e-3, -2e-3], hw)
     frame, working = working_frame(_ramp_frame(hw), original, 400)
     picture, mask = frame.read(), frame.mask
     assert mask is not None
