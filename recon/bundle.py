@@ -88,6 +88,20 @@ class Priors:
             np.full((n, 3), np.inf),
         )
 
+    def take(self, images: np.ndarray) -> Priors:
+        """The priors of some images (bool or indices)."""
+        return replace(
+            self,
+            pose=self.pose[images],
+            rotation_std=self.rotation_std[images],
+            position_std=self.position_std[images],
+        )
+
+    @property
+    def held(self) -> np.ndarray:
+        """Which poses (n,) are held fixed."""
+        return (self.rotation_std == 0) & (self.position_std == 0).all(1)
+
     @property
     def anchored(self) -> bool:
         """Whether positions fix the world frame."""
@@ -234,8 +248,7 @@ def _offsets(point: np.ndarray, count: int) -> np.ndarray:
 
 def _fixed(problem: Problem, priors: Priors) -> np.ndarray:
     """Which of the 6 n + 8 g camera parameters do not move."""
-    hold = (priors.rotation_std == 0) & (priors.position_std == 0).all(1)
-    return np.concatenate([np.repeat(hold, 6), (priors.intrinsics_std == 0).ravel()])
+    return np.concatenate([np.repeat(priors.held, 6), (priors.intrinsics_std == 0).ravel()])
 
 
 @dataclass(eq=False)

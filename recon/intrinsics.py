@@ -24,8 +24,10 @@ from recon.priors import Priors, sensor_intrinsics
 if TYPE_CHECKING:
     import pycolmap
 
-DEFAULT_FOCAL = 1.2
-"""Focal length in longer sides, where nothing is known."""
+DEFAULT_FOCAL = 0.85
+"""Focal length in longer sides where nothing is known: a phone's main camera has 0.7, its portrait lens 1.4."""
+DEFAULT_FOCAL_STD = 0.4
+"""Its deviation in longer sides: too weak to matter, except for two or three pictures from nearly one direction."""
 EXIF_FOCAL_STD = 0.05
 CENTRE_STD = 0.01
 """Of the principal point, in longer sides, around the middle of the picture."""
@@ -180,8 +182,9 @@ class Sensors:
                     std[g] = [focal, focal, focal / 2, focal / 2, self.known_std, self.known_std, 1e-4, 1e-4]
                 continue
             prior = self.focal_prior[g]
-            focal_std = np.inf if prior is None else EXIF_FOCAL_STD * prior
-            mean[g, :4] = prior or 0.0, prior or 0.0, width / 2, height / 2
+            focal_std = DEFAULT_FOCAL_STD * side if prior is None else EXIF_FOCAL_STD * prior
+            focal = self.start_focal(g)
+            mean[g, :4] = focal, focal, width / 2, height / 2
             std[g, :4] = focal_std, focal_std, CENTRE_STD * side, CENTRE_STD * side
             std[g, 4:] = RADIAL_STD, RADIAL_STD, TANGENTIAL_STD, TANGENTIAL_STD
         return mean, std, (np.inf if any(k is not None for k in self.known) else ASPECT_STD)

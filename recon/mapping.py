@@ -143,6 +143,8 @@ def _incremental(database: Path, out: Path, options: MappingOptions) -> dict[int
         settings.ba_global_frames_ratio = settings.ba_global_points_ratio = 1.3
         settings.ba_global_max_refinements = 2
         settings.mapper.abs_pose_min_num_inliers = 20
+        # With two pictures every track has two views.
+        settings.triangulation.ignore_two_view_tracks = not relaxed
         if relaxed:
             settings.mapper.init_min_num_inliers = 30
             settings.mapper.init_min_tri_angle = 3.0

@@ -25,6 +25,10 @@ FUNDAMENTAL_PX = 2.0
 """Threshold of the first check, in pixels of a picture of 1000 px on its longer side (scaled to the picture)."""
 
 
+ONE_SPOT_SPREAD = 0.02
+"""Largest relative difference of singular values of a rotation measured from pictures."""
+
+
 @dataclass(frozen=True, eq=False)
 class Link:
     """A verified pair: keypoint indices (m, 2) and COLMAP's configuration of its two-view geometry."""
@@ -162,26 +166,22 @@ def read_links(path: Path) -> list[Link]:
 
 def one_spot_share(
     links: Sequence[Link], keypoints_px: Sequence[np.ndarray], hw: Sequence[tuple[int, int]], *, max_links: int = 60
-) -> tuple[float, float]:
-    """Share of links that a rotation of the camera alone explains, and the median deviation from a rotation there.
+) -> float:
+    """Share of links that a rotation of the camera alone explains.
 
     A homography H between two pictures taken from one spot is K2 R K1^-1, so K2^-1 H K1 has three equal singular
-    values; a plane seen from two spots does not. One focal length (in longer sides) is fitted for all links.
+    values; a plane seen from two spots does not. One focal length (in longer sides) is fitted for all links. `hw` are
+    the sizes of the pictures that the keypoints are pixels of.
     """
     strongest = sorted(links, key=lambda k: -len(k.inliers))[:max_links]
     homographies = [_homography(k, keypoints_px, hw) for k in strongest]
     usable = [h for h in homographies if h is not None]
     if not usable:
-        return 0.0, float("nan")
-    spreads = np.array(
-        [[_spread(h, focal) for h in usable] for focal in np.exp(np.linspace(np.log(0.4), np.log(4.0), 24))]
-    )
+        return 0.0
+    focals = np.exp(np.linspace(np.log(0.4), np.log(4.0), 161))
+    spreads = np.array([_spreads(np.stack(usable), focal) for focal in focals])
     best = spreads[int(np.argmin(np.median(spreads, axis=1)))]
-    return float((best < ONE_SPOT_SPREAD).sum() / len(strongest)), float(np.median(best))
-
-
-ONE_SPOT_SPREAD = 0.02
-"""Largest relative difference of singular values of a rotation measured from pictures."""
+    return float((best < ONE_SPOT_SPREAD).sum() / len(strongest))
 
 
 def _homography(link: Link, keypoints_px: Sequence[np.ndarray], hw: Sequence[tuple[int, int]]) -> np.ndarray | None:
@@ -192,8 +192,6 @@ def _homography(link: Link, keypoints_px: Sequence[np.ndarray], hw: Sequence[tup
     for i, column in zip(link.pair, link.inliers.T, strict=True):
         uv = keypoints_px[i][column].astype(np.float64)
         middle, side = np.array([hw[i][1] / 2, hw[i][0] / 2]), max(hw[i])
-        if not (uv.max(0) <= [hw[i][1], hw[i][0]]).all():
-            middle = middle[::-1]
         centred.append((uv - middle) / side)
     H, inlier = cv2.findHomography(centred[0], centred[1], cv2.USAC_MAGSAC, 0.003, None, 3000, 0.999)
     if H is None or inlier is None or inlier.mean() < 0.9 or np.linalg.det(H) <= 0:
@@ -201,7 +199,8 @@ def _homography(link: Link, keypoints_px: Sequence[np.ndarray], hw: Sequence[tup
     return H
 
 
-def _spread(H: np.ndarray, focal: float) -> float:
+def _spreads(H: np.ndarray, focal: float) -> np.ndarray:
+    """Relative difference (n,) of the outer singular values of K^-1 H K for homographies (n, 3, 3)."""
     scale = np.diag([1 / focal, 1 / focal, 1.0])
     values = np.linalg.svd(scale @ H @ np.linalg.inv(scale), compute_uv=False)
-    return float((values[0] - values[2]) / values[1])
+    return (values[:, 0] - values[:, 2]) / values[:, 1]

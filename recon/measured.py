@@ -31,7 +31,7 @@ def into_world(problem: Problem, known: Priors, *, seed: int = 0) -> Problem:
     Robust against some wrong positions. With fewer than 3 known positions, or all on one line without known rotations,
     nothing is moved.
     """
-    hold = (known.rotation_std == 0) & (known.position_std == 0).all(1)
+    hold = known.held
     where = np.flatnonzero(np.isfinite(known.position_std).all(1))
     turned = np.isfinite(known.rotation_std[where]).all() if len(where) else False
     source, target = centres(problem.cam_from_world)[where], centres(known.pose)[where]

@@ -38,6 +38,10 @@ VERSION = 1
 """Of the files in the work folder; other versions are made anew."""
 LOSS_PX = 0.5
 """Scale of the Cauchy loss in pixels of a picture of 2000 px."""
+MIN_POINTS = 20
+MIN_OBSERVATIONS = 8
+"""With fewer points in view a picture counts as not registered, unless its pose was given."""
+MIN_ANGLE_DEG = 1.0
 UNALIGNED_SIGMA = 3.0
 """Deviation of keypoints that could not be aligned photometrically, relative to those that could."""
 
@@ -82,17 +86,18 @@ def solve_cameras(
     found = _features(run)
     links, candidates = _links(run, found)
     facts: dict[str, Any] = {"links": _link_facts(run, links, candidates)}
-    _check_links(run, links, facts)
+    _check_links(run, run.sensors.keypoints(found), links, facts)
     model, mapper_facts = _mapping(run, links, facts)
     facts["mapper"] = mapper_facts
-    refined = _refine(run, found, model, links)
+    refined = _refine(run, found, model, facts)
     return _solution(run, found, links, refined, facts)
 
 
 def _quiet_colmap() -> None:
     from geo4d.core.pycolmap_import import pycolmap
 
-    pycolmap.logging.minloglevel = pycolmap.logging.ERROR.value
+    # Failures of the mappers are told by the errors raised here.
+    pycolmap.logging.minloglevel = pycolmap.logging.FATAL.value
     pycolmap.logging.alsologtostderr = False
 
 
@@ -220,7 +225,7 @@ def _link_facts(run: _Run, links: Sequence[Link], candidates: Sequence[Pair]) ->
     }
 
 
-def _check_links(run: _Run, links: Sequence[Link], facts: dict[str, Any]) -> None:
+def _check_links(run: _Run, keypoints: Sequence[np.ndarray], links: Sequence[Link], facts: dict[str, Any]) -> None:
     """Raises where no scene can come of these links."""
     n = len(run.frames)
     if not links:
@@ -232,7 +237,7 @@ def _check_links(run: _Run, links: Sequence[Link], facts: dict[str, Any]) -> Non
             "take photos that share at least half of what they show with the next; avoid blur, glass and bare walls",
             {name: "it links with no other photo" for name in run.names},
         )
-    share, spread = matches.one_spot_share(links, run.sensors.keypoints(_features(run)), [f.hw for f in run.frames])
+    share = matches.one_spot_share(links, keypoints, [run.sensors.hw[g] for g in run.sensors.of_frame])
     facts["one_spot_share"] = share
     if share >= ONE_SPOT_SHARE and not run.priors.world_from_cam:
         raise _failure(
@@ -241,7 +246,6 @@ def _check_links(run: _Run, links: Sequence[Link], facts: dict[str, Any]) -> Non
             "take a step sideways between photos: the camera must move, not only turn",
             {name: "it was taken from the same spot as the others" for name in run.names},
         )  # fmt: skip
-    del spread
 
 
 def _failure(
@@ -400,40 +404,69 @@ class _Refined:
     sharpened: Mapping[str, Any]
 
 
-def _refine(run: _Run, found: Sequence[Features], model: pycolmap.Reconstruction, links: Sequence[Link]) -> _Refined:
+def _refine(run: _Run, found: Sequence[Features], model: pycolmap.Reconstruction, facts: Mapping[str, Any]) -> _Refined:
+    """Tracks completed and adjusted in turn, then with sharper keypoints; the covariance of the result."""
+    frame = np.array(sorted(i - 1 for i in model.reg_image_ids()))
+    some = [found[i] for i in frame]
+    keypoints = [k.astype(np.float64) for k in run.sensors.keypoints(found)]
     with run.progress.stage("adjustment"):
-        run.sensors.to_opencv(model)
-        model = mapping.triangulate(run.work / "database.db", model, run.work, seed=run.options.seed)
-        frame = np.array(sorted(i - 1 for i in model.reg_image_ids()))
-        keypoints = run.sensors.keypoints(found)
-        mine = [keypoints[i].astype(np.float64) for i in frame]
-        kinds, lens = run.sensors.start(model)
-        state = tracks.from_colmap(model, [int(i) + 1 for i in frame], run.sensors.of_frame[frame], lens, kinds, mine)
-        if len(state.keypoint) == 0:
-            raise _failure(
-                run, {"links": _link_facts(run, links, [])}, "no point is seen from two placed photos", [],
-                "take more photos with more overlap", {},
-            )  # fmt: skip
+        state = _triangulated(run, model, frame, keypoints)
+        _check_points(run, state, facts)
         known = _bundle_priors(run, frame, state)
         state = replace(state, problem=measured.into_world(state.problem, known, seed=run.options.seed))
         loss = LOSS_PX * max(1.0, max(max(f.hw) for f in run.frames) / 2000)
         state = _adjust(state, known, loss, rough=True)
-        hw = [run.sensors.hw[run.sensors.of_frame[i]] for i in frame]
-        some = [found[i] for i in frame]
+        hw = [run.sensors.hw[g] for g in run.sensors.of_frame[frame]]
         for last in (False, True):
             radius = max(3.0, 6 * float(np.median(np.abs(state.problem.residuals_px()))))
-            state = tracks.complete(state, some, mine, hw, radius_px=radius)
-            state = tracks.filtered(state, radius, 1.0)
-            if run.priors.depth and not last:
-                state = replace(state, problem=measured.scaled_by_depth(state.problem, run.sensors, frame, run.frames))
-            if run.priors.depth:
-                state = replace(state, problem=measured.with_depth(state.problem, run.sensors, frame, run.frames))
+            state = tracks.complete(state, some, [keypoints[i] for i in frame], hw, radius_px=radius)
+            state = tracks.filtered(state, radius, MIN_ANGLE_DEG)
+            _check_points(run, state, facts)
+            seen = known.held | (np.bincount(state.problem.image, minlength=len(frame)) >= MIN_OBSERVATIONS)
+            if not seen.all():
+                state, known, frame = tracks.of_images(state, seen), known.take(seen), frame[seen]
+                some, hw = [found[i] for i in frame], [run.sensors.hw[g] for g in run.sensors.of_frame[frame]]
+                _check_points(run, state, facts)
+            state = _with_measured_depth(run, state, frame, scale=not last)
             state = _adjust(state, known, loss, rough=not last)
-        state = tracks.filtered(state, radius, 1.0)
+        state = tracks.filtered(state, radius, MIN_ANGLE_DEG)
     state, sharpened = _sharpen(run, state, known, some, frame, loss)
+    _check_points(run, state, facts)
     with run.progress.stage("covariance"):
         covariance = bundle.covariance(state.problem, known, loss_px=loss)
     return _Refined(state, frame, known, covariance, loss, sharpened)
+
+
+def _triangulated(
+    run: _Run, model: pycolmap.Reconstruction, frame: np.ndarray, keypoints: Sequence[np.ndarray]
+) -> Tracks:
+    run.sensors.to_opencv(model)
+    model = mapping.triangulate(run.work / "database.db", model, run.work, seed=run.options.seed)
+    kinds, lens = run.sensors.start(model)
+    mine = [keypoints[i] for i in frame]
+    return tracks.from_colmap(model, [int(i) + 1 for i in frame], run.sensors.of_frame[frame], lens, kinds, mine)
+
+
+def _check_points(run: _Run, state: Tracks, facts: Mapping[str, Any]) -> None:
+    """Raises where too few points are left to call it a scene."""
+    count = len(state.problem.p_world)
+    if count < MIN_POINTS:
+        raise _failure(
+            run, facts, "the photos link, but hardly any point is seen from two different directions",
+            [f"{count} points seen under an angle of {MIN_ANGLE_DEG:g} degree or more; {MIN_POINTS} are needed"],
+            "take photos from spots further apart: a step sideways between them",
+            {name: "its view differs too little in position from the others" for name in run.names},
+        )  # fmt: skip
+
+
+def _with_measured_depth(run: _Run, state: Tracks, frame: np.ndarray, *, scale: bool) -> Tracks:
+    """Tracks with the depth priors sampled at their observations; `scale` fits the world to them first."""
+    if not run.priors.depth:
+        return state
+    problem = state.problem
+    if scale and not run.priors.world_from_cam:
+        problem = measured.scaled_by_depth(problem, run.sensors, frame, run.frames)
+    return replace(state, problem=measured.with_depth(problem, run.sensors, frame, run.frames))
 
 
 def _sharpen(

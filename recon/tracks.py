@@ -37,6 +37,19 @@ class Tracks:
         return Tracks(replace(problem, point=number[problem.point], p_world=problem.p_world[alive]), keypoint[mine])
 
 
+def of_images(tracks: Tracks, images: np.ndarray) -> Tracks:
+    """Only the images where `images` (n,) is True, renumbered in order; points left with one view are removed."""
+    number = np.cumsum(images) - 1
+    kept = tracks.keep(images[tracks.problem.image])
+    problem = replace(
+        kept.problem,
+        cam_from_world=kept.problem.cam_from_world[images],
+        group=kept.problem.group[images],
+        image=number[kept.problem.image],
+    )
+    return Tracks(problem, kept.keypoint)
+
+
 def from_colmap(
     model: pycolmap.Reconstruction,
     images: Sequence[int],
