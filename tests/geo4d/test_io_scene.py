@@ -46,7 +46,7 @@ from geo4d.core.types import (
     Scene,
 )
 
-DOCS = Path(__file__).resolve().parents[2] / "docs" / "formats.md"
+DOCS = Path(os.environ.get("GEO4D_ROOT", Path(__file__).resolve().parents[2])) / "docs" / "formats.md"
 NAMES = ["süß photo 1.JPG", "b/IMG 2.png", "a.jpg", "a.png", "写真"]
 
 

@@ -1,0 +1,283 @@
+"""Cameras from pictures: generated scenes with exact cameras, priors, failures, resumption."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from geo4d.core import geometry, metrics, procedural
+from geo4d.core.errors import InputError, ReconstructionError
+from geo4d.core.progress import Progress
+from geo4d.core.types import Camera, DepthPrior, Distortion, Frame, Frames
+from recon import features, sfm
+from recon.options import ReconstructOptions
+from recon.priors import Priors, with_depth
+from recon.sfm import solve_cameras
+from recon.solution import CameraSolution
+
+HW = (270, 360)
+COUNT = 6
+PORTRAIT = 3
+"""This frame was taken with the phone upright: its picture is turned."""
+
+
+def _pixels(rgb: torch.Tensor) -> np.ndarray:
+    return (rgb.numpy() * 255).round().clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def scene() -> tuple[Frames, list[Camera], list[torch.Tensor]]:
+    """A table-top seen from an arc by one phone with some distortion; cameras and depth are exact."""
+    boxes = procedural.tabletop(1, count=10)
+    batch = procedural.arc_cameras(COUNT, HW, seed=1, sweep_rad=1.5)
+    distortion = Distortion("OPENCV", torch.tensor([0.04, -0.02, 0.0, 0.0], dtype=torch.float64))
+    frames, cameras, depths = [], [], []
+    for i in range(COUNT):
+        camera = Camera(batch.K[i].clone(), batch.world_from_cam[i], HW, distortion)
+        rgb, depth = procedural.render(boxes, camera)
+        turns = 1 if i == PORTRAIT else 0
+        picture = np.ascontiguousarray(np.rot90(_pixels(rgb), turns))
+        frames.append(Frame.from_array(f"photo {i} é.png", picture, quarter_turns=turns))
+        cameras.append(camera.turned(turns))
+        depths.append(torch.rot90(depth, turns).contiguous())
+    return Frames(frames), cameras, depths
+
+
+def _solve(frames: Frames, work: Path, priors: Priors | None = None, **options: object) -> CameraSolution:
+    return solve_cameras(
+        frames, priors=priors or Priors(), options=ReconstructOptions(**options), work_dir=work, progress=Progress()
+    )
+
+
+@pytest.fixture(scope="module")
+def solved(scene: tuple, tmp_path_factory: pytest.TempPathFactory) -> tuple[CameraSolution, Path]:
+    work = tmp_path_factory.mktemp("work") / "cameras"
+    return _solve(scene[0], work), work
+
+
+def _worst_pair_deg(solution: CameraSolution, truth: list[Camera]) -> float:
+    placed = sorted(solution.cameras)
+    estimate, exact = ([c[i].world_from_cam for i in placed] for c in (solution.cameras, truth))
+    errors = metrics.pair_errors_deg(estimate, exact)
+    return float(errors[torch.isfinite(errors)].max())
+
+
+def _scale(solution: CameraSolution, truth: list[Camera]) -> float:
+    placed = sorted(solution.cameras)
+    centres = [torch.stack([c[i].world_from_cam[:3, 3] for i in placed]) for c in (solution.cameras, truth)]
+    return float(torch.pdist(centres[0]).sum() / torch.pdist(centres[1]).sum())
+
+
+def test_cameras_of_a_known_scene_are_found(scene: tuple, solved: tuple[CameraSolution, Path]):
+    frames, truth, _ = scene
+    solution, _ = solved
+    assert sorted(solution.cameras) == list(range(COUNT))
+    assert solution.unregistered == {}
+    assert _worst_pair_deg(solution, truth) < 0.3
+    for i, camera in solution.cameras.items():
+        assert camera.hw == frames[i].hw == truth[i].hw
+        torch.testing.assert_close(camera.K, truth[i].K, rtol=0.01, atol=4.0)
+    solution_px = solution.observations.residuals_px([solution.cameras[i] for i in range(COUNT)])
+    assert float(solution_px.median()) < 0.25
+
+
+def test_portrait_and_landscape_share_intrinsics(solved: tuple[CameraSolution, Path]):
+    solution, _ = solved
+    upright = solution.cameras[PORTRAIT].turned(-1)
+    torch.testing.assert_close(upright.K, solution.cameras[0].K, rtol=0, atol=1e-9)
+    assert upright.distortion is not None
+    assert solution.cameras[0].distortion is not None
+    torch.testing.assert_close(upright.distortion.params, solution.cameras[0].distortion.params, rtol=0, atol=1e-12)
+    assert len(solution.facts["intrinsics"]) == 1
+
+
+def test_points_lie_on_the_surfaces(scene: tuple, solved: tuple[CameraSolution, Path]):
+    _, truth, depths = scene
+    solution, _ = solved
+    factor = 1 / _scale(solution, truth)
+    seen = solution.observations
+    for i in (0, PORTRAIT, COUNT - 1):
+        mine = seen.frame_id == i
+        points = geometry.transform_points(solution.cameras[i].cam_from_world, seen.p_world[seen.track_id[mine]])
+        u, v = seen.uv_px[mine].long().unbind(-1)
+        ratio = (
+            factor * points[:, 2] / depths[i][v.clamp(0, depths[i].shape[0] - 1), u.clamp(0, depths[i].shape[1] - 1)]
+        )
+        assert float((ratio - 1).abs().median()) < 0.01
+
+
+def test_facts_tell_how_it_went(scene: tuple, solved: tuple[CameraSolution, Path]):
+    frames, _, _ = scene
+    solution, _ = solved
+    links = solution.facts["links"]
+    assert links["names"] == list(frames.names)
+    assert links["candidates"] == COUNT * (COUNT - 1) // 2
+    assert links["components"] == [list(frames.names)]
+    chosen = [c for c in solution.facts["mapper"]["candidates"] if c["chosen"]]
+    assert len(chosen) == 1
+    assert chosen[0]["registered"] == COUNT
+    assert solution.covariance is not None
+    assert solution.covariance.shape == (COUNT, 6, 6)
+    assert float(torch.linalg.eigvalsh(solution.covariance).min()) > -1e-12
+    assert solution.covariance_gauge.startswith("free")
+
+
+def test_the_same_seed_gives_the_same_cameras(scene: tuple, solved: tuple[CameraSolution, Path], tmp_path: Path):
+    again = _solve(scene[0], tmp_path / "again")
+    for i, camera in solved[0].cameras.items():
+        torch.testing.assert_close(camera.world_from_cam, again.cameras[i].world_from_cam, rtol=0, atol=1e-9)
+
+
+def test_finished_stages_are_taken_up_and_stale_ones_are_not(
+    scene: tuple, solved: tuple[CameraSolution, Path], monkeypatch: pytest.MonkeyPatch
+):
+    solution, work = solved
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("this stage was finished already")
+
+    with monkeypatch.context() as patched:
+        for module, name in ((features, "extract"), (sfm.matches, "match_pairs"), (sfm.mapping, "reconstruct")):
+            patched.setattr(module, name, never)
+        again = _solve(scene[0], work)
+        torch.testing.assert_close(again.cameras[2].world_from_cam, solution.cameras[2].world_from_cam)
+        with pytest.raises(AssertionError, match="finished already"):
+            _solve(scene[0].subset(range(4)), work)
+
+
+def test_held_poses_are_kept_exactly(scene: tuple, tmp_path: Path):
+    frames, truth, _ = scene
+    known = {frames[i].name: truth[i].world_from_cam for i in range(COUNT)}
+    solution = _solve(frames, tmp_path / "w", Priors(world_from_cam=known, metric=True))
+    assert solution.world_is_known
+    for i in range(COUNT):
+        torch.testing.assert_close(solution.cameras[i].world_from_cam, truth[i].world_from_cam, rtol=0, atol=1e-12)
+    torch.testing.assert_close(solution.cameras[0].K[0, 0], truth[0].K[0, 0], rtol=0.003, atol=0)
+
+
+def test_some_held_poses_place_the_others(scene: tuple, tmp_path: Path):
+    frames, truth, _ = scene
+    known = {frames[i].name: truth[i].world_from_cam for i in (0, 2, PORTRAIT, 5)}
+    solution = _solve(frames, tmp_path / "w", Priors(world_from_cam=known))
+    assert sorted(solution.cameras) == list(range(COUNT))
+    for i in (0, 2, PORTRAIT, 5):
+        torch.testing.assert_close(solution.cameras[i].world_from_cam, truth[i].world_from_cam, rtol=0, atol=1e-12)
+    for i in (1, 4):
+        assert float((solution.cameras[i].world_from_cam - truth[i].world_from_cam).norm()) < 0.02
+
+
+def test_held_intrinsics_are_kept(scene: tuple, tmp_path: Path):
+    frames, truth, _ = scene
+    known = {f.name: c.with_pose(torch.eye(4, dtype=torch.float64)) for f, c in zip(frames, truth, strict=True)}
+    solution = _solve(frames, tmp_path / "w", Priors(intrinsics=known))
+    assert _worst_pair_deg(solution, truth) < 0.2
+    for i in range(COUNT):
+        torch.testing.assert_close(solution.cameras[i].K, truth[i].K, rtol=1e-12, atol=1e-9)
+
+
+def test_positions_and_depth_images_give_metres(scene: tuple, tmp_path: Path):
+    frames, truth, depths = scene
+    place = torch.tensor([100.0, -50.0, 7.0], dtype=torch.float64)
+    positions = {f.name: c.world_from_cam[:3, 3] + place for f, c in zip(frames, truth, strict=True)}
+    solution = _solve(
+        frames, tmp_path / "p", Priors(position_m=positions, position_m_std=dict.fromkeys(positions, 0.01))
+    )
+    assert _scale(solution, truth) == pytest.approx(1, abs=0.005)
+    offset = solution.cameras[4].world_from_cam[:3, 3] - positions[frames[4].name]
+    assert float(offset.norm()) < 0.02
+
+    # Depth along the rays of the photo, distortion included: registered with it.
+    nan_K = torch.full((3, 3), torch.nan, dtype=torch.float64)
+    priors = Priors(depth={f.name: lambda d=d: DepthPrior(d, nan_K) for f, d in zip(frames, depths, strict=True)})
+    solution = _solve(with_depth(frames, priors), tmp_path / "d", priors)
+    assert _scale(solution, truth) == pytest.approx(1, abs=0.01)
+
+
+def _turned_on_the_spot(picture: np.ndarray) -> Frames:
+    """Views of one photo as a camera sees them that only turns."""
+    frames = []
+    K_from, K_to = (
+        np.array([[f, 0, w / 2], [0, f, h / 2], [0, 0, 1.0]]) for f, (h, w) in ((500.0, HW), (420.0, (240, 320)))
+    )
+    for k in range(5):
+        turn = geometry.matrix_from_rotvec(
+            torch.tensor([0.02 * np.sin(k), 0.06 * (k - 2), 0.03 * k], dtype=torch.float64)
+        ).numpy()
+        view = cv2.warpPerspective(picture, K_to @ turn @ np.linalg.inv(K_from), (320, 240), flags=cv2.INTER_AREA)
+        frames.append(Frame.from_array(f"{k}.png", view))
+    return Frames(frames)
+
+
+def _flat(_: Frames) -> Frames:
+    return Frames([Frame.from_array(f"{k}.png", np.full((*HW, 3), 60 * k, np.uint8)) for k in range(3)])
+
+
+def _unrelated(frames: Frames) -> Frames:
+    boxes = procedural.tabletop(77, count=8)
+    batch = procedural.arc_cameras(1, HW, seed=5)
+    other, _ = procedural.render(boxes, Camera(batch.K[0], batch.world_from_cam[0], HW))
+    return Frames([frames[0], Frame.from_array("other.png", _pixels(other))])
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda frames: _turned_on_the_spot(frames[0].read()), "one spot"),
+        (lambda frames: Frames([replace(frames[0], name=f"{k}.png") for k in range(3)]), "one spot"),
+        (_flat, "do not overlap"),
+        (_unrelated, "do not overlap"),
+    ],
+    ids=["turned on the spot", "identical", "textureless", "unrelated"],
+)
+def test_no_scene_is_invented(scene: tuple, tmp_path: Path, make: Callable[[Frames], Frames], says: str):
+    frames = make(scene[0])
+    with pytest.raises(ReconstructionError, match=says) as caught:
+        _solve(frames, tmp_path / "w")
+    evidence = caught.value.evidence
+    assert evidence["links"]["names"] == list(frames.names)
+    assert set(evidence["unregistered"]) == set(frames.names)
+    assert evidence["failure"]["reason"]
+    assert caught.value.exit_code == 3
+
+
+def test_of_two_places_the_larger_is_used(scene: tuple, tmp_path: Path):
+    boxes, batch = procedural.tabletop(50, count=8), procedural.arc_cameras(3, HW, seed=9, sweep_rad=0.5)
+    others = [
+        Frame.from_array(
+            f"z{i}.png", _pixels(procedural.render(boxes, Camera(batch.K[i], batch.world_from_cam[i], HW))[0])
+        )
+        for i in range(3)
+    ]
+    frames = Frames([scene[0][0], others[0], scene[0][1], others[1], scene[0][2], scene[0][4], others[2]])
+    solution = _solve(frames, tmp_path / "w")
+    assert sorted(solution.cameras) == [0, 2, 4, 5]
+    assert set(solution.unregistered) == {1, 3, 6}
+    assert [len(c) for c in solution.facts["links"]["components"]] == [4, 3]
+
+
+def test_one_picture_is_refused(scene: tuple, tmp_path: Path):
+    with pytest.raises(InputError, match="so few"):
+        _solve(scene[0].subset([0]), tmp_path / "w")
+
+
+@pytest.mark.slow
+def test_a_church_facade_against_surveyed_cameras(shared_data: Path, tmp_path: Path):
+    """Strecha's Herz-Jesu-P8: `.camera` files hold K, R (camera to world) and the centre."""
+    frames, truth = [], []
+    for path in sorted((shared_data / "herz_jesus_p8").rglob("*.jpg")):
+        values = np.array(next((shared_data / "herz_jesus_p8").rglob(f"{path.name}.camera")).read_text().split(), float)
+        pose = torch.eye(4, dtype=torch.float64)
+        pose[:3, :3], pose[:3, 3] = torch.from_numpy(values[12:21].reshape(3, 3)), torch.from_numpy(values[21:24])
+        frames.append(Frame.from_array(path.name, np.ascontiguousarray(cv2.imread(str(path))[..., ::-1])))
+        truth.append(Camera(torch.from_numpy(values[:9].reshape(3, 3)), pose, (2048, 3072)))
+    solution = _solve(Frames(frames), tmp_path / "w")
+    assert len(solution.cameras) == 8
+    assert _worst_pair_deg(solution, truth) < 0.5
+    assert float(solution.cameras[0].K[0, 0]) == pytest.approx(2759.5, abs=3)
+    assert float(solution.cameras[0].K[0, 2]) == pytest.approx(1520.7, abs=6)
