@@ -24,6 +24,8 @@ from recon.priors import Priors, sensor_intrinsics
 if TYPE_CHECKING:
     import pycolmap
 
+MAPPING_SIDE = 2000
+"""Longer side in pixels that thresholds are made for."""
 DEFAULT_FOCAL = 0.85
 """Focal length in longer sides where nothing is known: a phone's main camera has 0.7, its portrait lens 1.4."""
 DEFAULT_FOCAL_STD = 0.4
@@ -61,6 +63,14 @@ class Sensors:
     def count(self) -> int:
         """How many groups there are."""
         return len(self.hw)
+
+    @property
+    def unit(self) -> float:
+        """Pixels of the largest picture per pixel of one of `MAPPING_SIDE`: what thresholds in pixels are multiplied by.
+
+        The mappers see pictures that are smaller by this factor, so that their thresholds mean the same for all sizes.
+        """
+        return max(1.0, max(max(hw) for hw in self.hw) / MAPPING_SIDE)
 
     def fixed(self, group: int) -> bool:
         """Whether the group's intrinsics are known for certain."""
@@ -117,19 +127,25 @@ class Sensors:
         return self.focal_prior[group] or DEFAULT_FOCAL * max(self.hw[group])
 
     def colmap(self, group: int) -> pycolmap.Camera:
-        """The camera that the mappers begin with: one radial term where nothing is known."""
+        """The camera that the mappers begin with, in their smaller pixels; one radial term where nothing is known."""
         from geo4d.core.pycolmap_import import pycolmap
 
-        height, width = self.hw[group]
+        height, width = (max(1, round(side / self.unit)) for side in self.hw[group])
         if self.known[group] is not None:
             model = "OPENCV_FISHEYE" if self._fisheye(group) else "OPENCV"
             camera = pycolmap.Camera.create_from_model_name(0, model, 1.0, width, height)
-            camera.params = list(self._known_lens(group))
+            camera.params = list(self._known_lens(group) / self._pixel_factors())
             camera.has_prior_focal_length = True
             return camera
-        camera = pycolmap.Camera.create_from_model_name(0, "SIMPLE_RADIAL", self.start_focal(group), width, height)
+        camera = pycolmap.Camera.create_from_model_name(0, "SIMPLE_RADIAL", 1.0, width, height)
+        focal = self.start_focal(group)
+        camera.params = [*(np.array([focal, self.hw[group][1] / 2, self.hw[group][0] / 2]) / self.unit), 0.0]
         camera.has_prior_focal_length = self.focal_prior[group] is not None
         return camera
+
+    def _pixel_factors(self) -> np.ndarray:
+        """By what the 8 parameters are smaller for the mappers: focal lengths and principal point are in pixels."""
+        return np.array([self.unit] * 4 + [1.0] * 4)
 
     def _known_lens(self, group: int) -> np.ndarray:
         """The 8 parameters of a known camera, as OPENCV or OPENCV_FISHEYE."""
@@ -162,7 +178,7 @@ class Sensors:
         for g in range(self.count):
             kinds[g] = bundle.MODELS["OPENCV_FISHEYE" if self._fisheye(g) else "OPENCV"]
             if (g + 1) in model.cameras:
-                lens[g] = model.cameras[g + 1].params
+                lens[g] = np.array(model.cameras[g + 1].params) * self._pixel_factors()
             else:
                 height, width = self.hw[g]
                 focal = self.start_focal(g)
@@ -263,7 +279,7 @@ def focal_from_poses(model: pycolmap.Reconstruction, sensors: Sensors, links: Se
     factors = np.exp(np.linspace(np.log(0.5), np.log(2.0), 57))
     errors = [_epipolar_error_px(model, sensors, usable, unknown, f) for f in factors]
     best = float(factors[int(np.argmin(errors))])
-    return {g + 1: best * sensors.start_focal(g) for g in unknown}
+    return {g + 1: best * sensors.start_focal(g) / sensors.unit for g in unknown}
 
 
 def _epipolar_error_px(
@@ -277,8 +293,8 @@ def _epipolar_error_px(
             uv = np.array([p.xy for p in image.points2D])[index]
             g = image.camera_id - 1
             if g in unknown:
-                focal = factor * sensors.start_focal(g)
-                height, width = sensors.hw[g]
+                focal = factor * sensors.start_focal(g) / sensors.unit
+                height, width = (side / sensors.unit for side in sensors.hw[g])
                 xy = (uv - [width / 2, height / 2]) / focal
             else:
                 camera = model.camera(image.camera_id)

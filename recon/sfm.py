@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 
 ONE_SPOT_SHARE = 0.6
 """Of links that a turn of the camera alone explains, above which there is no depth; small overlaps cannot tell."""
-VERSION = 1
+VERSION = 2
 """Of the files in the work folder; other versions are made anew."""
 LOSS_PX = 0.5
-"""Scale of the Cauchy loss in pixels of a picture of 2000 px."""
+"""Scale of the Cauchy loss in pixels of a picture of `intrinsics.MAPPING_SIDE`, as are all thresholds here."""
 MIN_POINTS = 20
 MIN_OBSERVATIONS = 8
 """With fewer points in view a picture counts as not registered, unless its pose was given."""
@@ -189,7 +189,7 @@ def _links(run: _Run, found: Sequence[Features]) -> tuple[list[Link], list[Pair]
             if not chosen:
                 break
         with run.progress.stage("verification"):
-            keypoints = run.sensors.keypoints(found)
+            keypoints = [k / run.sensors.unit for k in run.sensors.keypoints(found)]
             cameras = [run.sensors.colmap(g) for g in range(run.sensors.count)]
             tried_file.write_text(json.dumps(sorted(matched)))
             matches.write_database(
@@ -400,7 +400,6 @@ class _Refined:
     frame: np.ndarray
     priors: bundle.Priors
     covariance: bundle.Covariance
-    loss_px: float
     sharpened: Mapping[str, Any]
 
 
@@ -414,11 +413,10 @@ def _refine(run: _Run, found: Sequence[Features], model: pycolmap.Reconstruction
         _check_points(run, state, facts)
         known = _bundle_priors(run, frame, state)
         state = replace(state, problem=measured.into_world(state.problem, known, seed=run.options.seed))
-        loss = LOSS_PX * max(1.0, max(max(f.hw) for f in run.frames) / 2000)
-        state = _adjust(state, known, loss, rough=True)
+        state = _adjust(state, known, rough=True)
         hw = [run.sensors.hw[g] for g in run.sensors.of_frame[frame]]
         for last in (False, True):
-            radius = max(3.0, 6 * float(np.median(np.abs(state.problem.residuals_px()))))
+            radius = max(3.0 * run.sensors.unit, 6 * float(np.median(np.abs(state.problem.residuals_px()))))
             state = tracks.complete(state, some, [keypoints[i] for i in frame], hw, radius_px=radius)
             state = tracks.filtered(state, radius, MIN_ANGLE_DEG)
             _check_points(run, state, facts)
@@ -428,13 +426,13 @@ def _refine(run: _Run, found: Sequence[Features], model: pycolmap.Reconstruction
                 some, hw = [found[i] for i in frame], [run.sensors.hw[g] for g in run.sensors.of_frame[frame]]
                 _check_points(run, state, facts)
             state = _with_measured_depth(run, state, frame, scale=not last)
-            state = _adjust(state, known, loss, rough=not last)
+            state = _adjust(state, known, rough=not last)
         state = tracks.filtered(state, radius, MIN_ANGLE_DEG)
-    state, sharpened = _sharpen(run, state, known, some, frame, loss)
+    state, sharpened = _sharpen(run, state, known, some, frame)
     _check_points(run, state, facts)
     with run.progress.stage("covariance"):
-        covariance = bundle.covariance(state.problem, known, loss_px=loss)
-    return _Refined(state, frame, known, covariance, loss, sharpened)
+        covariance = bundle.covariance(state.problem, known, loss_px=LOSS_PX)
+    return _Refined(state, frame, known, covariance, sharpened)
 
 
 def _triangulated(
@@ -444,7 +442,8 @@ def _triangulated(
     model = mapping.triangulate(run.work / "database.db", model, run.work, seed=run.options.seed)
     kinds, lens = run.sensors.start(model)
     mine = [keypoints[i] for i in frame]
-    return tracks.from_colmap(model, [int(i) + 1 for i in frame], run.sensors.of_frame[frame], lens, kinds, mine)
+    state = tracks.from_colmap(model, [int(i) + 1 for i in frame], run.sensors.of_frame[frame], lens, kinds, mine)
+    return replace(state, problem=replace(state.problem, sigma_px=state.problem.sigma_px * run.sensors.unit))
 
 
 def _check_points(run: _Run, state: Tracks, facts: Mapping[str, Any]) -> None:
@@ -470,7 +469,7 @@ def _with_measured_depth(run: _Run, state: Tracks, frame: np.ndarray, *, scale: 
 
 
 def _sharpen(
-    run: _Run, state: Tracks, known: bundle.Priors, found: Sequence[Features], frame: np.ndarray, loss_px: float
+    run: _Run, state: Tracks, known: bundle.Priors, found: Sequence[Features], frame: np.ndarray
 ) -> tuple[Tracks, dict[str, Any]]:
     """Tracks with keypoints aligned photometrically and adjusted again, where that makes them agree better."""
     with run.progress.stage("keypoints"):
@@ -483,14 +482,17 @@ def _sharpen(
         )
         result = refine.refine(problem, size_px, pictures)
     with run.progress.stage("adjustment"):
-        sigma_px = np.where(result.aligned, 1.0, UNALIGNED_SIGMA)
+        sigma_px = problem.sigma_px * np.where(result.aligned, 1.0, UNALIGNED_SIGMA)
         moved = replace(problem, uv_px=result.uv_px, sigma_px=sigma_px)
-        sharper = _adjust(Tracks(moved, state.keypoint), known, loss_px)
+        sharper = _adjust(Tracks(moved, state.keypoint), known)
         before, after = _typical_error_px(state.problem), _typical_error_px(sharper.problem)
     facts = {"aligned": float(result.aligned.mean()), "median_px_before": before, "median_px_after": after}
     if after < 0.97 * before:
         error = np.linalg.norm(sharper.problem.residuals_px(), axis=1)
-        return tracks.filtered(sharper, max(2.0, float(np.percentile(error, 99))), 1.0), {**facts, "used": True}
+        return tracks.filtered(sharper, max(2.0 * run.sensors.unit, float(np.percentile(error, 99))), MIN_ANGLE_DEG), {
+            **facts,
+            "used": True,
+        }
     return state, {**facts, "used": False}
 
 
@@ -503,10 +505,10 @@ def _typical_error_px(problem: Problem) -> float:
     return float(np.median(np.linalg.norm(problem.residuals_px(), axis=1)))
 
 
-def _adjust(state: Tracks, known: bundle.Priors, loss_px: float, *, rough: bool = False) -> Tracks:
+def _adjust(state: Tracks, known: bundle.Priors, *, rough: bool = False) -> Tracks:
     """Adjusted; `rough` stops early, where the tracks change afterwards."""
     limits = {"max_iterations": 12, "tolerance": 2e-4} if rough else {"max_iterations": 40, "tolerance": 1e-5}
-    return Tracks(bundle.adjust(state.problem, known, loss_px=loss_px, **limits).problem, state.keypoint)
+    return Tracks(bundle.adjust(state.problem, known, loss_px=LOSS_PX, **limits).problem, state.keypoint)
 
 
 def _bundle_priors(run: _Run, frame: np.ndarray, state: Tracks) -> bundle.Priors:
@@ -547,7 +549,7 @@ def _solution(
         "observations": len(problem.point),
         "points": len(problem.p_world),
         "mean_error_px": float(np.linalg.norm(problem.residuals_px(), axis=1).mean()),
-        "noise_px": refined.covariance.sigma_px,
+        "noise_px": refined.covariance.sigma_px * run.sensors.unit,
         "keypoints": dict(refined.sharpened),
     }
     poses_known = bool(run.priors.world_from_cam) and refined.priors.anchored

@@ -303,7 +303,7 @@ def _assemble(
         point=point,
         image=np.concatenate([p.image, new[:, 2]]),
         uv_px=np.concatenate([p.uv_px, uv]),
-        sigma_px=np.concatenate([p.sigma_px, np.ones(m)]),
+        sigma_px=np.concatenate([p.sigma_px, np.full(m, np.median(p.sigma_px))]),
         depth=np.concatenate([p.depth, np.full(m, np.nan)]),
         depth_sigma=np.concatenate([p.depth_sigma, np.ones(m)]),
     )
