@@ -32,6 +32,7 @@ def reconstruct(
     poses_metric: bool = False,
     rotation_std_deg: float = 0.0,
     position_std_m: float = 0.0,
+    pose_offset: bool = False,
     positions: Path | None = None,
     depth: Path | None = None,
     depth_K: str | None = None,
@@ -68,6 +69,8 @@ def reconstruct(
         poses_metric: the known poses are in metres (pose texts and TUM trajectories always are).
         rotation_std_deg: how far the known rotations may be off (0 = exact, held fixed).
         position_std_m: how far the known positions may be off, in metres (0 = exact, held fixed).
+        pose_offset: the known poses are those of a sensor fixed beside the camera (depth camera, tracker, robot hand);
+            estimate where.
         positions: CSV of camera positions: name,x,y,z[,std] in metres, or name,lat,lon,alt with a header.
         depth: folder of measured depth images (16-bit PNG in mm, or npz in m).
         depth_K: intrinsics of the depth images: fx,fy,cx,cy.
@@ -110,6 +113,7 @@ def reconstruct(
         poses_metric=poses_metric,
         rotation_std_deg=rotation_std_deg,
         position_std_m=position_std_m,
+        pose_offset=pose_offset,
         positions=positions,
         depth=depth,
         depth_K=depth_K,

@@ -48,6 +48,7 @@ class PriorPaths:
     poses_metric: bool = False
     rotation_std_deg: float = 0.0
     position_std_m: float = 0.0
+    pose_offset: bool = False
     positions: Path | None = None
     depth: Path | None = None
     depth_K: str | None = None
@@ -64,6 +65,7 @@ class PriorPaths:
             focal_relative_std=self.intrinsics_std,
             rotation_std_rad=float(np.deg2rad(self.rotation_std_deg)),
             position_std_m=self.position_std_m,
+            pose_offset=self.pose_offset,
             depth_relative_std=self.depth_std,
             metric=self.poses_metric or None,
             progress=progress,

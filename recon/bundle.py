@@ -7,7 +7,7 @@ position priors, priors on intrinsics, and gives the covariance of the cameras.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numba
 import numpy as np
@@ -65,7 +65,8 @@ class Priors:
     `intrinsics`, `intrinsics_std` (g, 8); `aspect_std` of log(fx / fy); `pose` (n, 3, 4) cam_from_world with
     `rotation_std`
     (n,) in radians and `position_std` (n, 3) of the camera centre in world units. A rotation_std of 0 with a
-    position_std of 0 holds the pose.
+    position_std of 0 holds the pose. With `offset` the held poses are those of a sensor beside the camera: they move
+    together, cam_from_world = X cam_from_world with one rigid X for all.
     """
 
     intrinsics: np.ndarray
@@ -74,6 +75,7 @@ class Priors:
     pose: np.ndarray
     rotation_std: np.ndarray
     position_std: np.ndarray
+    offset: bool = False
 
     @staticmethod
     def none(problem: Problem) -> Priors:
@@ -95,6 +97,16 @@ class Priors:
             pose=self.pose[images],
             rotation_std=self.rotation_std[images],
             position_std=self.position_std[images],
+        )
+
+    def together(self) -> Priors:
+        """Known poses held, but as those of a sensor beside the camera: one offset for all is free."""
+        known = np.isfinite(self.rotation_std) & np.isfinite(self.position_std).all(1)
+        return replace(
+            self,
+            rotation_std=np.where(known, 0.0, self.rotation_std),
+            position_std=np.where(known[:, None], 0.0, self.position_std),
+            offset=True,
         )
 
     @property
@@ -133,7 +145,6 @@ class Covariance:
     intrinsics: np.ndarray
     gauge: str
     sigma_px: float = 1.0
-    extra: dict[str, float] = field(default_factory=dict)
 
 
 def adjust(
@@ -236,6 +247,37 @@ def _noise(problem: Problem, priors: Priors, loss_px: float) -> float:
     return math.sqrt(max(float(variance), 1e-12))
 
 
+def _together(problem: Problem, priors: Priors) -> np.ndarray:
+    """Matrix (6 n + 8 g, m) from the step of the shared offset and of all other parameters to that of each.
+
+    With cam_from_world = X G a step (w, d) of X = (R, x) turns the pose by w and moves it by d + w x (t - x).
+    """
+    size = 6 * len(problem.cam_from_world) + INTRINSICS * len(problem.intrinsics)
+    held = np.flatnonzero(priors.held)
+    own = np.setdiff1d(np.arange(size), (6 * held[:, None] + np.arange(6)).ravel())
+    out = np.zeros((size, 6 + len(own)))
+    out[own, 6 + np.arange(len(own))] = 1.0
+    shift = pose_offset(problem, priors)[:, 3]
+    for i in held:
+        out[6 * i : 6 * i + 6, :6] = np.eye(6)
+        out[6 * i + 3 : 6 * i + 6, :3] = -_cross(problem.cam_from_world[i, :, 3] - shift)
+    return out
+
+
+def pose_offset(problem: Problem, priors: Priors) -> np.ndarray:
+    """X (3, 4) of the first held pose: cam_from_world = X priors.pose."""
+    i = int(np.flatnonzero(priors.held)[0])
+    now, given = problem.cam_from_world[i], priors.pose[i]
+    R = now[:, :3] @ given[:, :3].T
+    return np.column_stack([R, now[:, 3] - R @ given[:, 3]])
+
+
+def with_offset(pose: np.ndarray, offset: np.ndarray) -> np.ndarray:
+    """Poses (n, 3, 4) X G of given poses G."""
+    R, x = offset[:, :3], offset[:, 3]
+    return np.concatenate([R @ pose[:, :, :3], (pose[:, :, 3] @ R.T + x)[..., None]], -1)
+
+
 def _start(problem: Problem, priors: Priors) -> np.ndarray:
     return np.where(priors.intrinsics_std == 0, priors.intrinsics, problem.intrinsics)
 
@@ -248,7 +290,8 @@ def _offsets(point: np.ndarray, count: int) -> np.ndarray:
 
 def _fixed(problem: Problem, priors: Priors) -> np.ndarray:
     """Which of the 6 n + 8 g camera parameters do not move."""
-    return np.concatenate([np.repeat(priors.held, 6), (priors.intrinsics_std == 0).ravel()])
+    held = priors.held & (not priors.offset)
+    return np.concatenate([np.repeat(held, 6), (priors.intrinsics_std == 0).ravel()])
 
 
 @dataclass(eq=False)
@@ -373,7 +416,12 @@ def _step(
     S[:, fixed] = 0
     S[fixed, fixed] = 1
     rhs[fixed] = 0
-    delta = _solve(S, rhs)
+    if priors.offset:
+        shared = _together(problem, priors)
+        reduced = _solve(shared.T @ S @ shared, shared.T @ rhs)
+        delta = None if reduced is None else shared @ reduced
+    else:
+        delta = _solve(S, rhs)
     if delta is None:
         return None, 0.0
     n = len(problem.cam_from_world)
@@ -396,6 +444,9 @@ def _step(
         + damping * float((points**2 * np.einsum("kii->ki", normal.point)).sum())
     )
     moved = np.stack([_move(p, d) for p, d in zip(problem.cam_from_world, poses, strict=True)])
+    if priors.offset:
+        offset = pose_offset(replace(problem, cam_from_world=moved), priors)
+        moved = np.where(priors.held[:, None, None], with_offset(priors.pose, offset), moved)
     lens = problem.intrinsics + lenses
     if not np.isfinite(delta).all() or (lens[:, :2] <= 0).any():
         return None, 0.0

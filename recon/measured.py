@@ -9,11 +9,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from geo4d.core.errors import InputError
 from geo4d.core.types import Camera, DepthPrior, Frames
+from recon import bundle
 from recon.bundle import Priors, Problem
 
 if TYPE_CHECKING:
     from recon.intrinsics import Sensors
+
+MIN_TURN_DEG = 3.0
+"""About a second axis, below which the place of a sensor beside the camera is not observable."""
 
 
 def transformed(problem: Problem, factor: float, rotation: np.ndarray, translation: np.ndarray) -> Problem:
@@ -39,6 +44,42 @@ def into_world(problem: Problem, known: Priors, *, seed: int = 0) -> Problem:
         if not hold.any():
             problem = transformed(problem, *_robust_similarity(source, target, known.position_std[where], seed))
     return replace(problem, cam_from_world=np.where(hold[:, None, None], known.pose, problem.cam_from_world))
+
+
+def beside_known_poses(problem: Problem, known: Priors) -> Problem:
+    """The problem in the world of its held poses, which are those of a sensor fixed beside the camera.
+
+    Robot-world hand-eye calibration: k cam_from_world W = X known, with rotations by Park and Martin (1994) from the
+    axes of relative turns, then k and both translations by linear least squares. Held poses become X known.
+
+    Raises:
+        InputError: fewer than 3 held poses, or they turn about fewer than two axes: the offset is not observable.
+    """
+    from scipy.spatial.transform import Rotation
+
+    where = np.flatnonzero(known.held)
+    R, t = problem.cam_from_world[where, :, :3], problem.cam_from_world[where, :, 3]
+    Q, q = known.pose[where, :, :3], known.pose[where, :, 3]
+    i, j = np.triu_indices(len(where), 1)
+    turns = Rotation.from_matrix(R[i] @ R[j].transpose(0, 2, 1)).as_rotvec()
+    given = Rotation.from_matrix(Q[i] @ Q[j].transpose(0, 2, 1)).as_rotvec()
+    axes = np.vstack([given, np.zeros((3, 3))])  # never fewer rows than axes
+    spread_deg = np.rad2deg(np.linalg.svd(axes, compute_uv=False) / np.sqrt(max(len(i), 1)))
+    if len(where) < 3 or spread_deg[1] < MIN_TURN_DEG:
+        raise InputError(
+            "cannot find how the camera stands beside the sensor whose poses are given",
+            found=f"{len(where)} photos with poses, which turn by {spread_deg[1]:.1f} degree about a second axis",
+            accepted=f"3 or more that turn by {MIN_TURN_DEG:g} degree about two axes",
+            hint="give the poses of the camera itself, or a standard deviation for them, without an offset",
+        )
+    A = Rotation.align_vectors(turns, given)[0].as_matrix()
+    B = Rotation.from_matrix(np.swapaxes(A @ Q, 1, 2) @ R).mean().as_matrix()
+    rows = np.zeros((len(where), 3, 7))
+    rows[:, :, 0], rows[:, :, 1:4], rows[:, :, 4:] = t, -A @ Q, -np.eye(3)
+    solution = np.linalg.lstsq(rows.reshape(-1, 7), (q @ A.T).ravel(), rcond=None)[0]
+    moved = transformed(problem, float(solution[0]), B, solution[1:4])
+    beside = bundle.with_offset(known.pose, np.column_stack([A, solution[4:]]))
+    return replace(moved, cam_from_world=np.where(known.held[:, None, None], beside, moved.cam_from_world))
 
 
 def centres(cam_from_world: np.ndarray) -> np.ndarray:

@@ -39,6 +39,8 @@ class Priors:
     rotation_std_rad: float = 0.0
     position_std_m: float = 0.0
     """Of the position part of `world_from_cam`, in the units of these poses."""
+    pose_offset: bool = False
+    """Whether `world_from_cam` are poses of a sensor fixed beside the camera, at a place to be estimated."""
     pose_hw: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     """Size of the picture that a pose was estimated from, where its source says so: tells a turned picture."""
     metric: bool = False
@@ -65,6 +67,7 @@ def read_priors(
     focal_relative_std: float = 0.0,
     rotation_std_rad: float = 0.0,
     position_std_m: float = 0.0,
+    pose_offset: bool = False,
     positions_std_m: float | None = None,
     depth_relative_std: float = 0.02,
     metric: bool | None = None,
@@ -83,6 +86,8 @@ def read_priors(
         focal_relative_std: of the focal lengths; 0 keeps the intrinsics as they are given.
         rotation_std_rad: of the rotations of `poses`; 0 makes them hard.
         position_std_m: of the positions of `poses`; 0 makes them hard.
+        pose_offset: whether `poses` are those of a sensor fixed beside the camera (a depth camera, a tracker, a robot's
+            hand): its place is estimated.
         positions_std_m: of `positions` rows without one; None means 0.05 m, or 5 m for latitude and longitude.
         depth_relative_std: of the depths.
         metric: whether `poses` are in metres; None: pose texts and trajectories are, the others are not.
@@ -98,8 +103,14 @@ def read_priors(
     if wrong or depth_relative_std == 0:
         raise InputError("cannot use these standard deviations", found=f"{wrong or {'depth': 0.0}}",
                          accepted="finite numbers, 0 for a hard constraint (depth: above 0)")  # fmt: skip
+    if pose_offset and poses is None:
+        raise InputError("cannot estimate an offset of poses that were not given", found="a pose offset without poses",
+                         accepted="poses of a sensor fixed beside the camera", hint="add --poses FILE")  # fmt: skip
     result = Priors(
-        focal_relative_std=focal_relative_std, rotation_std_rad=rotation_std_rad, position_std_m=position_std_m
+        focal_relative_std=focal_relative_std,
+        rotation_std_rad=rotation_std_rad,
+        position_std_m=position_std_m,
+        pose_offset=pose_offset,
     )
     if intrinsics is not None:
         result = replace(result, intrinsics=prior_files.read_intrinsics(intrinsics))

@@ -114,6 +114,7 @@ def _folder(work: Path, frames: Frames, priors: Priors, options: ReconstructOpti
         sorted((n, p.tolist()) for n, p in priors.world_from_cam.items()),
         priors.rotation_std_rad,
         priors.position_std_m,
+        priors.pose_offset,
     ]
     key = hashlib.sha256(json.dumps(known, default=str).encode()).hexdigest()
     stamp = work / "made_for"
@@ -274,7 +275,7 @@ def _mapping(
     if stored.exists():
         return pycolmap.Reconstruction(folder / "model"), json.loads(stored.read_text())
     with run.progress.stage("mapping"):
-        if len(run.priors.world_from_cam) >= 2:
+        if len(run.priors.world_from_cam) >= 2 and not run.priors.pose_offset:
             model, mapper_facts = _mapping_with_poses(run)
         else:
             model, mapper_facts = _mapping_freely(run, links, facts)
@@ -401,10 +402,13 @@ class _Refined:
     priors: bundle.Priors
     covariance: bundle.Covariance
     sharpened: Mapping[str, Any]
+    pose_offset: Mapping[str, Any] | None
+    """Where the camera stands beside the sensor whose poses were given; None where that was not asked for."""
 
 
 def _refine(run: _Run, found: Sequence[Features], model: pycolmap.Reconstruction, facts: Mapping[str, Any]) -> _Refined:
     """Tracks completed and adjusted in turn, then with sharper keypoints; the covariance of the result."""
+    offset: dict[str, Any] | None = None
     frame = np.array(sorted(i - 1 for i in model.reg_image_ids()))
     some = [found[i] for i in frame]
     keypoints = [k.astype(np.float64) for k in run.sensors.keypoints(found)]
@@ -412,7 +416,7 @@ def _refine(run: _Run, found: Sequence[Features], model: pycolmap.Reconstruction
         state = _triangulated(run, model, frame, keypoints)
         _check_points(run, state, facts)
         known = _bundle_priors(run, frame, state)
-        state = replace(state, problem=measured.into_world(state.problem, known, seed=run.options.seed))
+        state, known = _placed(run, state, known)
         state = _adjust(state, known, rough=True)
         hw = [run.sensors.hw[g] for g in run.sensors.of_frame[frame]]
         for last in (False, True):
@@ -427,12 +431,39 @@ def _refine(run: _Run, found: Sequence[Features], model: pycolmap.Reconstruction
                 _check_points(run, state, facts)
             state = _with_measured_depth(run, state, frame, scale=not last)
             state = _adjust(state, known, rough=not last)
+        if known.offset:
+            known, offset = _released(run, state, known, frame)
+            state = _adjust(state, known)
         state = tracks.filtered(state, radius, MIN_ANGLE_DEG)
     state, sharpened = _sharpen(run, state, known, some, frame)
     _check_points(run, state, facts)
     with run.progress.stage("covariance"):
         covariance = bundle.covariance(state.problem, known, loss_px=LOSS_PX)
-    return _Refined(state, frame, known, covariance, sharpened)
+    return _Refined(state, frame, known, covariance, sharpened, offset)
+
+
+def _placed(run: _Run, state: Tracks, known: bundle.Priors) -> tuple[Tracks, bundle.Priors]:
+    """The tracks in the world of what is known; poses of a sensor beside the camera are held but move together."""
+    if run.priors.pose_offset and run.priors.world_from_cam:
+        known = known.together()
+        return replace(state, problem=measured.beside_known_poses(state.problem, known)), known
+    return replace(state, problem=measured.into_world(state.problem, known, seed=run.options.seed)), known
+
+
+def _released(
+    run: _Run, state: Tracks, together: bundle.Priors, frame: np.ndarray
+) -> tuple[bundle.Priors, dict[str, Any]]:
+    """Known poses of the camera itself, by the offset that was found, as firm as they were given; and the offset."""
+    from scipy.spatial.transform import Rotation
+
+    known = _bundle_priors(run, frame, state)
+    beside = np.where(together.held[:, None, None], state.problem.cam_from_world, known.pose)
+    offset = bundle.pose_offset(state.problem, together)
+    facts = {
+        "shift": (-offset[:, :3].T @ offset[:, 3]).tolist(),
+        "turn_deg": Rotation.from_matrix(offset[:, :3].T).as_rotvec(degrees=True).tolist(),
+    }
+    return replace(known, pose=beside), facts
 
 
 def _triangulated(
@@ -522,7 +553,10 @@ def _bundle_priors(run: _Run, frame: np.ndarray, state: Tracks) -> bundle.Priors
     for k, index in enumerate(frame):
         name = run.names[index]
         if name in run.priors.world_from_cam:
-            pose[k] = run.sensors.sensor_pose(int(index), run.priors.world_from_cam[name].numpy())[:3]
+            given = run.priors.world_from_cam[name].numpy()
+            # A sensor beside the camera does not turn with the upright picture.
+            beside = run.priors.pose_offset
+            pose[k] = (np.linalg.inv(given) if beside else run.sensors.sensor_pose(int(index), given))[:3]
             rotation_std[k], position_std[k] = run.priors.rotation_std_rad, run.priors.position_std_m
         elif name in run.priors.position_m and not run.priors.world_from_cam:
             centre = run.priors.position_m[name].numpy().astype(np.float64)
@@ -551,6 +585,7 @@ def _solution(
         "mean_error_px": float(np.linalg.norm(problem.residuals_px(), axis=1).mean()),
         "noise_px": refined.covariance.sigma_px * run.sensors.unit,
         "keypoints": dict(refined.sharpened),
+        "pose_offset": None if refined.pose_offset is None else dict(refined.pose_offset),
     }
     poses_known = bool(run.priors.world_from_cam) and refined.priors.anchored
     return CameraSolution(

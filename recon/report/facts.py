@@ -113,6 +113,21 @@ class MapperFacts(TypedDict, total=False):
     reason: str | None
 
 
+class AdjustmentFacts(TypedDict, total=False):
+    """What the bundle adjustment worked with; pixels of the photos as the sensor stores them."""
+
+    observations: int
+    points: int
+    mean_error_px: float
+    noise_px: float
+    """Standard deviation of one coordinate of a keypoint, estimated from the residuals."""
+    keypoints: dict[str, Any]
+    """aligned: fraction aligned photometrically; median_px_before, median_px_after: errors; used: whether kept."""
+    pose_offset: dict[str, list[float]] | None
+    """shift: the camera's place (3) in axes of the sensor whose poses were given, scene units; turn_deg: rotation
+    vector."""
+
+
 class IntrinsicsFacts(TypedDict, total=False):
     """The calibration of one physical camera."""
 
@@ -192,6 +207,9 @@ class ReportFacts(TypedDict, total=False):
     """Median distance from a camera to the points it sees; the length that relative uncertainties refer to."""
     links: LinkFacts | None
     mapper: MapperFacts | None
+    one_spot_share: float | None
+    """Fraction of the linked pairs that a turn of the camera alone explains."""
+    adjustment: AdjustmentFacts | None
     intrinsics: list[IntrinsicsFacts]
     scale: ScaleFacts | None
     up_source: str | None

@@ -114,8 +114,30 @@ def mapper(facts: ReportFacts) -> str:
     chosen = next((i for i, c in enumerate(candidates) if c.get("chosen")), -1)
     body = html.table(head, rows, chosen=chosen)
     body += f'<p class="note">{escape(known.get("reason") or "")}</p>' if known.get("reason") else ""
+    body += html.items(_adjustment_notes(facts))
     lead = "Ways to build the scene that were tried, and what decided between them."
     return html.section("How it was put together", lead, f'<div class="card">{body}</div>' if body else "")
+
+
+def _adjustment_notes(facts: ReportFacts) -> list[str]:
+    share, adjusted, notes = facts.get("one_spot_share"), facts.get("adjustment") or {}, []
+    if share is not None:
+        notes.append(f"{html.percent(share)} of the linked pairs could also come from a camera that only turns")
+    if adjusted.get("noise_px") is not None:
+        notes.append(f"keypoints are exact to {html.with_unit(adjusted.get('noise_px'), 'px', 2)} (one deviation)")
+    aligned = adjusted.get("keypoints") or {}
+    if aligned.get("used"):
+        before, after = (number(aligned.get(f"median_px_{when}"), 2) for when in ("before", "after"))
+        notes.append(
+            f"{html.percent(aligned.get('aligned'))} of the keypoints were aligned by their grey values: "
+            f"median error {before} → {after} px"
+        )
+    offset = adjusted.get("pose_offset")
+    if offset:
+        place = ", ".join(length(v, metric=html.is_metric(facts)) for v in offset["shift"])
+        turn_deg = math.sqrt(sum(v * v for v in offset["turn_deg"]))
+        notes.append(f"the camera stands at ({place}) beside the sensor of the given poses, turned {number(turn_deg, 2)}°")
+    return notes
 
 
 def run(facts: ReportFacts) -> str:

@@ -140,6 +140,50 @@ def test_what_is_held_does_not_move():
     assert np.abs(after.cam_from_world[2:] - start.cam_from_world[2:]).max() > 1e-3
 
 
+def _beside(truth: Problem) -> tuple[np.ndarray, np.ndarray]:
+    """An offset X (3, 4), and the poses G of the sensor beside the cameras: cam_from_world = X G."""
+    X = np.column_stack([Rotation.from_rotvec([0.05, -0.1, 0.02]).as_matrix(), [0.1, -0.15, 0.05]])
+    back = np.column_stack([X[:, :3].T, -X[:, :3].T @ X[:, 3]])
+    return X, bundle.with_offset(truth.cam_from_world, back)
+
+
+def test_poses_of_a_sensor_beside_the_camera_move_together():
+    truth = _scene()
+    X, given = _beside(truth)
+    n = len(truth.cam_from_world)
+    priors = replace(
+        Priors.none(truth), pose=given, rotation_std=np.array([0.02] * (n - 1) + [np.inf]),
+        position_std=np.repeat([[0.01]] * (n - 1) + [[np.inf]], 3, 1),
+    ).together()  # fmt: skip
+    wrong = np.column_stack([Rotation.from_rotvec([0.0, 0.05, 0.0]).as_matrix() @ X[:, :3], X[:, 3] + 0.04])
+    start = replace(_disturbed(truth), cam_from_world=bundle.with_offset(given, wrong))
+    solution = bundle.adjust(start, priors, max_iterations=200, tolerance=1e-14)
+    assert solution.cost_after < 1e-10 < solution.cost_before
+    np.testing.assert_allclose(bundle.pose_offset(solution.problem, priors), X, atol=1e-6)
+    np.testing.assert_allclose(solution.problem.cam_from_world, truth.cam_from_world, atol=1e-6)
+
+
+def test_the_step_of_the_offset_follows_the_gradient_of_the_cost():
+    truth = _scene(images=4, points=10)
+    X, given = _beside(truth)
+    problem = _disturbed(truth)
+    priors = replace(Priors.none(truth), pose=given, rotation_std=np.zeros(4), position_std=np.zeros((4, 3)))
+    problem = replace(problem, cam_from_world=bundle.with_offset(given, X + 0.01))
+    priors = priors.together()
+    normal = bundle._normal(problem, priors, bundle._offsets(problem.point, 10), 1.5, 2.0)
+    slope = -bundle._together(problem, priors).T @ normal.camera_rhs
+    now = bundle.pose_offset(problem, priors)
+    for k in range(6):
+        step = 1e-6 * np.eye(6)[k]
+        costs = [
+            bundle._cost(
+                replace(problem, cam_from_world=bundle.with_offset(given, bundle._move(now, s))), priors, 1.5, 2.0
+            )
+            for s in (step, -step)
+        ]
+        assert (costs[0] - costs[1]) / 2e-6 == pytest.approx(slope[k], rel=1e-4)
+
+
 def test_depths_fix_the_scale():
     truth = _scene()
     grown = replace(

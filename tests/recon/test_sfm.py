@@ -172,6 +172,37 @@ def test_some_held_poses_place_the_others(scene: tuple, tmp_path: Path):
         assert float((solution.cameras[i].world_from_cam - truth[i].world_from_cam).norm()) < 0.02
 
 
+@pytest.mark.parametrize("std", [0.0, 0.01])
+def test_poses_of_a_sensor_beside_the_camera_give_the_world_and_its_offset(scene: tuple, tmp_path: Path, std: float):
+    frames, truth, _ = scene
+    sensor_from_cam = torch.eye(4, dtype=torch.float64)
+    sensor_from_cam[:3, :3] = geometry.matrix_from_rotvec(torch.tensor([0.02, -0.05, 0.1], dtype=torch.float64))
+    sensor_from_cam[:3, 3] = torch.tensor([0.05, -0.08, 0.03])
+    # The sensor is fixed to the phone: it turns with the phone, not with the upright picture.
+    as_stored = [c.turned(-f.quarter_turns) for c, f in zip(truth, frames, strict=True)]
+    known = {
+        f.name: c.world_from_cam @ geometry.rigid_inverse(sensor_from_cam)
+        for f, c in zip(frames, as_stored, strict=True)
+    }
+    priors = Priors(world_from_cam=known, metric=True, pose_offset=True, rotation_std_rad=std, position_std_m=std)
+    solution = _solve(frames, tmp_path / "w", priors)
+    assert solution.world_is_known
+    assert _scale(solution, truth) == pytest.approx(1, abs=0.005)
+    for i in range(COUNT):
+        error = geometry.rigid_inverse(truth[i].world_from_cam) @ solution.cameras[i].world_from_cam
+        assert float(error[:3, 3].norm()) < 0.01
+    offset = solution.facts["adjustment"]["pose_offset"]
+    np.testing.assert_allclose(offset["shift"], sensor_from_cam[:3, 3], atol=0.01)
+    np.testing.assert_allclose(np.deg2rad(offset["turn_deg"]), [0.02, -0.05, 0.1], atol=0.004)
+
+
+def test_an_offset_that_the_poses_cannot_show_is_refused(scene: tuple, tmp_path: Path):
+    frames, truth, _ = scene
+    known = {frames[i].name: truth[i].world_from_cam for i in (0, 1)}
+    with pytest.raises(InputError, match="how the camera stands beside the sensor"):
+        _solve(frames, tmp_path / "w", Priors(world_from_cam=known, pose_offset=True))
+
+
 def test_held_intrinsics_are_kept(scene: tuple, tmp_path: Path):
     frames, truth, _ = scene
     known = {f.name: c.with_pose(torch.eye(4, dtype=torch.float64)) for f, c in zip(frames, truth, strict=True)}
