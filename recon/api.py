@@ -19,11 +19,13 @@ from geo4d.core.progress import Progress
 from geo4d.core.types import Frames, Observations, PointCloud, Scale, Scene
 from recon import report
 from recon.options import ReconstructOptions
+from recon.prior_files import check_registered
 from recon.priors import Priors, match_priors, with_depth
 from recon.scale import (
     DistanceSpec,
     MarkerSpec,
     ScaleEstimate,
+    check_distances,
     combine_scales,
     find_up,
     known_centres,
@@ -91,6 +93,8 @@ def reconstruct(
     specs = scale_specs(options)
     _check_frames(frames)
     known = match_priors(priors or Priors(), frames, progress=progress)
+    check_registered(known.depth, frames)
+    check_distances([s for s in specs if isinstance(s, DistanceSpec)], frames)
     frames = with_depth(frames, known)
     with _folder(work_dir) as work:
         try:

@@ -187,19 +187,25 @@ def adjust(
 
 
 def covariance(
-    problem: Problem, priors: Priors | None = None, *, loss_px: float = 1.0, depth_loss: float = 2.0
+    problem: Problem,
+    priors: Priors | None = None,
+    *,
+    loss_px: float = 1.0,
+    depth_loss: float = 2.0,
+    systematic_std: np.ndarray | None = None,
 ) -> Covariance:
     """Covariance of poses and intrinsics at the solution, with the noise of keypoints estimated from the residuals.
 
+    `systematic_std` (g, 8) is how far the pictures mislead about each parameter beyond that noise; poses inherit it.
     Where positions do not fix the world frame, the gauge is free: the similarity transform of all cameras together
     (turns in radians, moves in units of the cameras' spread) is held fixed, a linear S-transformation (Baarda).
     """
     priors = priors or Priors.none(problem)
     offsets = _offsets(problem.point, len(problem.p_world))
-    noise = _noise(problem, priors, loss_px)
+    sigma = noise(problem, priors, loss_px)
     # With the noise as it is, so that priors and measurements weigh as their deviations say.
-    scaled_problem = replace(problem, sigma_px=problem.sigma_px * noise)
-    normal = _normal(scaled_problem, priors, offsets, loss_px / noise, depth_loss)
+    scaled_problem = replace(problem, sigma_px=problem.sigma_px * sigma)
+    normal = _normal(scaled_problem, priors, offsets, loss_px / sigma, depth_loss)
     reduced, _, _, _ = _reduce(problem, normal, offsets, 0.0)
     fixed = _fixed(problem, priors)
     free = ~fixed
@@ -224,14 +230,36 @@ def covariance(
         b = (null * weights[:, None])[free]
         s = np.eye(int(free.sum())) - null[free] @ np.linalg.solve(b.T @ null[free], b.T)
         inverse[np.ix_(free, free)] = s @ base @ s.T
+    if systematic_std is not None:
+        inverse = _with_systematic(inverse, 6 * n, priors.intrinsics_std, systematic_std)
     poses = np.stack([inverse[6 * i : 6 * i + 6, 6 * i : 6 * i + 6] for i in range(n)])
     first = 6 * n
     g = len(problem.intrinsics)
     lens = np.stack([inverse[first + 8 * i : first + 8 * i + 8, first + 8 * i : first + 8 * i + 8] for i in range(g)])
-    return Covariance(poses, lens, gauge, noise)
+    return Covariance(poses, lens, gauge, sigma)
 
 
-def _noise(problem: Problem, priors: Priors, loss_px: float) -> float:
+def data_variance(posterior: np.ndarray, prior_std: np.ndarray) -> np.ndarray:
+    """Variance that the pictures alone give a parameter, from its variance and the deviation of its prior."""
+    with np.errstate(divide="ignore"):
+        return 1 / np.maximum(1 / posterior - 1 / prior_std**2, 1e-300)
+
+
+def _with_systematic(inverse: np.ndarray, first: int, prior_std: np.ndarray, systematic_std: np.ndarray) -> np.ndarray:
+    """The covariance with larger variances of the intrinsics, and of all else as far as it depends on them."""
+    out = inverse.copy()
+    for k, (prior, systematic) in enumerate(zip(prior_std.ravel(), systematic_std.ravel(), strict=True)):
+        at = first + k
+        variance = inverse[at, at]
+        if not (variance > 0 and systematic > 0):
+            continue
+        wider = 1 / (1 / prior**2 + 1 / (data_variance(variance, prior) + systematic**2))
+        moves = inverse[:, at] / variance
+        out += max(wider - variance, 0.0) * np.outer(moves, moves)
+    return out
+
+
+def noise(problem: Problem, priors: Priors, loss_px: float) -> float:
     """Deviation that makes the inverse of the weighted normal matrix the covariance, in units of sigma_px.
 
     For a robust estimate the covariance is E[psi^2] / E[psi']^2 (J^T J)^-1 (Huber); with Cauchy's weights

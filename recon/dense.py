@@ -30,12 +30,12 @@ def dense_depth(
         scene: cameras, working pictures and sparse points.
         priors: measured depth images join the search, with their deviation.
         options: size, threads.
-        work_dir: the result is kept here, and taken from here when it is there already.
+        work_dir: the result is kept here, and taken from here when it is there already, for these cameras.
         progress: hears of the stages.
     """
-    if (work_dir / "done").exists():
-        return _load(work_dir, len(scene.frames))
     cameras = [c.resize(pictures.fit_hw(c.hw, options.depth_size)) for c in scene.camera]
+    if (work_dir / "done").exists() and _made_for(work_dir, cameras):
+        return _load(work_dir, len(scene.frames))
     images, valid = [], []
     for frame, camera in zip(scene.frames, cameras, strict=True):
         images.append(pictures.resize(frame.read(), camera.hw))
@@ -54,7 +54,7 @@ def dense_depth(
         options=DepthOptions(threads=options.num_threads),
         progress=progress,
     )
-    _save(work_dir, results)
+    _save(work_dir, results, cameras)
     return [torch.from_numpy(d) for d, _ in results], [torch.from_numpy(c) for _, c in results]
 
 
@@ -77,16 +77,29 @@ def _measured(
     return measured
 
 
-def _save(folder: Path, results: list[tuple[np.ndarray, np.ndarray]]) -> None:
+def _save(folder: Path, results: list[tuple[np.ndarray, np.ndarray]], cameras: list[Camera]) -> None:
     """Under another name first: a stage is finished or absent."""
     partial = folder.with_name(folder.name + ".part")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     for i, (depth, confidence) in enumerate(results):
         np.savez(partial / f"{i}.npz", depth=depth, confidence=confidence)
+    np.save(partial / "cameras.npy", _rows(cameras))
     (partial / "done").touch()
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
+
+
+def _rows(cameras: list[Camera]) -> np.ndarray:
+    """K and pose of every camera, `(n, 7, 4)`."""
+    K = torch.nn.functional.pad(torch.stack([c.K for c in cameras]), (0, 1))
+    return torch.cat([K, torch.stack([c.world_from_cam for c in cameras])], 1).numpy()
+
+
+def _made_for(folder: Path, cameras: list[Camera]) -> bool:
+    """Whether depth was made for these cameras: mended positions or poses put them, and all lengths, elsewhere."""
+    stored, now = np.load(folder / "cameras.npy"), _rows(cameras)
+    return stored.shape == now.shape and np.allclose(stored, now, rtol=1e-6, atol=1e-9)
 
 
 def _load(folder: Path, count: int) -> tuple[list[Tensor | None], list[Tensor | None]]:

@@ -8,7 +8,7 @@ phone share intrinsics; results are turned upright again.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,6 +36,10 @@ CENTRE_STD = 0.01
 RADIAL_STD = 0.3
 TANGENTIAL_STD = 2e-4
 """Lenses are centred well, and what tilts them looks much like a moved principal point."""
+SYSTEMATIC = 1.0
+"""Errors that the keypoints of one picture share (rolling shutter, stabilisation, breathing focus), in units of their
+noise. What they do to a focal length grows with 1 / (how far the cameras turn), to a principal point with 1 / (how far
+they turn about a second axis)."""
 ASPECT_STD = 1e-3
 """Of log(fx / fy): pixels are square."""
 
@@ -204,6 +208,41 @@ class Sensors:
             std[g, :4] = focal_std, focal_std, CENTRE_STD * side, CENTRE_STD * side
             std[g, 4:] = RADIAL_STD, RADIAL_STD, TANGENTIAL_STD, TANGENTIAL_STD
         return mean, std, (np.inf if any(k is not None for k in self.known) else ASPECT_STD)
+
+    def systematic_std(self, problem: bundle.Problem, noise_px: float) -> np.ndarray:
+        """How far shared errors of keypoints mislead about the intrinsics (g, 8); infinite where cameras do not turn.
+
+        Kruppa's equations degenerate for turns about one axis: the more so the closer the motion is to that (Sturm
+        1997, "Critical motion sequences for monocular self-calibration").
+        """
+        from scipy.spatial.transform import Rotation
+
+        out = np.zeros((self.count, 8))
+        for g in range(self.count):
+            poses = Rotation.from_matrix(problem.cam_from_world[problem.group == g, :, :3])
+            if not len(poses):
+                continue
+            turns = np.vstack([(poses * poses.mean().inv()).as_rotvec(), np.zeros((3, 3))])
+            about = np.linalg.svd(turns, compute_uv=False) / np.sqrt(len(poses))
+            with np.errstate(divide="ignore"):
+                focal, centre = SYSTEMATIC * noise_px / about[:2]
+            out[g, :4] = focal, focal, centre, centre
+        return out
+
+    def held_back(self, priors: bundle.Priors, found: bundle.Covariance, systematic_std: np.ndarray) -> bundle.Priors:
+        """Priors whose principal points weigh against the pictures' evidence as its true deviation deserves.
+
+        With s the deviation by noise and e that with shared errors, a prior of deviation p becomes one of p s / e,
+        in the adjustment's units of keypoints with a deviation of 1.
+        """
+        std = priors.intrinsics_std.copy()
+        for g in range(self.count):
+            for c in (2, 3):
+                if 0 < std[g, c] < np.inf:
+                    noise = bundle.data_variance(found.intrinsics[g, c, c], std[g, c])
+                    share = 1 / np.sqrt(1 + systematic_std[g, c] ** 2 / noise)
+                    std[g, c] *= max(share, 1e-4) / found.sigma_px
+        return replace(priors, intrinsics_std=std)
 
     def facts(self, lens: np.ndarray, covariance: np.ndarray) -> list[dict[str, Any]]:
         """Parts of `recon.report.IntrinsicsFacts`, per group; pixels as the sensor stores the picture."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import re
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,7 @@ from torch import Tensor
 from geo4d.core import geometry
 from geo4d.core.errors import InputError
 from geo4d.core.io.atomic import read_json
-from geo4d.core.types import Camera, DepthPrior, Distortion
+from geo4d.core.types import Camera, DepthPrior, Distortion, Frames
 
 if TYPE_CHECKING:
     from geo4d.core.progress import Progress
@@ -74,6 +76,7 @@ def parse_intrinsics(text: str) -> Camera:
     if wrong or not np.isfinite(values).all() or min(values[:2]) <= 0:
         raise InputError(
             f"cannot read the intrinsics {text!r}",
+            found=f"no such file, and {len(values) or 'no'} numbers" + (f", size {size_text!r}" if size_text else ""),
             accepted="fx,fy,cx,cy[,k1,k2[,p1,p2]]@WIDTHxHEIGHT in pixels, or a transforms.json, a COLMAP model folder, "
             "a text file with a 3x3 K",
             hint="for example 1375.5,1374.5,554.6,965.3@1080x1920",
@@ -144,6 +147,7 @@ def read_poses(path: Path, progress: Progress) -> PoseFile:
             f"cannot read poses from {str(path)!r}",
             found="no such file or folder",
             accepted="transforms.json, COLMAP model folder, folder of *.pose.txt, TUM trajectory",
+            hint="check the path; it counts from the folder in which geo4d runs",
         )
     files = _pose_files(path)
     if files:
@@ -183,16 +187,17 @@ def _trajectory(path: Path) -> dict[str, np.ndarray]:
         words = line.replace(",", " ").split()
         if not words or line.lstrip().startswith("#"):
             continue
-        name, numbers = words[0], words[1:]
+        name, numbers = " ".join(words[:-7]), words[-7:]  # a picture's name may hold spaces
         try:
             values = np.array([float(w) for w in numbers])
         except ValueError:
             values = np.zeros(0)
-        if len(values) != 7 or (np.isfinite(values).all() and np.linalg.norm(values[3:]) < 1e-6):
+        if not name or len(values) != 7 or (np.isfinite(values).all() and np.linalg.norm(values[3:]) < 1e-6):
             raise InputError(
                 f"cannot read poses from {str(path)!r}",
                 found=f"line {number}: {line.strip()[:100]!r}",
                 accepted="lines 'timestamp tx ty tz qx qy qz qw' (TUM), a name may stand for the timestamp",
+                hint="mend this line, or begin it with # to leave it out",
             )
         if name in poses:
             raise _twice(path, name, number)
@@ -227,11 +232,13 @@ def read_positions(path: Path, std_m: float | None) -> tuple[dict[str, Tensor], 
         InputError: a row that is not of this form, or a name twice.
     """
     if not path.is_file():
-        raise InputError(f"cannot read positions from {str(path)!r}", found="no such file", accepted=_POSITIONS)
+        raise InputError(f"cannot read positions from {str(path)!r}", found="no such file", accepted=_POSITIONS,
+                         hint="check the path; it counts from the folder in which geo4d runs")  # fmt: skip
     text = path.read_text(encoding="utf-8-sig", errors="replace")
     lines = [(i, line) for i, line in enumerate(text.splitlines(), 1) if line.strip() and not line.startswith("#")]
     if not lines:
-        raise InputError(f"cannot read positions from {str(path)!r}", found="no rows", accepted=_POSITIONS)
+        raise InputError(f"cannot read positions from {str(path)!r}", found="no rows", accepted=_POSITIONS,
+                         hint="write one row per picture")  # fmt: skip
     delimiter = next((d for d in (";", "\t", ",") if d in lines[0][1]), " ")
     rows = [next(csv.reader([line], delimiter=delimiter, skipinitialspace=True)) for _, line in lines]
     columns = _position_columns(rows[0])
@@ -277,7 +284,7 @@ def _position_row(
     out_of_range = "lat" in columns and (abs(position[0]) > 90 or abs(position[1]) > 360)
     if not name or not np.isfinite(position).all() or out_of_range or (std is not None and not 0 <= std < np.inf):
         raise InputError(f"cannot read positions from {str(path)!r}", found=f"line {number}: {line.strip()[:100]!r}",
-                         accepted=_POSITIONS)  # fmt: skip
+                         accepted=_POSITIONS, hint="mend this line, or begin it with # to leave it out")  # fmt: skip
     return name, position, std
 
 
@@ -331,23 +338,66 @@ def read_depth_folder(
     for hw in sizes:
         check_aspect(camera, hw, f"the depth image {files[0].name!r}") if camera else None
 
-    def reader(path: Path) -> Callable[[], DepthPrior]:
-        def read() -> DepthPrior:
-            depth_m = read_depth(path, metres_per_step)
-            return DepthPrior(depth_m, _depth_K(camera, depth_m, path), relative_std)
+    return {f.name: DepthFile(f, camera, relative_std, metres_per_step) for f in files}
 
-        return read
 
-    return {f.name: reader(f) for f in files}
+@dataclass(frozen=True, eq=False)
+class DepthFile:
+    """Reads a depth image when it is called."""
+
+    path: Path
+    camera: Camera | None
+    """Intrinsics of the depth camera; None: the depth is registered with the photo."""
+    relative_std: float
+    metres_per_step: float
+
+    def __call__(self) -> DepthPrior:
+        """Decode it."""
+        depth_m = read_depth(self.path, self.metres_per_step)
+        return DepthPrior(depth_m, _depth_K(self.camera, depth_m, self.path), self.relative_std)
+
+    def hw(self) -> tuple[int, int]:
+        """Its size."""
+        if (hw := _png_hw(self.path)) is not None:
+            return hw
+        h, w = read_depth(self.path).shape
+        return h, w
+
+
+def check_registered(depth: Mapping[str, Callable[[], DepthPrior]], frames: Frames) -> None:
+    """Refuse depth images that cannot show what their photos show: without intrinsics, and of another shape.
+
+    Args:
+        depth: readers by frame name, after `recon.priors.match_priors`.
+        frames: the photos.
+
+    Raises:
+        InputError: a depth image without intrinsics of its own has another aspect ratio than its photo.
+    """
+    for frame in frames:
+        read = depth.get(frame.name)
+        if not isinstance(read, DepthFile) or read.camera is not None:
+            continue
+        (h, w), (photo_h, photo_w) = read.hw(), frame.hw
+        # A small map is rounded to whole pixels.
+        if abs(h - w * photo_h / photo_w) > max(1.0, 0.01 * h):
+            raise InputError(
+                f"the depth image {read.path.name!r} does not fit the picture {frame.name!r}",
+                found=f"{read.path}: {w}x{h} pixels, the upright picture has {photo_w}x{photo_h}",
+                accepted="the picture's aspect ratio (depth registered with it), or intrinsics of the depth camera",
+                hint=f"give these intrinsics: --depth-K fx,fy,cx,cy@{w}x{h}",
+            )
 
 
 def _depth_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
-        raise InputError(f"cannot read depth images from {str(folder)!r}", found="no such folder", accepted=_DEPTHS)
+        raise InputError(f"cannot read depth images from {str(folder)!r}", found="no such folder", accepted=_DEPTHS,
+                         hint="check the path; it counts from the folder in which geo4d runs")  # fmt: skip
     found = [p for p in sorted(folder.iterdir()) if p.suffix.lower() == ".npz" or is_png16(p)]
     named = [p for p in found if "depth" in p.stem.lower()]
     if not found:
-        raise InputError(f"cannot read depth images from {str(folder)!r}", found=_listing(folder), accepted=_DEPTHS)
+        raise InputError(f"cannot read depth images from {str(folder)!r}", found=_listing(folder), accepted=_DEPTHS,
+                         hint="save them as 16-bit PNG in mm: 1000 stands for a metre")  # fmt: skip
     return named or found
 
 
@@ -382,12 +432,14 @@ def read_depth(path: Path, metres_per_step: float = 0.001) -> Tensor:
     import cv2
 
     # imdecode instead of imread: it takes any path that Python can open.
-    raw = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
+    data = np.frombuffer(path.read_bytes(), np.uint8)
+    raw = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if len(data) else None
     if raw is None or raw.dtype != np.uint16 or raw.ndim != 2:
         raise InputError(
             f"cannot read the depth image {str(path)!r}",
             found="not an image" if raw is None else f"{raw.dtype} {raw.shape}",
             accepted=_DEPTHS,
+            hint="write it again, or take it out of the folder: pictures without one are fine",
         )
     depth_m = raw.astype(np.float32) * np.float32(metres_per_step)
     depth_m[raw == 65535] = np.nan
@@ -395,15 +447,23 @@ def read_depth(path: Path, metres_per_step: float = 0.001) -> Tensor:
 
 
 def _npz_depth(path: Path) -> np.ndarray:
-    with np.load(path, allow_pickle=False) as content:
-        names = content.files
-        name = "depth" if "depth" in names else "depth_m" if "depth_m" in names else names[0] if len(names) == 1 else ""
-        depth = content[name] if name else np.zeros(0)
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            names = content.files
+            only = names[0] if len(names) == 1 else ""
+            name = "depth" if "depth" in names else "depth_m" if "depth_m" in names else only
+            depth = content[name] if name else np.zeros(0)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(
+            f"cannot read the depth image {str(path)!r}", found=f"{error}" or type(error).__name__, accepted=_DEPTHS,
+            hint="write it again, or take it out of the folder: pictures without one are fine",
+        ) from error  # fmt: skip
     if depth.ndim != 2 or depth.dtype.kind != "f":
         raise InputError(
             f"cannot read the depth image {str(path)!r}",
             found=f"arrays {names}, {depth.dtype} {depth.shape}",
             accepted="an array 'depth', float (h, w), in metres",
+            hint="for example numpy.savez(NAME, depth=depth_m.astype(numpy.float32))",
         )
     return depth.astype(np.float32)
 
@@ -508,7 +568,8 @@ def _exists(path: Path) -> bool:
 
 def _twice(path: Path, name: str, line: int) -> InputError:
     return InputError(f"cannot read {str(path)!r}", found=f"{name!r} a second time in line {line}",
-                      accepted="every picture once")  # fmt: skip
+                      accepted="every picture once",
+                      hint="delete one of the two lines, or begin it with #")  # fmt: skip
 
 
 def _listing(folder: Path) -> str:

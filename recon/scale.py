@@ -75,11 +75,13 @@ def parse_scale(spec: str) -> ScaleSpec | None:
     if kind.lower() == "distance" and len(parts) >= 4:
         a, b = _pixel(parts[-3], spec), _pixel(parts[-2], spec)
         if math.dist(a, b) < 1:
-            raise InputError(f"cannot use the scale {spec!r}", found="both ends at one pixel", accepted=_SPECS)
+            raise InputError(f"cannot use the scale {spec!r}", found="both ends at one pixel", accepted=_SPECS,
+                             hint="choose two points far apart in the photo")  # fmt: skip
         return DistanceSpec(":".join(parts[:-3]), (a, b), _length_m(parts[-1], spec))
     raise InputError(
-        f"cannot read the scale {spec!r}", accepted=_SPECS, hint="for example --scale marker:DICT_4X4_50:0.05"
-    )
+        f"cannot read the scale {spec!r}", found=f"{kind!r} with {len(parts) if rest else 0} values", accepted=_SPECS,
+        hint="for example --scale marker:DICT_4X4_50:0.05",
+    )  # fmt: skip
 
 
 def check_side(side_m: float) -> float:
@@ -101,7 +103,8 @@ def _length_m(text: str, spec: str) -> float:
     except ValueError:
         value = math.nan
     if not 0 < value < math.inf:
-        raise InputError(f"cannot read the scale {spec!r}", found=f"length {text!r}", accepted=_SPECS)
+        raise InputError(f"cannot read the scale {spec!r}", found=f"length {text!r}", accepted=_SPECS,
+                         hint="give the length in metres (0.30) or with a unit (30cm, 300mm)")  # fmt: skip
     return value
 
 
@@ -109,7 +112,10 @@ def _pixel(text: str, spec: str) -> tuple[float, float]:
     try:
         u, v = (float(t) for t in text.split(","))
     except ValueError:
-        raise InputError(f"cannot read the scale {spec!r}", found=f"pixel {text!r}", accepted=_SPECS) from None
+        u = v = math.nan
+    if not (math.isfinite(u) and math.isfinite(v)):
+        raise InputError(f"cannot read the scale {spec!r}", found=f"pixel {text!r}", accepted=_SPECS,
+                         hint="a pixel is x,y counted from the upper left, such as 812,440")  # fmt: skip
     return u, v
 
 
@@ -166,6 +172,7 @@ def scale_from_distances(
     """
     if not specs:
         raise InputError("no measured length was given", accepted=_SPECS)
+    check_distances(specs, frames)
     factors, errors, facts = [], [], []
     for spec in specs:
         ends = [_point(spec, uv, frames, cameras, depth or {}, observations) for uv in spec.uv_px]
@@ -178,6 +185,34 @@ def scale_from_distances(
     factor, relative_error = _weighted(np.array(factors), np.array(errors))
     source = f"measured length{'s' if len(specs) > 1 else ''} in {', '.join(sorted({s.name for s in specs}))}"
     return ScaleEstimate(factor, relative_error, source, {"distances": facts})
+
+
+def check_distances(specs: Sequence[DistanceSpec], frames: Frames) -> None:
+    """Refuse, before any work, lengths in photos that are not there or between pixels beside the photo.
+
+    Raises:
+        InputError: there is such a length.
+    """
+    for spec in specs:
+        h, w = frames[_photo(spec, frames)].hw
+        for uv in spec.uv_px:
+            if not (0 <= uv[0] <= w and 0 <= uv[1] <= h):
+                raise InputError(f"the pixel {uv} lies outside of {spec.name!r}", found=f"{w}x{h} pixels",
+                                 accepted=f"x from 0 to {w}, y from 0 to {h}",
+                                 hint="count from the upper left of the upright photo, at its full size")  # fmt: skip
+
+
+def _photo(spec: DistanceSpec, frames: Frames) -> int:
+    """Index of the photo that a length was measured in."""
+    if spec.name in frames.dropped:
+        raise InputError(f"the photo {spec.name!r} of the measured length is not used",
+                         found=f"it was left out: {frames.dropped[spec.name]}", accepted="a photo that is used",
+                         hint="measure in another photo, or add --keep-all")  # fmt: skip
+    named = match_names([spec.name], frames.names, "photo of the measured length")
+    if len(named) > 1:
+        raise InputError(f"the photo {spec.name!r} of the measured length is ambiguous", found=", ".join(named),
+                         accepted="one photo", hint="give its path in the folder of photos")  # fmt: skip
+    return frames.names.index(next(iter(named)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,23 +237,19 @@ def _point(
     depth: Mapping[int, tuple[Camera, Tensor]],
     observations: Observations | None,
 ) -> _End:
-    named = match_names([spec.name], frames.names, "photo of the measured length")
-    if len(named) > 1:
-        raise InputError(f"the photo {spec.name!r} of the measured length is ambiguous", found=", ".join(named))
-    index = frames.names.index(next(iter(named)))
+    index = _photo(spec, frames)
     if index not in cameras:
         raise InputError(f"the photo {spec.name!r} of the measured length was not registered",
+                         found=f"cameras of {len(cameras)} of {len(frames)} photos", accepted="a photo with a camera",
                          hint="measure between points of another photo")  # fmt: skip
     h, w = frames[index].hw
-    if not (0 <= uv[0] <= w and 0 <= uv[1] <= h):
-        raise InputError(f"the pixel {uv} lies outside of {spec.name!r}", found=f"{w}x{h} pixels",
-                         hint="pixels count from the upper left of the upright photo")  # fmt: skip
     camera = cameras[index].resize((h, w))
     found = _dense_z(camera, uv, *depth[index]) if index in depth else None
     if found is None and observations is not None:
         found = _sparse_z(camera, uv, observations)
     if found is None:
         raise InputError(f"nothing is known about the depth at pixel {uv} of {spec.name!r}",
+                         found="too few points with depth near it",
                          accepted="a pixel on a textured surface that other photos see too",
                          hint="choose other points, or measure in another photo")  # fmt: skip
     z, z_std = found

@@ -434,12 +434,23 @@ def _refine(run: _Run, found: Sequence[Features], model: pycolmap.Reconstruction
         if known.offset:
             known, offset = _released(run, state, known, frame)
             state = _adjust(state, known)
+        careful = _careful(run, state, known)
+        state = _adjust(state, careful)
         state = tracks.filtered(state, radius, MIN_ANGLE_DEG)
-    state, sharpened = _sharpen(run, state, known, some, frame)
+    state, sharpened = _sharpen(run, state, careful, some, frame)
     _check_points(run, state, facts)
     with run.progress.stage("covariance"):
-        covariance = bundle.covariance(state.problem, known, loss_px=LOSS_PX)
+        noise_px = bundle.noise(state.problem, known, LOSS_PX) * run.sensors.unit
+        misled = run.sensors.systematic_std(state.problem, noise_px)
+        covariance = bundle.covariance(state.problem, known, loss_px=LOSS_PX, systematic_std=misled)
     return _Refined(state, frame, known, covariance, sharpened, offset)
+
+
+def _careful(run: _Run, state: Tracks, known: bundle.Priors) -> bundle.Priors:
+    """Priors that let the principal point move only as far as these cameras can really show it."""
+    found = bundle.covariance(state.problem, known, loss_px=LOSS_PX)
+    misled = run.sensors.systematic_std(state.problem, found.sigma_px * run.sensors.unit)
+    return run.sensors.held_back(known, found, misled)
 
 
 def _placed(run: _Run, state: Tracks, known: bundle.Priors) -> tuple[Tracks, bundle.Priors]:

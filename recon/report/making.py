@@ -136,7 +136,9 @@ def _adjustment_notes(facts: ReportFacts) -> list[str]:
     if offset:
         place = ", ".join(length(v, metric=html.is_metric(facts)) for v in offset["shift"])
         turn_deg = math.sqrt(sum(v * v for v in offset["turn_deg"]))
-        notes.append(f"the camera stands at ({place}) beside the sensor of the given poses, turned {number(turn_deg, 2)}°")
+        notes.append(
+            f"the camera stands at ({place}) beside the sensor of the given poses, turned {number(turn_deg, 2)}°"
+        )
     return notes
 
 

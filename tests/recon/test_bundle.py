@@ -282,6 +282,30 @@ def test_known_positions_give_an_absolute_covariance():
     assert bundle.covariance(after, Priors.none(after)).gauge.startswith("free")
 
 
+def test_what_misleads_beyond_noise_widens_the_intrinsics_and_what_hangs_on_them():
+    truth = _scene()
+    noisy = replace(truth, uv_px=truth.uv_px + np.random.default_rng(0).normal(0, 0.2, truth.uv_px.shape))
+    std = np.array([[np.inf, np.inf, 20.0, 20.0, 0, 0, 0, 0]])
+    priors = replace(Priors.none(noisy), intrinsics=truth.intrinsics, intrinsics_std=std)
+    after = bundle.adjust(noisy, priors).problem
+    plain = bundle.covariance(after, priors)
+    systematic = np.zeros((1, 8))
+    same = bundle.covariance(after, priors, systematic_std=systematic)
+    np.testing.assert_array_equal(same.pose, plain.pose)
+    systematic[0, 2] = 15.0
+    wide = bundle.covariance(after, priors, systematic_std=systematic)
+    by_data = bundle.data_variance(plain.intrinsics[0, 2, 2], 20.0) + 15.0**2
+    assert wide.intrinsics[0, 2, 2] == pytest.approx(1 / (1 / by_data + 1 / 20.0**2), rel=1e-9)
+    grown = np.einsum("nii->ni", wide.pose) - np.einsum("nii->ni", plain.pose)
+    assert (grown > -1e-15).all()
+    # A principal point that lies elsewhere is mostly cameras that look elsewhere: they turn about their y axis.
+    free = np.einsum("nii->ni", wide.pose)[:, 1]
+    assert np.sqrt(free).max() > 2 * np.sqrt(np.einsum("nii->ni", plain.pose)[:, 1]).max()
+    systematic[0, 2] = np.inf
+    nothing_learnt = bundle.covariance(after, priors, systematic_std=systematic)
+    assert nothing_learnt.intrinsics[0, 2, 2] == pytest.approx(20.0**2, rel=1e-6)
+
+
 def test_unsorted_observations_are_refused():
     truth = _scene()
     with pytest.raises(ValueError, match="sorted"):
