@@ -38,25 +38,16 @@ def cameras() -> str:
 
 
 def depth() -> str:
-    head = [
-        "cameras",
-        "pixels",
-        "AbsRel",
-        "within 25 %",
-        "AbsRel after one median scale",
-        "reference pixels with depth",
-    ]
+    head = ["cameras", "AbsRel, confident half", "all", "after one scale, confident half", "all", "pixels with depth"]
     rows = [head]
-    data = result("depth")
-    for kind in ("poses given", "poses estimated"):
-        scores = data[kind]["depth"]
-        for part, label in (("confident", "most confident half"), ("all", "all")):
-            plain, scaled = scores[part], scores[f"{part}_scaled"]
-            # Estimated poses have no unit there: only the figure after one factor means anything.
-            own = (
-                [f"{plain['abs_rel']:.3f}", f"{100 * plain['delta_1.25']:.1f} %"] if kind == "poses given" else ["", ""]
-            )
-            rows.append([kind, label, *own, f"{scaled['abs_rel']:.3f}", f"{100 * plain['completeness']:.0f} %"])
+    for kind, scores in result("depth").items():
+        if not kind.startswith("poses"):
+            continue
+        # Estimated poses have no unit there: only the figure after one factor means anything.
+        parts = ["confident", "all"] if kind.startswith("poses given") else []
+        own = [f"{scores['depth'][part]['abs_rel']:.3f}" for part in parts] or ["", ""]
+        scaled = [f"{scores['depth'][f'{part}_scaled']['abs_rel']:.3f}" for part in ("confident", "all")]
+        rows.append([kind, *own, *scaled, f"{100 * scores['depth']['all']['completeness']:.0f} %"])
     return markdown(rows)
 
 

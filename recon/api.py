@@ -226,11 +226,16 @@ def _with_scale(
     up_world, up_source = find_up(frames, {i: c.world_from_cam for i, c in cameras.items()})
     scene = replace(scene, up_world=up_world)
     facts: dict[str, Any] = {"up_source": up_source}
-    if solution.world_is_known:
-        metric = priors.metric
-        scale = Scale("metric", solution.world_source, solution.world_relative_error) if metric else Scale()
-        return replace(scene, scale=scale), facts
+    if solution.world_is_known and priors.metric:
+        if specs:
+            progress.note("the given poses are in metres: --scale is not used")
+        return replace(scene, scale=Scale("metric", solution.world_source, solution.world_relative_error)), facts
     estimate, metric_from_world = _estimate_scale(frames, scene, solution, priors, specs, options, progress)
+    if solution.world_is_known and estimate is None:
+        return scene, facts
+    if solution.world_is_known and estimate is not None:
+        # The given world keeps its origin and its axes, and gets metres.
+        metric_from_world = torch.diag(torch.tensor([*[estimate.factor] * 3, 1.0], dtype=torch.float64))
     if metric_from_world is None:
         centre = scene.observations.p_world.median(0).values
         turn = upright_world(up_world, centre)

@@ -99,6 +99,16 @@ class Priors:
             position_std=self.position_std[images],
         )
 
+    def loosened(self, factor: float) -> Priors:
+        """The priors with deviations of poses that are larger by a factor; what is held stays so."""
+        return replace(self, rotation_std=factor * self.rotation_std, position_std=factor * self.position_std)
+
+    def without(self, images: np.ndarray) -> Priors:
+        """The priors, but nothing known of the poses of some images (bool or indices)."""
+        rotation_std, position_std = self.rotation_std.copy(), self.position_std.copy()
+        rotation_std[images], position_std[images] = np.inf, np.inf
+        return replace(self, rotation_std=rotation_std, position_std=position_std)
+
     def together(self) -> Priors:
         """Known poses held, but as those of a sensor beside the camera: one offset for all is free."""
         known = np.isfinite(self.rotation_std) & np.isfinite(self.position_std).all(1)

@@ -328,9 +328,9 @@ def _picked(view: _View, cost: np.ndarray, options: DepthOptions) -> _Coarse:
 def _blend_depth(cost: np.ndarray, view: _View, depth: np.ndarray, std: np.ndarray | float) -> None:
     """Mix a depth prior into a half-size cost volume."""
     h, w = cost.shape[:2]
-    depth = cv2.resize(np.asarray(depth, np.float32), (w, h), interpolation=cv2.INTER_NEAREST)
-    std = cv2.resize(
-        np.broadcast_to(np.asarray(std, np.float32), depth.shape).copy(), (w, h), interpolation=cv2.INTER_NEAREST
+    full = np.broadcast_to(np.asarray(std, np.float32), depth.shape).copy()
+    depth, std = (
+        cv2.resize(np.asarray(a, np.float32), (w, h), interpolation=cv2.INTER_NEAREST) for a in (depth, full)
     )
     known = np.isfinite(depth) & (depth > 0) & np.isfinite(std)
     depth, std = np.where(known, depth, 1), np.where(known, std, 1)

@@ -7,7 +7,7 @@ phone share intrinsics; results are turned upright again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +70,7 @@ class Sensors:
 
     @property
     def unit(self) -> float:
-        """Pixels of the largest picture per pixel of one of `MAPPING_SIDE`: what thresholds in pixels are multiplied by.
+        """Pixels of the largest picture per pixel of one of `MAPPING_SIDE`: thresholds in pixels are multiplied by it.
 
         The mappers see pictures that are smaller by this factor, so that their thresholds mean the same for all sizes.
         """
@@ -316,20 +316,27 @@ def focal_from_poses(model: pycolmap.Reconstruction, sensors: Sensors, links: Se
     if not unknown or not usable:
         return {}
     factors = np.exp(np.linspace(np.log(0.5), np.log(2.0), 57))
-    errors = [_epipolar_error_px(model, sensors, usable, unknown, f) for f in factors]
+    # Reading points one by one from COLMAP is slow: once per picture, not per focal length and link.
+    uv_px = {i + 1: np.array([p.xy for p in model.image(i + 1).points2D]) for i in {i for k in usable for i in k.pair}}
+    errors = [_epipolar_error_px(model, sensors, usable, uv_px, unknown, f) for f in factors]
     best = float(factors[int(np.argmin(errors))])
     return {g + 1: best * sensors.start_focal(g) / sensors.unit for g in unknown}
 
 
 def _epipolar_error_px(
-    model: pycolmap.Reconstruction, sensors: Sensors, links: Sequence[Link], unknown: Sequence[int], factor: float
+    model: pycolmap.Reconstruction,
+    sensors: Sensors,
+    links: Sequence[Link],
+    uv_px: Mapping[int, np.ndarray],
+    unknown: Sequence[int],
+    factor: float,
 ) -> float:
     errors = []
     for link in links:
         a, b = (model.image(i + 1) for i in link.pair)
         points, focal = [], 1.0
         for image, index in ((a, link.inliers[:, 0]), (b, link.inliers[:, 1])):
-            uv = np.array([p.xy for p in image.points2D])[index]
+            uv = uv_px[image.image_id][index]
             g = image.camera_id - 1
             if g in unknown:
                 focal = factor * sensors.start_focal(g) / sensors.unit

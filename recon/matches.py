@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from geo4d.core.io import atomic
 from recon import features
 from recon.pairs import Pair
 
@@ -111,6 +112,9 @@ def write_database(
 
     aside = path.with_name(path.name + ".part")
     aside.unlink(missing_ok=True)
+    # SQLite inside COLMAP ends the process when the disk is full: every match is stored twice, with its journal.
+    stored = sum(k.nbytes for k in keypoints_px) + 2 * sum(m.nbytes for m in matched.values())
+    atomic.require_space("the database of matches", path, 1_000_000 + 2 * stored)
     with pycolmap.Database.open(aside) as database, pycolmap.DatabaseTransaction(database):
         rigs = []
         for c, camera in enumerate(cameras):

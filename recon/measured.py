@@ -13,6 +13,7 @@ from geo4d.core.errors import InputError
 from geo4d.core.types import Camera, DepthPrior, Frames
 from recon import bundle
 from recon.bundle import Priors, Problem
+from recon.scale import scale_from_positions
 
 if TYPE_CHECKING:
     from recon.intrinsics import Sensors
@@ -29,21 +30,49 @@ def transformed(problem: Problem, factor: float, rotation: np.ndarray, translati
     return replace(problem, cam_from_world=np.concatenate([R, t[..., None]], -1), p_world=points)
 
 
-def into_world(problem: Problem, known: Priors, *, seed: int = 0) -> Problem:
-    """The problem moved, turned and scaled so that its cameras lie where positions are known; held poses are
-    taken over.
+def into_world(problem: Problem, known: Priors, *, seed: int = 0) -> tuple[Problem, Priors]:
+    """The problem moved, turned and scaled so that its cameras lie where they are known, and the priors that agree.
 
-    Robust against some wrong positions. With fewer than 3 known positions, or all on one line without known rotations,
-    nothing is moved.
+    Judged before any adjustment, which would bend cameras to wrong priors. Priors far from where the photos put their
+    camera are dropped; so are positions that do not fix the world (two, or on a line), unless rotations are known too.
+    Held poses are where they are: the pictures were placed by them.
+
+    Raises:
+        InputError: fewer than half of the positions agree with the cameras.
     """
-    hold = known.held
+    if known.held.any():
+        return replace(problem, cam_from_world=_where(known.held, known.pose, problem.cam_from_world)), known
     where = np.flatnonzero(np.isfinite(known.position_std).all(1))
-    turned = np.isfinite(known.rotation_std[where]).all() if len(where) else False
+    if len(where) < 2:
+        return problem, known.without(where)
     source, target = centres(problem.cam_from_world)[where], centres(known.pose)[where]
-    if len(where) >= 3 and (turned or _spans_a_plane(target)):
-        if not hold.any():
-            problem = transformed(problem, *_robust_similarity(source, target, known.position_std[where], seed))
-    return replace(problem, cam_from_world=np.where(hold[:, None, None], known.pose, problem.cam_from_world))
+    std = np.linalg.norm(known.position_std[where], axis=1) / np.sqrt(3)
+    fit = scale_from_positions(*(torch.from_numpy(np.ascontiguousarray(a)) for a in (source, target, std)), seed=seed)
+    agree = fit.inlier.numpy()
+    if fit.metric_from_world is not None:
+        similarity = fit.metric_from_world.numpy()
+    elif np.isfinite(known.rotation_std[where]).all():
+        similarity = _by_rotations(problem, known, where, fit.scale.factor)
+    else:
+        return problem, known.without(where)
+    factor = float(np.cbrt(np.linalg.det(similarity[:3, :3])))
+    moved = transformed(problem, factor, similarity[:3, :3] / factor, similarity[:3, 3])
+    return moved, known.without(where[~agree])
+
+
+def _by_rotations(problem: Problem, known: Priors, where: np.ndarray, factor: float) -> np.ndarray:
+    """Similarity (4, 4) into the known world with a given scale: rotations tell how it is turned."""
+    from scipy.spatial.transform import Rotation
+
+    turns = np.swapaxes(known.pose[where, :, :3], 1, 2) @ problem.cam_from_world[where, :, :3]
+    out = np.eye(4)
+    out[:3, :3] = factor * Rotation.from_matrix(turns).mean().as_matrix()
+    out[:3, 3] = (centres(known.pose)[where] - centres(problem.cam_from_world)[where] @ out[:3, :3].T).mean(0)
+    return out
+
+
+def _where(chosen: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    return np.where(chosen[:, None, None], one, other)
 
 
 def beside_known_poses(problem: Problem, known: Priors) -> Problem:
@@ -79,48 +108,12 @@ def beside_known_poses(problem: Problem, known: Priors) -> Problem:
     solution = np.linalg.lstsq(rows.reshape(-1, 7), (q @ A.T).ravel(), rcond=None)[0]
     moved = transformed(problem, float(solution[0]), B, solution[1:4])
     beside = bundle.with_offset(known.pose, np.column_stack([A, solution[4:]]))
-    return replace(moved, cam_from_world=np.where(known.held[:, None, None], beside, moved.cam_from_world))
+    return replace(moved, cam_from_world=_where(known.held, beside, moved.cam_from_world))
 
 
 def centres(cam_from_world: np.ndarray) -> np.ndarray:
     """Camera centres (n, 3)."""
     return -np.einsum("nji,nj->ni", cam_from_world[:, :, :3], cam_from_world[:, :, 3])
-
-
-def _spans_a_plane(points: np.ndarray) -> bool:
-    values = np.linalg.svd(points - points.mean(0), compute_uv=False)
-    return bool(values[1] > 0.02 * values[0])
-
-
-def _robust_similarity(
-    source: np.ndarray, target: np.ndarray, std: np.ndarray, seed: int
-) -> tuple[float, np.ndarray, np.ndarray]:
-    """Similarity from iteratively reweighted least squares (Cauchy), begun from the best of random triples."""
-    from geo4d.core.geometry import fit_similarity
-
-    def fit(weights: np.ndarray) -> np.ndarray:
-        tensors = (torch.from_numpy(np.ascontiguousarray(a)) for a in (source, target, weights))
-        return fit_similarity(*tensors).numpy()
-
-    rng = np.random.default_rng(seed)
-    scale = np.maximum(np.linalg.norm(std, axis=1) / np.sqrt(3), 1e-9)
-    best, best_cost = fit(np.ones(len(source))), np.inf
-    for trial in range(100 if len(source) > 3 else 1):
-        weights = np.ones(len(source))
-        if trial:
-            weights[:] = 0
-            weights[rng.choice(len(source), 3, replace=False)] = 1
-        candidate = fit(weights)
-        error = np.linalg.norm(source @ candidate[:3, :3].T + candidate[:3, 3] - target, axis=1) / scale
-        cost = float(np.median(error))
-        if np.isfinite(cost) and cost < best_cost:
-            best, best_cost = candidate, cost
-    for _ in range(10):
-        error = np.linalg.norm(source @ best[:3, :3].T + best[:3, 3] - target, axis=1) / scale
-        spread = max(1.0, 1.5 * float(np.median(error)))
-        best = fit(1 / (scale**2 * (1 + (error / spread) ** 2)))
-    factor = float(np.cbrt(np.linalg.det(best[:3, :3])))
-    return factor, best[:3, :3] / factor, best[:3, 3]
 
 
 def with_depth(problem: Problem, sensors: Sensors, frame: np.ndarray, frames: Frames) -> Problem:

@@ -160,6 +160,9 @@ def match_priors(priors: Priors, frames: Frames, *, progress: Progress | None = 
         if frame.name in pose_names:
             key = pose_names[frame.name]
             poses[frame.name] = _upright_pose(priors.world_from_cam[key], priors.pose_hw.get(key), frame)
+    if len(poses) == 1 < len(frames):
+        progress.note("a single known pose says nothing of how the pictures stand to each other: it is not used")
+        poses = {}
     return replace(
         priors,
         intrinsics=intrinsics,

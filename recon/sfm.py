@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from geo4d.core.errors import InputError, ReconstructionError
+from geo4d.core.io.colmap import check_complete
 from geo4d.core.progress import Progress
 from geo4d.core.types import Frame, Frames, Observations
 from recon import bundle, features, intrinsics, mapping, matches, measured, pairs, refine, tracks
@@ -41,6 +42,8 @@ LOSS_PX = 0.5
 MIN_POINTS = 20
 MIN_OBSERVATIONS = 8
 """With fewer points in view a picture counts as not registered, unless its pose was given."""
+ENOUGH_PLACED = 0.8
+"""Of the photos with roughly known poses, which the photos alone must place."""
 MIN_ANGLE_DEG = 1.0
 UNALIGNED_SIGMA = 3.0
 """Deviation of keypoints that could not be aligned photometrically, relative to those that could."""
@@ -275,18 +278,36 @@ def _mapping(
     if stored.exists():
         return pycolmap.Reconstruction(folder / "model"), json.loads(stored.read_text())
     with run.progress.stage("mapping"):
-        if len(run.priors.world_from_cam) >= 2 and not run.priors.pose_offset:
-            model, mapper_facts = _mapping_with_poses(run)
-        else:
-            model, mapper_facts = _mapping_freely(run, links, facts)
+        model, mapper_facts = _mapped(run, links, facts)
     aside = run.work / "mapping.part"
     shutil.rmtree(aside, ignore_errors=True)
     (aside / "model").mkdir(parents=True)
     model.write(aside / "model")
+    check_complete(aside / "model")
     (aside / "facts.json").write_text(json.dumps(mapper_facts))
     shutil.rmtree(folder, ignore_errors=True)
     aside.rename(folder)
     return model, mapper_facts
+
+
+def _mapped(
+    run: _Run, links: Sequence[Link], facts: Mapping[str, Any]
+) -> tuple[pycolmap.Reconstruction, dict[str, Any]]:
+    """From exact poses where they are given; from the photos alone, where these suffice, if poses are only roughly known.
+
+    Points that are triangulated from poses with errors are lost to the thresholds in pixels.
+    """
+    poses = len(run.priors.world_from_cam)
+    exact = run.priors.rotation_std_rad == 0 == run.priors.position_std_m
+    if poses >= 2 and exact and not run.priors.pose_offset:
+        return _mapping_with_poses(run)
+    if poses < 2 or run.priors.pose_offset:
+        return _mapping_freely(run, links, facts)
+    try:
+        model, found = _mapping_freely(run, links, facts)
+    except ReconstructionError:
+        return _mapping_with_poses(run)
+    return (model, found) if model.num_reg_images() >= ENOUGH_PLACED * poses else _mapping_with_poses(run)
 
 
 def _mapping_freely(
@@ -416,7 +437,7 @@ def _refine(run: _Run, found: Sequence[Features], model: pycolmap.Reconstruction
         state = _triangulated(run, model, frame, keypoints)
         _check_points(run, state, facts)
         known = _bundle_priors(run, frame, state)
-        state, known = _placed(run, state, known)
+        state, known = _placed(run, state, known, frame)
         state = _adjust(state, known, rough=True)
         hw = [run.sensors.hw[g] for g in run.sensors.of_frame[frame]]
         for last in (False, True):
@@ -453,12 +474,23 @@ def _careful(run: _Run, state: Tracks, known: bundle.Priors) -> bundle.Priors:
     return run.sensors.held_back(known, found, misled)
 
 
-def _placed(run: _Run, state: Tracks, known: bundle.Priors) -> tuple[Tracks, bundle.Priors]:
+def _placed(
+    run: _Run, state: Tracks, known: bundle.Priors, frame: np.ndarray
+) -> tuple[Tracks, bundle.Priors]:
     """The tracks in the world of what is known; poses of a sensor beside the camera are held but move together."""
     if run.priors.pose_offset and run.priors.world_from_cam:
         known = known.together()
         return replace(state, problem=measured.beside_known_poses(state.problem, known)), known
-    return replace(state, problem=measured.into_world(state.problem, known, seed=run.options.seed)), known
+    problem, agreeing = measured.into_world(state.problem, known, seed=run.options.seed)
+    given = np.isfinite(known.position_std).all(1)
+    dropped = given & ~np.isfinite(agreeing.position_std).all(1)
+    if dropped.any() and not dropped.all() and given.sum() > 2:
+        some = ", ".join(repr(run.names[frame[k]]) for k in np.flatnonzero(dropped)[:3])
+        run.progress.note(
+            f"{int(dropped.sum())} of {int(given.sum())} given positions are far from where the photos put the camera "
+            f"and are not used: {some}"
+        )
+    return replace(state, problem=problem), agreeing
 
 
 def _released(
@@ -502,8 +534,8 @@ def _check_points(run: _Run, state: Tracks, facts: Mapping[str, Any]) -> None:
 
 def _with_measured_depth(run: _Run, state: Tracks, frame: np.ndarray, *, scale: bool) -> Tracks:
     """Tracks with the depth priors sampled at their observations; `scale` fits the world to them first."""
-    if not run.priors.depth:
-        return state
+    if not run.priors.depth or (run.priors.world_from_cam and not run.priors.metric):
+        return state  # poses of unknown unit: depth gives that unit afterwards
     problem = state.problem
     if scale and not run.priors.world_from_cam:
         problem = measured.scaled_by_depth(problem, run.sensors, frame, run.frames)
@@ -550,6 +582,8 @@ def _typical_error_px(problem: Problem) -> float:
 def _adjust(state: Tracks, known: bundle.Priors, *, rough: bool = False) -> Tracks:
     """Adjusted; `rough` stops early, where the tracks change afterwards."""
     limits = {"max_iterations": 12, "tolerance": 2e-4} if rough else {"max_iterations": 40, "tolerance": 1e-5}
+    # Keypoints count as exact to one pixel here; what is known of poses has to weigh against what they really are.
+    known = known.loosened(1 / min(max(bundle.noise(state.problem, known, LOSS_PX), 0.05), 1.0))
     return Tracks(bundle.adjust(state.problem, known, loss_px=LOSS_PX, **limits).problem, state.keypoint)
 
 

@@ -197,6 +197,10 @@ def test_textureless_patch_is_doubted_and_a_depth_prior_fills_it() -> None:
     prior = [(np.where(inner, d, np.nan), 0.02) for d in scene.depths]
     with_prior, _ = scene.estimate(prior_depth=prior, options=DepthOptions(min_confidence=0.0))[0]
     assert np.nanmedian(np.abs(with_prior[inner] / 2.4 - 1)) < 0.01
+    # A deviation per pixel, here the same everywhere, means the same.
+    per_pixel = [(d, np.full(HW, std, np.float32)) for d, std in prior]
+    again, _ = scene.estimate(prior_depth=per_pixel, options=DepthOptions(min_confidence=0.0))[0]
+    np.testing.assert_array_equal(again, with_prior)
 
 
 def test_masked_pixels_are_unknown_and_lend_no_support(slanted: Rendered) -> None:

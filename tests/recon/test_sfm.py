@@ -196,6 +196,71 @@ def test_poses_of_a_sensor_beside_the_camera_give_the_world_and_its_offset(scene
     np.testing.assert_allclose(np.deg2rad(offset["turn_deg"]), [0.02, -0.05, 0.1], atol=0.004)
 
 
+def _rough_poses(frames: Frames, truth: list[Camera], turn: float, move: float) -> dict[str, torch.Tensor]:
+    rng = np.random.default_rng(5)
+    known = {}
+    for frame, camera in zip(frames, truth, strict=True):
+        error = geometry.rigid(
+            geometry.matrix_from_rotvec(torch.from_numpy(rng.normal(0, turn, 3))),
+            torch.from_numpy(rng.normal(0, move, 3)),
+        )
+        known[frame.name] = camera.world_from_cam @ error
+    return known
+
+
+def test_rough_poses_do_no_worse_than_none(scene: tuple, solved: tuple[CameraSolution, Path], tmp_path: Path):
+    frames, truth, _ = scene
+    known = _rough_poses(frames, truth, 0.02, 0.05)
+    priors = Priors(world_from_cam=known, metric=True, rotation_std_rad=0.02, position_std_m=0.05)
+    solution = _solve(frames, tmp_path / "w", priors)
+    assert solution.world_is_known
+    assert _worst_pair_deg(solution, truth) < 1.2 * _worst_pair_deg(solved[0], truth)
+    assert len(solution.observations.p_world) > 0.9 * len(solved[0].observations.p_world)
+    assert _scale(solution, truth) == pytest.approx(1, abs=0.03)
+    for i, camera in solution.cameras.items():  # in the world of the poses, as well as their mean tells
+        assert float((camera.world_from_cam[:3, 3] - truth[i].world_from_cam[:3, 3]).norm()) < 0.12
+
+
+def _positions(frames: Frames, truth: list[Camera], std: float = 0.01, **changed: torch.Tensor) -> Priors:
+    centres = {f.name: c.world_from_cam[:3, 3] for f, c in zip(frames, truth, strict=True)}
+    return Priors(position_m=centres | changed, position_m_std=dict.fromkeys(centres, std))
+
+
+def test_positions_that_contradict_the_photos_are_refused(scene: tuple, tmp_path: Path):
+    frames, truth, _ = scene
+    places = [truth[i].world_from_cam[:3, 3] * 3 for i in (4, 2, 5, 0, 3, 1)]
+    wrong = dict(zip(frames.names, places, strict=True))
+    with pytest.raises(InputError, match="do not agree with the reconstructed cameras"):
+        _solve(frames, tmp_path / "w", _positions(frames, truth, **wrong))
+
+
+def test_a_wrong_position_among_good_ones_is_left_out_and_named(
+    scene: tuple, solved: tuple[CameraSolution, Path], tmp_path: Path
+):
+    frames, truth, _ = scene
+    far = {frames[2].name: truth[2].world_from_cam[:3, 3] + 30}
+    progress = Progress()
+    solution = solve_cameras(
+        frames,
+        priors=_positions(frames, truth, **far),
+        options=ReconstructOptions(),
+        work_dir=tmp_path / "w",
+        progress=progress,
+    )
+    assert sorted(solution.cameras) == list(range(COUNT))
+    assert any(frames[2].name in note and "1 of 6" in note for note in progress.notes)
+    assert _worst_pair_deg(solution, truth) < 1.2 * _worst_pair_deg(solved[0], truth)
+    assert _scale(solution, truth) == pytest.approx(1, abs=0.005)
+
+
+def test_two_positions_do_not_bend_the_cameras(scene: tuple, solved: tuple[CameraSolution, Path], tmp_path: Path):
+    frames, truth, _ = scene
+    place = torch.tensor([100.0, -50.0, 7.0], dtype=torch.float64)
+    two = {frames[i].name: truth[i].world_from_cam[:3, 3] + place for i in (0, 5)}
+    solution = _solve(frames, tmp_path / "w", Priors(position_m=two, position_m_std=dict.fromkeys(two, 0.01)))
+    assert _worst_pair_deg(solution, truth) == pytest.approx(_worst_pair_deg(solved[0], truth), abs=1e-6)
+
+
 def test_an_offset_that_the_poses_cannot_show_is_refused(scene: tuple, tmp_path: Path):
     frames, truth, _ = scene
     known = {frames[i].name: truth[i].world_from_cam for i in (0, 1)}

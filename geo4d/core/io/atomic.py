@@ -34,6 +34,34 @@ def disk_errors(what: str, path: Path) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def full_disk_errors(path: Path) -> Iterator[None]:
+    """Turn the `OSError` of a disk that fills up during work at `path` into an `InputError`; others pass."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        with disk_errors("the files of this run", path):
+            raise
+
+
+def require_space(what: str, path: Path, needed: int) -> None:
+    """Refuse to let a library write `needed` bytes at `path` that would not say, or would crash, when the disk is full.
+
+    Raises:
+        InputError: the disk has less room than that.
+    """
+    try:
+        existing = next(p for p in (path, *path.absolute().parents) if p.exists())
+        enough = shutil.disk_usage(existing).free >= needed
+    except OSError:
+        return
+    if not enough:
+        with disk_errors(f"{what}: {needed / 1e6:.1f} MB", path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def free_space(path: Path) -> str:
     """How much room the disk of `path` (which need not exist) has, in words."""
     try:

@@ -53,7 +53,7 @@ def write_colmap(folder: Path, cameras: Mapping[str, Camera], observations: Obse
         beside.mkdir(parents=True)
         try:
             model.write_binary(beside)
-            _check_complete(beside)
+            check_complete(beside)
             folder.mkdir(exist_ok=True)
             for file in sorted(beside.iterdir()):
                 with file.open("rb+") as handle:
@@ -123,10 +123,13 @@ def _points_end(data: bytes) -> int:
     return end
 
 
-def _check_complete(folder: Path) -> None:
-    """Compare the sizes of files with what their records announce.
+def check_complete(folder: Path) -> None:
+    """Compare the sizes of the files of a binary model with what their records announce.
 
     COLMAP neither notices that the disk is full nor that a file was cut off, and may take minutes to read nonsense.
+
+    Raises:
+        InputError: a file is cut off.
     """
     for name, find_end in (("images.bin", _images_end), ("points3D.bin", _points_end)):
         data = (folder / name).read_bytes()
@@ -175,7 +178,7 @@ def read_colmap(folder: Path) -> ColmapModel:
     try:
         model = pycolmap.Reconstruction()
         if binary:
-            _check_complete(place)
+            check_complete(place)
             model.read_binary(place)
         else:
             model.read_text(place)
