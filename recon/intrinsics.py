@@ -80,6 +80,11 @@ class Sensors:
         """Whether the group's intrinsics are known for certain."""
         return self.known[group] is not None and self.known_std == 0
 
+    def known_focal(self, group: int) -> float | None:
+        """The group's focal length in pixels by what was given or by the metadata, or None."""
+        camera = self.known[group]
+        return self.focal_prior[group] if camera is None else float(camera.K[0, 0])
+
     def keypoints(self, found: Sequence[Features]) -> list[np.ndarray]:
         """Keypoints of every frame in pixels of the picture as the sensor stores it."""
         return [self._turned(f.uv_px, self.upright_hw[i], -int(self.turns[i])) for i, f in enumerate(found)]
@@ -244,10 +249,12 @@ class Sensors:
                     std[g, c] *= max(share, 1e-4) / found.sigma_px
         return replace(priors, intrinsics_std=std)
 
-    def facts(self, lens: np.ndarray, covariance: np.ndarray) -> list[dict[str, Any]]:
-        """Parts of `recon.report.IntrinsicsFacts`, per group; pixels as the sensor stores the picture."""
+    def facts(self, lens: np.ndarray, covariance: np.ndarray, placed: Sequence[int]) -> list[dict[str, Any]]:
+        """Parts of `recon.report.IntrinsicsFacts`, per group with `placed` pictures; pixels as the sensor stores
+        them.
+        """
         out = []
-        for g in range(self.count):
+        for g in sorted(set(placed)):
             std = np.sqrt(np.maximum(np.diag(covariance[g]), 0))
             prior = self.focal_prior[g]
             free = self.fixed(g)

@@ -26,6 +26,8 @@ FUNDAMENTAL_PX = 2.0
 """Threshold of the first check, in pixels of a picture of 1000 px on its longer side (scaled to the picture)."""
 
 
+LONGEST_FOCAL = 2.0
+"""In longer sides, where nothing is known: a portrait lens of 72 mm."""
 ONE_SPOT_SPREAD = 0.02
 """Largest relative difference of singular values of a rotation measured from pictures."""
 
@@ -169,23 +171,39 @@ def read_links(path: Path) -> list[Link]:
 
 
 def one_spot_share(
-    links: Sequence[Link], keypoints_px: Sequence[np.ndarray], hw: Sequence[tuple[int, int]], *, max_links: int = 60
+    links: Sequence[Link],
+    keypoints_px: Sequence[np.ndarray],
+    hw: Sequence[tuple[int, int]],
+    focal_px: Sequence[float | None],
+    *,
+    max_links: int = 60,
 ) -> float:
     """Share of links that a rotation of the camera alone explains.
 
     A homography H between two pictures taken from one spot is K2 R K1^-1, so K2^-1 H K1 has three equal singular
-    values; a plane seen from two spots does not. One focal length (in longer sides) is fitted for all links. `hw` are
-    the sizes of the pictures that the keypoints are pixels of.
+    values; a plane seen from two spots does not. One focal length (in longer sides) is fitted for all links, near those
+    that are known. A step sideways looks the more like a turn the longer the focal length is and the nearer the spots:
+    hence links of all strengths are judged, and focal lengths end at `LONGEST_FOCAL`.
+
+    Args:
+        links: verified pairs.
+        keypoints_px: of every picture.
+        hw: sizes of the pictures that the keypoints are pixels of.
+        focal_px: known focal length of every picture, or None.
+        max_links: that many, evenly from the strongest to the weakest.
     """
-    strongest = sorted(links, key=lambda k: -len(k.inliers))[:max_links]
-    homographies = [_homography(k, keypoints_px, hw) for k in strongest]
+    order = sorted(links, key=lambda k: (-len(k.inliers), k.pair))
+    chosen = [order[i] for i in np.unique(np.linspace(0, len(order) - 1, min(max_links, len(order))).astype(int))]
+    homographies = [_homography(k, keypoints_px, hw) for k in chosen]
     usable = [h for h in homographies if h is not None]
     if not usable:
         return 0.0
-    focals = np.exp(np.linspace(np.log(0.4), np.log(4.0), 161))
+    known = [f / max(size) for f, size in zip(focal_px, hw, strict=True) if f is not None]
+    low, high = (0.85 * min(known), 1.15 * max(known)) if known else (0.4, LONGEST_FOCAL)
+    focals = np.exp(np.linspace(np.log(low), np.log(high), 121))
     spreads = np.array([_spreads(np.stack(usable), focal) for focal in focals])
     best = spreads[int(np.argmin(np.median(spreads, axis=1)))]
-    return float((best < ONE_SPOT_SPREAD).sum() / len(strongest))
+    return float((best < ONE_SPOT_SPREAD).sum() / len(chosen))
 
 
 def _homography(link: Link, keypoints_px: Sequence[np.ndarray], hw: Sequence[tuple[int, int]]) -> np.ndarray | None:

@@ -241,7 +241,10 @@ def _check_links(run: _Run, keypoints: Sequence[np.ndarray], links: Sequence[Lin
             "take photos that share at least half of what they show with the next; avoid blur, glass and bare walls",
             {name: "it links with no other photo" for name in run.names},
         )
-    share = matches.one_spot_share(links, keypoints, [run.sensors.hw[g] for g in run.sensors.of_frame])
+    of_frame = run.sensors.of_frame
+    share = matches.one_spot_share(
+        links, keypoints, [run.sensors.hw[g] for g in of_frame], [run.sensors.known_focal(g) for g in of_frame]
+    )
     facts["one_spot_share"] = share
     if share >= ONE_SPOT_SHARE and not run.priors.world_from_cam:
         raise _failure(
@@ -474,9 +477,7 @@ def _careful(run: _Run, state: Tracks, known: bundle.Priors) -> bundle.Priors:
     return run.sensors.held_back(known, found, misled)
 
 
-def _placed(
-    run: _Run, state: Tracks, known: bundle.Priors, frame: np.ndarray
-) -> tuple[Tracks, bundle.Priors]:
+def _placed(run: _Run, state: Tracks, known: bundle.Priors, frame: np.ndarray) -> tuple[Tracks, bundle.Priors]:
     """The tracks in the world of what is known; poses of a sensor beside the camera are held but move together."""
     if run.priors.pose_offset and run.priors.world_from_cam:
         known = known.together()
@@ -622,7 +623,7 @@ def _solution(
         [run.sensors.upright_covariance(int(f), refined.covariance.pose[k]) for k, f in enumerate(refined.frame)]
     )
     unregistered = _reasons(run, links, set(cameras), facts)
-    facts["intrinsics"] = run.sensors.facts(problem.intrinsics, refined.covariance.intrinsics)
+    facts["intrinsics"] = run.sensors.facts(problem.intrinsics, refined.covariance.intrinsics, problem.group.tolist())
     facts["features"] = {name: len(f) for name, f in zip(run.names, found, strict=True)}
     facts["adjustment"] = {
         "observations": len(problem.point),

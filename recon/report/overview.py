@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -24,7 +25,9 @@ class Verdict:
 
 
 def verdict(facts: ReportFacts) -> Verdict:
-    """Judge the result by the share of photos used, the reprojection error and the angle at which rays meet."""
+    """Judge the result by the share of photos used, the reprojection error, the angle at which rays meet and how well
+    the focal length is known.
+    """
     failed = facts.get("failure")
     if failed:
         return Verdict("failed", "These photos could not be reconstructed", failed.get("reason") or "")
@@ -33,12 +36,15 @@ def verdict(facts: ReportFacts) -> Verdict:
     share = used / tried if tried else 1.0
     fit, fit_words = _fit(facts)
     steady, steady_words = _steadiness(facts)
-    grade = max(fit, steady, 0 if share >= 0.9 else 1 if share >= 0.5 else 2)
+    known, lens_words = _calibrated(facts)
+    grade = max(fit, steady, known, 0 if share >= 0.9 else 1 if share >= 0.5 else 2)
     headline = f"All {used} photos registered" if not missing else f"{used} of {tried} photos registered"
     if dropped:
         headline += f", {dropped} left out"
     level: tuple[Level, ...] = ("good", "fair", "poor")
-    return Verdict(level[grade], headline, " ".join(filter(None, [fit_words, steady_words, _scale_words(facts)])))
+    return Verdict(
+        level[grade], headline, " ".join(filter(None, [fit_words, steady_words, lens_words, _scale_words(facts)]))
+    )
 
 
 def _count(facts: ReportFacts, status: str) -> int:
@@ -69,6 +75,18 @@ def _steadiness(facts: ReportFacts) -> tuple[int, str]:
         return 0, ""
     words = f"The photos were taken close to each other (rays meet at {number(angle, 2)}°)"
     return (1, f"{words}, so depth is less certain.") if angle >= 1 else (2, f"{words}: depth is uncertain.")
+
+
+def _calibrated(facts: ReportFacts) -> tuple[int, str]:
+    """Whether the photos, or what was given, fix the focal length: 0 yes, 1 barely, 2 no. It stretches all depth."""
+    doubts = [
+        (s.get("focal_std_px") or 0.0) / s["focal_px"][0] for s in facts.get("intrinsics") or [] if s.get("focal_px")
+    ]
+    doubt = max(doubts, default=0.0)
+    if not math.isfinite(doubt) or doubt <= 0.05:
+        return 0, ""
+    words = f"The focal length is uncertain by {html.percent(doubt)}, and depth with it: take photos from all round"
+    return (1 if doubt <= 0.15 else 2), f"{words}, or give --intrinsics."
 
 
 def _scale_words(facts: ReportFacts) -> str:

@@ -461,8 +461,37 @@ def test_verdict_follows_the_worst_of_its_criteria() -> None:
     assert judged(50, 0, 2.0, 20) == "fair"
     assert judged(50, 0, 0.6, 0.5) == "poor"
     assert judged(50, 0, 0.9, 20, hw=(480, 640)) == "fair"  # the same pixels are worse in a smaller picture
+    for std_px, level in ((40.0, "good"), (100.0, "fair"), (300.0, "poor")):  # of 1000
+        vague: Any = {
+            "photos": [{"name": "a", "status": "used"}],
+            "intrinsics": [{"focal_px": [1000.0, 1000.0], "focal_std_px": std_px}],
+        }
+        assert verdict(vague).level == level
+        assert ("focal length is uncertain" in verdict(vague).detail) == (level != "good")
     relative: Any = {"photos": [{"name": "a", "status": "used"}], "scale": {"kind": "relative"}}
     assert "no unit" in verdict(relative).detail
+
+
+def test_the_page_tells_what_the_adjustment_found(tmp_path: Path) -> None:
+    facts = facts_from_scene(make_scene([0, 20, 40, 60]))
+    assert "only turns" not in page_of(tmp_path, facts).text
+    facts["one_spot_share"] = 0.25
+    facts["scale"] = {"kind": "metric"}
+    facts["adjustment"] = {
+        "noise_px": 0.31,
+        "keypoints": {"used": True, "aligned": 0.83, "median_px_before": 0.4, "median_px_after": 0.25},
+        "pose_offset": {"shift": [0.05, -0.08, 0.3], "turn_deg": [3.0, 0.0, 4.0]},
+    }
+    page = page_of(tmp_path, facts).text
+    for text in (
+        "25\u00a0% of the linked pairs",
+        "0.31\u00a0px",
+        "83\u00a0%",
+        "0.40 → 0.25",
+        "turned 5.0°",
+        "30.0\u00a0cm",
+    ):
+        assert text in page, text
 
 
 def test_only_outliers_are_called_weak(tmp_path: Path) -> None:
