@@ -1,4 +1,4 @@
-"""What each part of the camera solver is worth: accuracy on the photos of benchmarks/cameras.py with that part left out.
+"""What each part of the camera solver is worth: accuracy on the photos of benchmarks/cameras.py without it.
 
     python benchmarks/ablation.py [--sets fox,herz_jesus_p8]
 

@@ -19,23 +19,25 @@ from typing import Any
 
 import numpy as np
 
-from geo4d.core.errors import InputError, ReconstructionError
+from geo4d.core.errors import Geo4DError, InputError, ReconstructionError
 from geo4d.core.io import atomic
 from geo4d.core.io.decoding import decode, read_header
 from geo4d.core.io.export import EXPORTS, export_scene
-from geo4d.core.io.frames import load_frames
+from geo4d.core.io.frames import load_frames, source_files
 from geo4d.core.io.ply import write_mesh
 from geo4d.core.io.scene import MARKER, load_scene, package_version, write_scene_files
 from geo4d.core.progress import Progress
-from geo4d.core.types import Frames, Scene
+from geo4d.core.types import Camera, Frames, Scene
 from recon import report
 from recon.api import CAMERAS, check_request, reconstruct
-from recon.captures import load_capture, recognise_capture
+from recon.captures import MAX_FRAMES, capture_files, load_capture, merge_priors, recognise_capture
 from recon.options import ReconstructOptions
 from recon.priors import Priors, read_priors
 
 STAGES = "work"
 """Folder in a partial scene where finished stages wait for the next; it is not part of the scene."""
+FAILED_MARKER = "geo4d.json"
+"""Shows that the folder of a failed run is geo4d's."""
 
 
 @dataclass(frozen=True)
@@ -97,20 +99,21 @@ def reconstruct_folder(
         ReconstructionError: no scene; `out`.failed/report.html shows which photos link.
     """
     options, progress, start = options or ReconstructOptions(), progress or Progress(), time.perf_counter()
-    check_request(backend, options)
+    check_request(backend, options, max_frames=max_frames)
     atomic.check_replaceable(out, overwrite=overwrite, marker=MARKER)
+    atomic.check_replaceable(_failed_folder(out), overwrite=True, marker=FAILED_MARKER)
     with _partial(out, resume, progress) as partial:
         work = partial / STAGES
         inputs = _Inputs(source, priors or PriorPaths(), masks, max_frames, keep_all, keep_gps)
         frames, known = inputs.load(work / "video", progress)
-        # Scale comes last and is cheap: stages may be used again when only its sources change.
-        settings = [asdict(replace(options, scale=())), asdict(inputs), backend]
-        _check_same_run(work / "run.json", frames, settings, resume, progress)
-        run = _run_facts(command, options, start)
+        _check_same_run(work, _fingerprint(inputs, frames, known, options, backend), progress)
+        times = _Times.of(work / "seconds.json", start)
+        run = _run_facts(command, options, times)
         try:
-            scene = reconstruct(
-                frames, backend=backend, priors=known, options=options, work_dir=work, progress=progress
-            )
+            with times.kept(progress):
+                scene = reconstruct(
+                    frames, backend=backend, priors=known, options=options, work_dir=work, progress=progress
+                )
         except ReconstructionError as error:
             raise _with_failure_report(error, source, out, frames, run(progress), progress) from error
         with progress.stage("writing the scene"):
@@ -122,7 +125,7 @@ def reconstruct_folder(
             )
             shutil.rmtree(work)
         atomic.commit_folder(partial, out, overwrite=overwrite)
-    shutil.rmtree(_failed_folder(out), ignore_errors=True)  # of an earlier attempt
+    _forget_failure(out)
     return _summary(scene, out, time.perf_counter() - start)
 
 
@@ -138,26 +141,111 @@ class _Inputs:
     def load(self, video_dir: Path, progress: Progress) -> tuple[Frames, Priors]:
         given = self.priors.read(progress)
         if recognise_capture(self.source) is not None:
-            frames, known = load_capture(self.source, max_frames=self.max_frames or 150, progress=progress)
-            return frames, known if given.empty else given
+            self._check_for_capture()
+            frames, measured = load_capture(self.source, max_frames=self.max_frames or MAX_FRAMES, progress=progress)
+            return frames, merge_priors(given, measured, progress=progress)
         frames = load_frames(
             self.source, masks=self.masks, keep_all=self.keep_all, keep_gps=self.keep_gps,
             max_frames=self.max_frames, cache_dir=video_dir, progress=progress,
         )  # fmt: skip
         return frames, given
 
+    def _check_for_capture(self) -> None:
+        options = {"--masks": self.masks is not None, "--keep-all": self.keep_all, "--keep-gps": self.keep_gps}
+        found = [name for name, given in options.items() if given]
+        if found:
+            raise InputError(
+                "these options cannot be given with a phone capture", found=", ".join(found),
+                accepted="a capture is used without masks, its pictures are chosen by motion alone (--max-frames),"
+                " and it holds no GPS positions",
+                hint=f"leave out {' and '.join(found)}, or give a folder of photos",
+            )  # fmt: skip
 
-def _check_same_run(path: Path, frames: Frames, settings: list[Any], resume: bool, progress: Progress) -> None:
-    """Finished stages may be used again only for the same photos and settings; else they are deleted."""
+    def files(self) -> list[Path]:
+        """The files whose content decides what the pictures show."""
+        if recognise_capture(self.source) is not None:
+            return capture_files(self.source)
+        masks = [] if self.masks is None else sorted(p for p in self.masks.expanduser().rglob("*") if p.is_file())
+        return [*source_files(self.source), *masks]
+
+
+def _fingerprint(inputs: _Inputs, frames: Frames, known: Priors, options: ReconstructOptions, backend: str) -> str:
+    """Of everything that the stages from the pictures to the mapping depend on.
+
+    Not of what enters later: sources of scale, positions and measured depth. The depth stage knows by itself which
+    cameras and measurements it was made for.
+    """
     described = [[f.name, f.hw, f.time_s, f.sensor, f.quarter_turns] for f in frames]
-    text = json.dumps([described, settings, package_version()], default=str)
-    fingerprint = hashlib.sha256(text.encode()).hexdigest()
-    if resume and path.exists() and atomic.read_json(path, "a partial scene").get("fingerprint") != fingerprint:
+    contents = [[p.name, _digest(p)] for p in inputs.files()]
+    settings = [asdict(replace(options, scale=(), threads=None)), inputs.max_frames, inputs.keep_all, backend]
+    lenses = {n: [c.hw, c.K.tolist(), _lens(c)] for n, c in sorted(known.intrinsics.items())}
+    poses = {n: p.tolist() for n, p in sorted(known.world_from_cam.items())}
+    firmness = [known.focal_relative_std, known.rotation_std_rad, known.position_std_m, known.pose_offset, known.metric]
+    text = json.dumps([described, contents, settings, lenses, poses, firmness, package_version()])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _lens(camera: Camera) -> list[Any]:
+    return [] if camera.distortion is None else [camera.distortion.model, camera.distortion.params.tolist()]
+
+
+def _digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        return str(error.errno)  # unreadable photos are left out
+
+
+def _check_same_run(work: Path, fingerprint: str, progress: Progress) -> None:
+    """Finished stages may be used again only for the same pictures and settings; else they are deleted."""
+    path = work / "run.json"
+    before = atomic.read_json(path, "a partial scene").get("fingerprint") if path.exists() else None
+    stages = [entry for entry in work.iterdir() if entry not in (path, work / "video")]
+    if before != fingerprint and stages:
         progress.note("the partial scene was made from other photos or settings: starting anew")
-        for entry in path.parent.iterdir():
-            if entry.name != "video":
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        path.unlink(missing_ok=True)  # first: what a kill leaves must not count as finished
+        for entry in stages:
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     atomic.write_json(path, {"fingerprint": fingerprint})
+
+
+@dataclass(frozen=True)
+class _Times:
+    """Seconds of every stage, of this run and of those that it goes on with; kept in the partial folder."""
+
+    path: Path
+    start: float
+    earlier: dict[str, float]
+    earlier_total: float
+
+    @staticmethod
+    def of(path: Path, start: float) -> _Times:
+        stored: dict[str, Any] = atomic.read_json(path, "times") if path.exists() else {}
+        return _Times(path, start, dict(stored.get("stages") or {}), float(stored.get("total") or 0.0))
+
+    @property
+    def total(self) -> float:
+        return self.earlier_total + time.perf_counter() - self.start
+
+    def stages(self, progress: Progress) -> dict[str, float]:
+        names = [*self.earlier, *(n for n in progress.seconds if n not in self.earlier)]
+        return {n: self.earlier.get(n, 0.0) + progress.seconds.get(n, 0.0) for n in names}
+
+    @contextmanager
+    def kept(self, progress: Progress) -> Iterator[None]:
+        """Write them after every stage: a kill comes unannounced."""
+
+        def write() -> None:
+            with suppress(InputError):  # times are not worth the run; whoever needs the disk says that it is full
+                atomic.write_json(self.path, {"stages": self.stages(progress), "total": self.total})
+
+        write()
+        progress.after_stage = write
+        try:
+            yield
+        finally:
+            progress.after_stage = lambda: None
 
 
 def _title(source: str) -> str:
@@ -184,12 +272,11 @@ def _thumbnails(frames: Frames, source: str) -> dict[str, np.ndarray]:
 
 
 def _run_facts(
-    command: Sequence[str], options: ReconstructOptions, start: float
+    command: Sequence[str], options: ReconstructOptions, times: _Times
 ) -> Callable[[Progress], dict[str, Any]]:
     """How the result was made, as far as it is known when asked."""
 
     def now(progress: Progress) -> dict[str, Any]:
-        seconds = dict(progress.seconds)
         # Linux counts the peak in KiB, macOS in bytes.
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 if sys.platform == "darwin" else 1 / 1024)
         return {
@@ -197,8 +284,8 @@ def _run_facts(
             "options": {**asdict(options), "scale": list(options.scale)},
             "versions": {"geo4d": package_version(), "python": platform.python_version()},
             "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-            "seconds": seconds,
-            "total_seconds": time.perf_counter() - start,
+            "seconds": times.stages(progress),
+            "total_seconds": times.total,
             "peak_memory_mb": peak / 2**20,
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
@@ -209,52 +296,34 @@ def _run_facts(
 @contextmanager
 def _partial(out: Path, resume: bool, progress: Progress) -> Iterator[Path]:
     """The partial folder; kept after an interruption or an error when finished stages can be used again."""
-    partial = atomic.partial_folder(out)
-    if partial.exists() and not resume:
-        progress.note(f"{partial.name} of an interrupted run is deleted (--resume would have gone on with it)")
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True, exist_ok=True)
-    (partial / STAGES).mkdir(exist_ok=True)
-    with _locked(partial / STAGES / "lock", out):
+    interrupted = (atomic.partial_folder(out) / STAGES).is_dir()
+    with atomic.held_partial(out, resume=resume) as partial:
+        if interrupted and not resume:
+            progress.note(f"{partial.name} of an interrupted run is deleted (--resume would have gone on with it)")
         try:
-            yield partial
-        except (InputError, ReconstructionError) as error:
-            if isinstance(error, InputError) and (partial / STAGES / CAMERAS).is_dir():
+            with atomic.full_disk_errors(partial):
+                (partial / STAGES).mkdir(exist_ok=True)
+                yield partial
+        except Geo4DError as error:
+            if not isinstance(error, ReconstructionError) and (partial / STAGES / CAMERAS).is_dir():
                 progress.note("the cameras found so far are kept: mend the command and add --resume")
             else:
                 shutil.rmtree(partial, ignore_errors=True)
             raise
 
 
-@contextmanager
-def _locked(lock: Path, out: Path) -> Iterator[None]:
-    """One run at a time per output; the lock of a process that is gone is taken over."""
-    if lock.exists():
-        text = lock.read_text()
-        if text.isdigit() and int(text) != os.getpid() and _runs(int(text)):
-            raise InputError(
-                f"another run is writing {str(out)!r}", found=f"process {text}", accepted="one run per output folder",
-                hint="wait for it, or choose another output folder",
-            )  # fmt: skip
-    lock.write_text(str(os.getpid()))
-    try:
-        yield
-    finally:
-        lock.unlink(missing_ok=True)
-
-
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
 def _failed_folder(out: Path) -> Path:
     return out.resolve().with_name(out.resolve().name + ".failed")
+
+
+def _forget_failure(out: Path) -> None:
+    """Delete the report of an earlier attempt, and nothing else that may lie beside it by now."""
+    folder = _failed_folder(out)
+    if (folder / FAILED_MARKER).is_file():
+        for name in ("report.html", FAILED_MARKER):
+            (folder / name).unlink(missing_ok=True)
+        with suppress(OSError):  # something of the user's is in it
+            folder.rmdir()
 
 
 def _with_failure_report(
@@ -262,7 +331,7 @@ def _with_failure_report(
 ) -> ReconstructionError:
     """Write what is known into `out`.failed/report.html and say so in the error."""
     folder = _failed_folder(out)
-    folder.mkdir(parents=True, exist_ok=True)
+    atomic.write_json(folder / FAILED_MARKER, {"format": "geo4d-failure", "version": 1})
     facts: Any = {
         "failure": {"reason": error.asked, "details": [t for t in (error.found, error.accepted) if t]},
         **error.evidence,

@@ -52,6 +52,7 @@ class Backend:
     """The extra of geo4d that it needs."""
 
 
+MAPPERS = ("auto", "incremental", "global")
 CAMERAS, DEPTH = "cameras", "depth"
 """Folders of finished stages in a work folder."""
 
@@ -89,6 +90,7 @@ def reconstruct(
         ReconstructionError: the pictures do not link to one scene; its `evidence` is a `recon.report.ReportFacts`.
     """
     options, progress = options or ReconstructOptions(), progress or Progress()
+    check_request(backend, options)
     solve = _backend(backend)
     specs = scale_specs(options)
     _check_frames(frames)
@@ -111,10 +113,34 @@ def reconstruct(
         return _with_report(scene, frames, solution, scale_facts)
 
 
-def check_request(backend: str, options: ReconstructOptions) -> None:
+SMALLEST_PX = 32
+"""A picture with a shorter longer side shows nothing that could be matched."""
+
+
+def check_request(backend: str, options: ReconstructOptions, *, max_frames: int | None = None) -> None:
     """Raise `InputError` for what can be seen to be wrong before any photo is read."""
     _backend(backend)
     scale_specs(options)
+    _check_number("image-size", options.image_size, SMALLEST_PX, "pixels (0 = as photographed)", also=0)
+    _check_number("depth-size", options.depth_size, SMALLEST_PX, "pixels", instead="--no-dense makes no depth")
+    _check_number("feature-size", options.feature_size, SMALLEST_PX, "pixels")
+    _check_number("threads", options.threads, 1, "threads", instead="leave it out to use all processors")
+    _check_number("max-frames", max_frames, 2, "frames", instead="leave it out for the usual number")
+    _check_number("seed", options.seed, 0, "as a seed")
+    if options.mapper not in MAPPERS:
+        raise InputError("unknown mapper", found=repr(options.mapper), accepted=", ".join(MAPPERS),
+                         hint="leave it out: auto decides by evidence")  # fmt: skip
+
+
+def _check_number(
+    option: str, value: int | None, least: int, what: str, *, also: int | None = None, instead: str = ""
+) -> None:
+    if value is None or value == also or value >= least:
+        return
+    raise InputError(
+        f"cannot use --{option} {value}", found=str(value), accepted=f"a whole number of at least {least} {what}",
+        hint=instead or f"leave out --{option} for the usual value",
+    )  # fmt: skip
 
 
 def scale_specs(options: ReconstructOptions) -> list[MarkerSpec | DistanceSpec]:

@@ -14,7 +14,7 @@ import json
 import re
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,12 +30,20 @@ from geo4d.core.types import Camera, DepthPrior, Frame, Frames, PhotoInfo
 from recon.capture_video import VideoFrames
 from recon.priors import Priors
 
+MAX_FRAMES = 150
+"""So many pictures reconstruct in reasonable time."""
 _LIDAR_RELATIVE_STD = 0.02
 _LIDAR_RANGE_M = 5.0
 """Beyond it the depth images hold what a network guessed."""
 _ROTATION_STD_RAD = 0.01
 _POSITION_STD_M = 0.02
 _FOCAL_RELATIVE_STD = 0.005
+_FILES = {
+    "record3d": ("metadata", "metadata.json", "rgb/*", "rgbd/*", "depth/*"),
+    "polycam": ("keyframes/*/*",),
+    "stray": ("rgb.mp4", "odometry.csv", "camera_matrix.csv", "depth/*", "confidence/*"),
+}
+"""What the readers below look at, by app."""
 
 
 class _Files(Protocol):
@@ -99,8 +107,17 @@ def recognise_capture(path: str | Path) -> str | None:
     return None
 
 
+def capture_files(path: str | Path) -> list[Path]:
+    """The files of a capture that decide what its pictures show and where they were taken, sorted."""
+    path = Path(path)
+    if path.is_file():
+        return [path]
+    patterns = _FILES.get(recognise_capture(path) or "", ())
+    return sorted({p for pattern in patterns for p in path.glob(pattern) if p.is_file()})
+
+
 def load_capture(
-    path: str | Path, *, depth: bool = True, max_frames: int | None = 150, progress: Progress | None = None
+    path: str | Path, *, depth: bool = True, max_frames: int | None = MAX_FRAMES, progress: Progress | None = None
 ) -> tuple[Frames, Priors]:
     """Frames of a phone capture, and its poses, intrinsics and depth as priors by frame name.
 
@@ -114,10 +131,12 @@ def load_capture(
         progress: is told what was left out.
 
     Raises:
-        InputError: not a capture, or a damaged one.
+        InputError: not a capture, a damaged one, or fewer than two frames were asked for.
         MissingDependencyError: the package that reads the depth images is not installed.
     """
     progress = progress or Progress()
+    if max_frames is not None and max_frames < 2:
+        raise InputError("cannot work with so few frames", found=f"max_frames = {max_frames}", accepted="2 or more")
     path = Path(path)
     app = recognise_capture(path)
     if app is None:
@@ -158,6 +177,30 @@ def _priors(frames: Frames, cameras: Sequence[Camera], progress: Progress) -> Pr
         pose_hw={n: f.hw for n, f in zip(names, frames, strict=True)} if poses else {},
         metric=True,
         depth={f.name: f.depth for f in frames if f.depth is not None},
+    )
+
+
+def merge_priors(given: Priors, capture: Priors, *, progress: Progress | None = None) -> Priors:
+    """What is known of a capture's pictures, field by field: what the user gives wins, the capture fills the rest.
+
+    Deviations that the user gives without values are those of the capture's values. Positions that the user gives
+    place the scene in another world than the capture's poses do: those are left out then, and `progress` is told.
+    """
+    progress = progress or Progress()
+    poses = given if given.world_from_cam else capture
+    if given.position_m and poses is capture and capture.world_from_cam:
+        progress.note("positions are given: the capture's own poses are not used, its intrinsics and depth are")
+        poses = Priors()
+    return replace(
+        given,
+        intrinsics=given.intrinsics or capture.intrinsics,
+        focal_relative_std=given.focal_relative_std or (0.0 if given.intrinsics else capture.focal_relative_std),
+        world_from_cam=poses.world_from_cam,
+        rotation_std_rad=given.rotation_std_rad or poses.rotation_std_rad,
+        position_std_m=given.position_std_m or poses.position_std_m,
+        pose_hw=poses.pose_hw,
+        metric=poses.metric,
+        depth=given.depth or capture.depth,
     )
 
 

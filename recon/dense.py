@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,13 @@ def dense_depth(
         scene: cameras, working pictures and sparse points.
         priors: measured depth images join the search, with their deviation.
         options: size, threads.
-        work_dir: the result is kept here, and taken from here when it is there already, for these cameras.
+        work_dir: the result is kept here, and taken from here when it is there already, for these cameras and
+            measurements. That the pictures are the same is the caller's matter.
         progress: hears of the stages.
     """
     cameras = [c.resize(pictures.fit_hw(c.hw, options.depth_size)) for c in scene.camera]
-    if (work_dir / "done").exists() and _made_for(work_dir, cameras):
+    stamp = _stamp(scene, priors)
+    if (work_dir / "done").exists() and _made_for(work_dir, cameras, stamp):
         return _load(work_dir, len(scene.frames))
     images, valid = [], []
     for frame, camera in zip(scene.frames, cameras, strict=True):
@@ -54,7 +57,7 @@ def dense_depth(
         options=DepthOptions(threads=options.num_threads),
         progress=progress,
     )
-    _save(work_dir, results, cameras)
+    _save(work_dir, results, cameras, stamp)
     return [torch.from_numpy(d) for d, _ in results], [torch.from_numpy(c) for _, c in results]
 
 
@@ -77,7 +80,7 @@ def _measured(
     return measured
 
 
-def _save(folder: Path, results: list[tuple[np.ndarray, np.ndarray]], cameras: list[Camera]) -> None:
+def _save(folder: Path, results: list[tuple[np.ndarray, np.ndarray]], cameras: list[Camera], stamp: str) -> None:
     """Under another name first: a stage is finished or absent."""
     partial = folder.with_name(folder.name + ".part")
     shutil.rmtree(partial, ignore_errors=True)
@@ -85,7 +88,7 @@ def _save(folder: Path, results: list[tuple[np.ndarray, np.ndarray]], cameras: l
     for i, (depth, confidence) in enumerate(results):
         np.savez(partial / f"{i}.npz", depth=depth, confidence=confidence)
     np.save(partial / "cameras.npy", _rows(cameras))
-    (partial / "done").touch()
+    (partial / "done").write_text(stamp)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
 
@@ -96,8 +99,23 @@ def _rows(cameras: list[Camera]) -> np.ndarray:
     return torch.cat([K, torch.stack([c.world_from_cam for c in cameras])], 1).numpy()
 
 
-def _made_for(folder: Path, cameras: list[Camera]) -> bool:
+def _stamp(scene: Scene, priors: Priors) -> str:
+    """Of the measured depth images that join the search, and of whether they are in the scene's unit."""
+    known = hashlib.sha256(str(bool(priors.metric and priors.world_from_cam)).encode())
+    for frame in scene.frames:
+        if frame.name in priors.depth:
+            prior = priors.depth[frame.name]()
+            std = torch.as_tensor(prior.relative_std)
+            known.update(repr((frame.name, tuple(prior.depth_m.shape), tuple(std.shape))).encode())
+            for values in (prior.depth_m, prior.K, prior.depthcam_from_cam, std):
+                known.update(np.ascontiguousarray(values.numpy()).tobytes())
+    return known.hexdigest()
+
+
+def _made_for(folder: Path, cameras: list[Camera], stamp: str) -> bool:
     """Whether depth was made for these cameras: mended positions or poses put them, and all lengths, elsewhere."""
+    if (folder / "done").read_text() != stamp:
+        return False
     stored, now = np.load(folder / "cameras.npy"), _rows(cameras)
     return stored.shape == now.shape and np.allclose(stored, now, rtol=1e-6, atol=1e-9)
 

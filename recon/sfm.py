@@ -296,7 +296,7 @@ def _mapping(
 def _mapped(
     run: _Run, links: Sequence[Link], facts: Mapping[str, Any]
 ) -> tuple[pycolmap.Reconstruction, dict[str, Any]]:
-    """From exact poses where they are given; from the photos alone, where these suffice, if poses are only roughly known.
+    """From exact poses where they are given; from the photos alone, where these suffice, if poses are rough.
 
     Points that are triangulated from poses with errors are lost to the thresholds in pixels.
     """

@@ -23,6 +23,7 @@ class Progress:
         """Start with no stages."""
         self.seconds: dict[str, float] = {}
         self.notes: list[str] = []
+        self.after_stage: Callable[[], None] = lambda: None
 
     @contextmanager
     def stage(self, name: str, total: int | None = None) -> Iterator[Callable[[], None]]:
@@ -33,6 +34,7 @@ class Progress:
                 yield advance
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            self.after_stage()
 
     def note(self, text: str) -> None:
         """Tell the user one line that they should know (a dropped photo and why); kept for the report."""

@@ -4,11 +4,15 @@ The wheel of pycolmap exports the functions of the zlib that it contains. Python
 functions at the first call; bound after pycolmap was loaded, some come from one library and some from the other, and
 the process dies with "free(): invalid pointer" (seen with 4.2.1, e.g. when Numba writes its cache). So they are called
 once before; where a program imported pycolmap itself, and first, it is too late: calling them would be what kills it.
+
+pycolmap also takes SIGTERM for itself, to print a C++ stack trace and die; whoever handled it before gets it back.
 """
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 import zlib
 
 
@@ -29,6 +33,12 @@ def _bind_zlib() -> None:
 if "pycolmap" not in sys.modules:
     _bind_zlib()
 
+_on_sigterm = signal.getsignal(signal.SIGTERM)
+
 import pycolmap  # noqa: E402
+
+# Python lets the main thread alone do this; None: the handler was not Python's and is unknown.
+if _on_sigterm is not None and threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGTERM, _on_sigterm)
 
 __all__ = ["pycolmap"]

@@ -412,7 +412,7 @@ class Scene:
         """
         depth = self.depth[index]
         if depth is None:
-            raise InputError(f"frame {self.frames[index].name!r} has no depth", hint="reconstruct without --no-depth")
+            raise InputError(f"frame {self.frames[index].name!r} has no depth", hint="reconstruct without --no-dense")
         return self.camera[index].resize((depth.shape[0], depth.shape[1]))
 
     def pointmap(self, index: int) -> Float64[Tensor, "h w 3"]:

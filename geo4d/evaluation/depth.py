@@ -62,7 +62,7 @@ def evaluate_depth(
     with_depth = {f.name: i for i, f in enumerate(scene.frames) if scene.depth[i] is not None}
     if not with_depth:
         raise InputError(
-            "cannot evaluate depth", found="no frame of the scene has depth", hint="reconstruct it without --no-depth"
+            "cannot evaluate depth", found="no frame of the scene has depth", hint="reconstruct it without --no-dense"
         )
     matches = match_names(maps, with_depth)
     if not matches:

@@ -79,10 +79,8 @@ def _steadiness(facts: ReportFacts) -> tuple[int, str]:
 
 def _calibrated(facts: ReportFacts) -> tuple[int, str]:
     """Whether the photos, or what was given, fix the focal length: 0 yes, 1 barely, 2 no. It stretches all depth."""
-    doubts = [
-        (s.get("focal_std_px") or 0.0) / s["focal_px"][0] for s in facts.get("intrinsics") or [] if s.get("focal_px")
-    ]
-    doubt = max(doubts, default=0.0)
+    lenses = [(s.get("focal_px") or [1.0], s.get("focal_std_px") or 0.0) for s in facts.get("intrinsics") or []]
+    doubt = max((std / focal[0] for focal, std in lenses), default=0.0)
     if not math.isfinite(doubt) or doubt <= 0.05:
         return 0, ""
     words = f"The focal length is uncertain by {html.percent(doubt)}, and depth with it: take photos from all round"

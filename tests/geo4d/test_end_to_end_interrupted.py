@@ -22,6 +22,7 @@ import pytest
 import torch
 
 from geo4d.core import metrics
+from geo4d.core.io import atomic
 from geo4d.core.io.nerfstudio import read_transforms
 from geo4d.core.io.scene import load_scene
 
@@ -201,17 +202,16 @@ def test_a_killed_replacement_leaves_the_old_scene_and_goes_on(
 
 def test_one_run_at_a_time(walk: Path, old_scene: Path, geo4d: Any) -> None:
     """A second run for the same place waits for no one and destroys nothing, with --resume or without."""
-    partial = old_scene.with_name("scene.partial")
-    (partial / "work").mkdir(parents=True)
-    (partial / "work/features.npz").write_bytes(b"of the first run")
-    (partial / "work/lock").write_text(str(os.getppid()))  # a process that runs
-    before = contents(old_scene.parent)
-    for option in ("--resume", "--overwrite"):
-        done = geo4d("reconstruct", walk / "images", "-o", old_scene, "--no-dense", "--overwrite", option)
-        assert done.code == 2
-        assert f"found: process {os.getppid()}" in done.stderr
-        assert "next: wait for it" in done.stderr
-        assert contents(old_scene.parent) == before, option
+    with atomic.held_partial(old_scene) as partial:
+        (partial / "work").mkdir()
+        (partial / "work/features.npz").write_bytes(b"of the first run")
+        before = contents(old_scene.parent)
+        for option in ("--resume", "--overwrite"):
+            done = geo4d("reconstruct", walk / "images", "-o", old_scene, "--no-dense", "--overwrite", option)
+            assert done.code == 2
+            assert f"found: process {os.getpid()}" in done.stderr
+            assert "next: wait for it" in done.stderr
+            assert contents(old_scene.parent) == before, option
 
 
 def test_an_output_where_nothing_can_be_written(walk: Path, geo4d: Any, tmp_path: Path) -> None:

@@ -15,6 +15,9 @@ from typing import Any
 
 from geo4d.core.errors import InputError
 
+PARTIAL_MARKER = "geo4d-partial.json"
+"""In a partial folder: shows that geo4d made it, and so may delete it; locked by the run that works there."""
+
 FULL = (errno.ENOSPC, errno.EDQUOT) if hasattr(errno, "EDQUOT") else (errno.ENOSPC,)
 
 
@@ -205,26 +208,103 @@ def check_replaceable(final: Path, *, overwrite: bool, marker: str) -> None:
         )
 
 
+def check_partial(final: Path) -> None:
+    """Refuse to go on in, or to delete, a partial folder that geo4d did not make.
+
+    Raises:
+        InputError: there is one.
+    """
+    partial = partial_folder(final)
+    if not partial.exists() and not partial.is_symlink():
+        return
+    if not (partial.is_dir() and (not any(partial.iterdir()) or (partial / PARTIAL_MARKER).is_file())):
+        raise InputError(
+            f"will not work in {str(partial)!r}",
+            found=f"a {'folder' if partial.is_dir() else 'file'} that geo4d did not make, where the work for"
+            f" {final.name!r} would happen",
+            accepted=f"nothing there, or the {PARTIAL_MARKER} of an interrupted run in it",
+            hint="move it away, or choose another output folder",
+        )
+
+
+@contextmanager
+def held_partial(final: Path, *, resume: bool = False) -> Iterator[Path]:
+    """The partial folder of `final`, which no other process works in meanwhile; emptied unless `resume`.
+
+    It is held by a lock on its marker, which ends with the process however that dies.
+
+    Raises:
+        InputError: another run holds it, geo4d did not make it, or the disk refuses.
+    """
+    check_partial(final)
+    partial = partial_folder(final)
+    with disk_errors("a folder", partial):
+        handle = _lock(partial, final)
+    try:
+        with disk_errors("a folder", partial):
+            _mark(handle)
+            for entry in [] if resume else sorted(partial.iterdir()):
+                if entry.name != PARTIAL_MARKER:
+                    shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+        yield partial
+    finally:
+        os.close(handle)
+
+
+def _lock(partial: Path, final: Path) -> int:
+    """Lock the marker of a partial folder, made where it is missing; the lock lasts until the handle is closed."""
+    while True:
+        partial.mkdir(parents=True, exist_ok=True)
+        handle = os.open(partial / PARTIAL_MARKER, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            _flock(handle)
+            found = (partial / PARTIAL_MARKER).stat()
+        except BlockingIOError:
+            holder = os.pread(handle, 1000, 0)
+            os.close(handle)
+            raise _in_use(final, holder) from None
+        except FileNotFoundError:  # the run that held it has just finished
+            found = None
+        if found is not None and found.st_ino == os.fstat(handle).st_ino:
+            return handle
+        os.close(handle)
+
+
+def _flock(handle: int) -> None:
+    """Raises `BlockingIOError` where another has the lock; does nothing on disks without locks."""
+    if os.name == "nt":
+        return
+    import fcntl
+
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            raise BlockingIOError from error
+
+
+def _mark(handle: int) -> None:
+    """In place: a renamed file would not be the locked one."""
+    text = json.dumps({"format": "geo4d-partial", "version": 1, "process": os.getpid()})
+    os.ftruncate(handle, 0)
+    os.write(handle, text.encode())
+
+
+def _in_use(final: Path, holder: bytes) -> InputError:
+    process = re.search(rb'"process": (\d+)', holder)
+    return InputError(
+        f"another run is writing {str(final)!r}",
+        found=f"process {process[1].decode()}" if process else "a process that has just started",
+        accepted="one run per output folder",
+        hint="wait for it, or choose another output folder",
+    )
+
+
 def _is_ours(marker: Path) -> bool:
     try:
         return str(read_json(marker, "a marker").get("format", "")).startswith("geo4d-")
     except InputError:
         return False
-
-
-def start_folder(final: Path, *, overwrite: bool, marker: str) -> Path:
-    """An empty partial folder for `final`; what an earlier run left in it is deleted.
-
-    Raises:
-        InputError: as `check_replaceable`.
-    """
-    check_replaceable(final, overwrite=overwrite, marker=marker)
-    partial = partial_folder(final)
-    with disk_errors("a folder", partial):
-        if partial.exists():
-            shutil.rmtree(partial)
-        partial.mkdir(parents=True)
-    return partial
 
 
 def commit_folder(partial: Path, final: Path, *, overwrite: bool = False, marker: str = "scene.json") -> None:
@@ -250,6 +330,7 @@ def commit_folder(partial: Path, final: Path, *, overwrite: bool = False, marker
             if aside.exists() and not place.exists():
                 aside.rename(place)
             raise
+        (place / PARTIAL_MARKER).unlink(missing_ok=True)  # not before: a kill would leave a folder that is nobody's
         _sync_folder(place.parent)
         if aside.exists():
             shutil.rmtree(aside)
@@ -271,12 +352,13 @@ def whole_folder(final: Path, *, overwrite: bool, marker: str) -> Iterator[Path]
     """Give a partial folder to fill; it becomes `final` at the end, and is deleted if the body raises.
 
     Raises:
-        InputError: as `check_replaceable`, or the disk refuses.
+        InputError: as `check_replaceable` and `held_partial`, or the disk refuses.
     """
-    partial = start_folder(final, overwrite=overwrite, marker=marker)
-    try:
-        yield partial
-        commit_folder(partial, final, overwrite=overwrite, marker=marker)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    check_replaceable(final, overwrite=overwrite, marker=marker)
+    with held_partial(final) as partial:
+        try:
+            yield partial
+            commit_folder(partial, final, overwrite=overwrite, marker=marker)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise

@@ -88,6 +88,18 @@ def _load_video(
 # --- finding files
 
 
+def source_files(source: str | Path) -> list[Path]:
+    """The files that `load_frames` looks at: the video, or every photo.
+
+    Raises:
+        InputError: as `load_frames`.
+    """
+    path = Path(source).expanduser()
+    if path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES:
+        return [path]
+    return list(_find(source, path, Progress()).values())
+
+
 def _find(source: str | Path, path: Path, progress: Progress) -> dict[str, Path]:
     """Photos by name (path relative to the folder), in natural order."""
     if path.is_dir():
