@@ -18,7 +18,8 @@ from geo4d.core.errors import InputError
 PARTIAL_MARKER = "geo4d-partial.json"
 """In a partial folder: shows that geo4d made it, and so may delete it; locked by the run that works there."""
 
-FULL = (errno.ENOSPC, errno.EDQUOT) if hasattr(errno, "EDQUOT") else (errno.ENOSPC,)
+FULL = tuple(getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG") if hasattr(errno, name))
+"""The disk, the user's share of it, or what it holds in one file is used up."""
 
 
 @contextmanager
@@ -45,7 +46,8 @@ def full_disk_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in FULL:
             raise
-        with disk_errors("the files of this run", path):
+        # Not always this disk: it may be that of temporary files or caches.
+        with disk_errors("the files of this run", Path(os.fsdecode(error.filename)) if error.filename else path):
             raise
 
 
