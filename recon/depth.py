@@ -329,9 +329,7 @@ def _blend_depth(cost: np.ndarray, view: _View, depth: np.ndarray, std: np.ndarr
     """Mix a depth prior into a half-size cost volume."""
     h, w = cost.shape[:2]
     full = np.broadcast_to(np.asarray(std, np.float32), depth.shape).copy()
-    depth, std = (
-        cv2.resize(np.asarray(a, np.float32), (w, h), interpolation=cv2.INTER_NEAREST) for a in (depth, full)
-    )
+    depth, std = (cv2.resize(np.asarray(a, np.float32), (w, h), interpolation=cv2.INTER_NEAREST) for a in (depth, full))
     known = np.isfinite(depth) & (depth > 0) & np.isfinite(std)
     depth, std = np.where(known, depth, 1), np.where(known, std, 1)
     step = view.rho[1] - view.rho[0]

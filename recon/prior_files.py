@@ -7,7 +7,7 @@ import re
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -527,13 +527,21 @@ def _camera_from_json(content: Mapping[str, Any], path: Path) -> Camera:
     hw = UNKNOWN_HW if w is None or h is None else (int(h), int(w))
     if matrix is not None:
         values = np.asarray(matrix, np.float64)
-        return _camera(values.reshape(3, 3) if values.size == 9 else values, hw, str(path))
+        return _distorted(_camera(values.reshape(3, 3) if values.size == 9 else values, hw, str(path)), lower)
     values = [first(*names) for names in (("fx", "fl_x"), ("fy", "fl_y"), ("cx", "ppx"), ("cy", "ppy"))]
     if any(v is None for v in values):
         raise InputError(f"cannot read intrinsics from {str(path)!r}", found=f"keys {sorted(content)[:12]}",
                          accepted="fx, fy, cx, cy, width, height, or K (3x3)")  # fmt: skip
     fx, fy, cx, cy = (float(v) for v in values if v is not None)
-    return _camera(np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]]), hw, str(path))
+    return _distorted(_camera(np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]]), hw, str(path)), lower)
+
+
+def _distorted(camera: Camera, content: Mapping[str, Any]) -> Camera:
+    """The camera with the OPENCV distortion that the json names, if any."""
+    params = [float(content.get(name) or 0.0) for name in ("k1", "k2", "p1", "p2")]
+    if not any(params):
+        return camera
+    return replace(camera, distortion=Distortion("OPENCV", torch.tensor(params, dtype=torch.float64)))
 
 
 def _camera(K: np.ndarray, hw: tuple[int, int], where: str) -> Camera:

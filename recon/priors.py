@@ -160,6 +160,8 @@ def match_priors(priors: Priors, frames: Frames, *, progress: Progress | None = 
         if frame.name in pose_names:
             key = pose_names[frame.name]
             poses[frame.name] = _upright_pose(priors.world_from_cam[key], priors.pose_hw.get(key), frame)
+    if poses and position_names:
+        progress.note("poses are known too: the positions are not used")
     if len(poses) == 1 < len(frames):
         progress.note("a single known pose says nothing of how the pictures stand to each other: it is not used")
         poses = {}

@@ -19,7 +19,7 @@ import torch
 from geo4d.core.errors import InputError, ReconstructionError
 from geo4d.core.io.colmap import check_complete
 from geo4d.core.progress import Progress
-from geo4d.core.types import Frame, Frames, Observations
+from geo4d.core.types import Camera, Frame, Frames, Observations
 from recon import bundle, features, intrinsics, mapping, matches, measured, pairs, refine, tracks
 from recon.bundle import Problem
 from recon.features import Features
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 ONE_SPOT_SHARE = 0.6
 """Of links that a turn of the camera alone explains, above which there is no depth; small overlaps cannot tell."""
-VERSION = 2
+VERSION = 3
 """Of the files in the work folder; other versions are made anew."""
 LOSS_PX = 0.5
 """Scale of the Cauchy loss in pixels of a picture of `intrinsics.MAPPING_SIDE`, as are all thresholds here."""
@@ -105,19 +105,22 @@ def _quiet_colmap() -> None:
 
 
 def _folder(work: Path, frames: Frames, priors: Priors, options: ReconstructOptions) -> Path:
-    """The work folder; emptied where it was made for other pictures or settings."""
+    """The work folder; emptied where it was made for other settings, or pictures of other names and sizes. What the
+    pictures show is for the caller to compare.
+    """
     known = [
         VERSION,
         [(f.name, f.hw, f.sensor, f.quarter_turns) for f in frames],
         options.feature_size,
         options.mapper,
         options.seed,
-        sorted((n, c.K.tolist()) for n, c in priors.intrinsics.items()),
+        sorted((n, c.hw, c.K.tolist(), _lens(c)) for n, c in priors.intrinsics.items()),
         priors.focal_relative_std,
         sorted((n, p.tolist()) for n, p in priors.world_from_cam.items()),
         priors.rotation_std_rad,
         priors.position_std_m,
         priors.pose_offset,
+        priors.metric,
     ]
     key = hashlib.sha256(json.dumps(known, default=str).encode()).hexdigest()
     stamp = work / "made_for"
@@ -126,6 +129,10 @@ def _folder(work: Path, frames: Frames, priors: Priors, options: ReconstructOpti
     work.mkdir(parents=True, exist_ok=True)
     stamp.write_text(key)
     return work
+
+
+def _lens(camera: Camera) -> list[Any]:
+    return [] if camera.distortion is None else [camera.distortion.model, camera.distortion.params.tolist()]
 
 
 def _features(run: _Run) -> list[Features]:

@@ -158,6 +158,17 @@ def test_portrait_photos_of_the_sensor_take_turned_intrinsics_and_poses():
     torch.testing.assert_close(match_priors(already, frames).world_from_cam[NAMES[0]], camera.world_from_cam)
 
 
+def test_a_calibration_in_json_keeps_its_distortion(tmp_path: Path):
+    path = tmp_path / "K.json"
+    path.write_text('{"fx": 80, "fy": 81, "cx": 47, "cy": 37, "width": 96, "height": 72, "k1": 0.1, "p2": 0.002}')
+    distortion = read_priors(intrinsics=str(path)).intrinsics["*"].distortion
+    assert distortion is not None
+    assert distortion.model == "OPENCV"
+    assert distortion.params.tolist() == [0.1, 0.0, 0.0, 0.002]
+    path.write_text('{"K": [[80, 0, 47], [0, 81, 37], [0, 0, 1]], "width": 96, "height": 72}')
+    assert read_priors(intrinsics=str(path)).intrinsics["*"].distortion is None
+
+
 def test_one_sensor_has_one_camera_also_in_portrait():
     camera = _cameras()[NAMES[0]]
     landscape = _frames(NAMES[:2], sensor="phone")
