@@ -373,11 +373,7 @@ def _mapping_with_poses(run: _Run) -> tuple[pycolmap.Reconstruction, dict[str, A
     out = run.work / "mappers"
     out.mkdir(exist_ok=True)
     settings = pycolmap.IncrementalPipelineOptions()
-    settings.random_seed, settings.num_threads, settings.extract_colors = (
-        run.options.seed,
-        run.options.num_threads,
-        False,
-    )
+    settings.random_seed, settings.num_threads, settings.extract_colors = run.options.seed, 1, False
     settings.fix_existing_frames = settings.mapper.fix_existing_frames = True
     settings.triangulation.ignore_two_view_tracks = False
     fixed = {g + 1 for g in range(run.sensors.count) if run.sensors.fixed(g)}
