@@ -65,7 +65,9 @@ def machine() -> dict[str, Any]:
 def commit() -> str:
     """Commit of the working tree, with a mark when it has changes."""
     run = lambda *args: subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True).stdout.strip()  # noqa: E731
-    return run("rev-parse", "--short=12", "HEAD") + ("+changes" if run("status", "--porcelain", "-uno") else "")
+    others = (".", ":!benchmarks/results", ":!README.md")  # results of an earlier benchmark change nothing
+    changed = run("status", "--porcelain", "-uno", "--", *others)
+    return run("rev-parse", "--short=12", "HEAD") + ("+changes" if changed else "")
 
 
 def write_result(name: str, result: dict[str, Any]) -> Path:

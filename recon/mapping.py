@@ -133,7 +133,7 @@ def _incremental(database: Path, out: Path, options: MappingOptions) -> dict[int
 
     for relaxed in (False, True):
         settings = pycolmap.IncrementalPipelineOptions()
-        # Several threads add up in the order of chance: the last bits of the cameras, and all that follows, would differ.
+        # Several threads add up in the order of chance: the last bits of cameras, and all that follows, would differ.
         settings.num_threads = 1
         settings.random_seed = options.seed
         settings.extract_colors = False
