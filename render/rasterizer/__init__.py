@@ -1,0 +1,1 @@
+"""Gaussians to pictures: one function, three implementations."""

@@ -1,0 +1,249 @@
+"""`rasterization`: Gaussians to pictures, with the arguments, conventions and results of gsplat 1.5.3."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from geo4d.core.errors import InputError
+from render.rasterizer import reference, spherical_harmonics
+from render.rasterizer.cpu import View
+
+RenderMode = Literal["RGB", "D", "ED", "RGB+D", "RGB+ED"]
+Backend = Literal["auto", "cpu", "reference", "cuda"]
+BACKENDS = ("auto", "cpu", "reference", "cuda")
+MODES = ("RGB", "D", "ED", "RGB+D", "RGB+ED")
+
+
+def rasterization(  # noqa: D417 - those of gsplat that are not supported are not explained
+    means: Tensor,
+    quats: Tensor,
+    scales: Tensor,
+    opacities: Tensor,
+    colors: Tensor,
+    viewmats: Tensor,
+    Ks: Tensor,
+    width: int,
+    height: int,
+    near_plane: float = 0.01,
+    far_plane: float = 1e10,
+    radius_clip: float = 0.0,
+    eps2d: float = 0.3,
+    sh_degree: int | None = None,
+    packed: bool = True,
+    tile_size: int = 16,
+    backgrounds: Tensor | None = None,
+    render_mode: RenderMode = "RGB",
+    sparse_grad: bool = False,
+    absgrad: bool = False,
+    rasterize_mode: Literal["classic", "antialiased"] = "classic",
+    channel_chunk: int = 32,
+    distributed: bool = False,
+    camera_model: str = "pinhole",
+    segmented: bool = False,
+    covars: Tensor | None = None,
+    with_ut: bool = False,
+    with_eval3d: bool = False,
+    radial_coeffs: Tensor | None = None,
+    tangential_coeffs: Tensor | None = None,
+    thin_prism_coeffs: Tensor | None = None,
+    ftheta_coeffs: Any = None,
+    rolling_shutter: Any = None,
+    viewmats_rs: Tensor | None = None,
+    *,
+    backend: Backend = "auto",
+) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """Pictures of Gaussians from `c` cameras; differentiable, also by `viewmats` and (not on CUDA) by `Ks`.
+
+    Args:
+        means: `(*b, n, 3)` in world units.
+        quats: `(*b, n, 4)` wxyz, need not be unit.
+        scales: `(*b, n, 3)` standard deviations, linear.
+        opacities: `(*b, n)` in [0, 1].
+        colors: `(*b, n, d)` or `(*b, c, n, d)` features; with `sh_degree` coefficients `(*b, n, k, 3)` or
+            `(*b, c, n, k, 3)`.
+        viewmats: `(*b, c, 4, 4)` camera from world, OpenCV axes.
+        Ks: `(*b, c, 3, 3)` in pixels; the centre of the first pixel is at 0.5.
+        width: of the pictures.
+        height: of the pictures.
+        near_plane: Gaussians whose centre is nearer are left out.
+        far_plane: so are those that are farther.
+        radius_clip: Gaussians whose radius on the picture is at most that many pixels are left out.
+        eps2d: added to the variance on the picture, px^2.
+        sh_degree: 0 to 3; None means that `colors` are features.
+        packed: accepted and without effect: only a layout of memory.
+        tile_size: accepted and without effect on results.
+        backgrounds: `(*b, c, d)`, behind the features (not the depth).
+        render_mode: RGB (the features), D (depth, accumulated), ED (expected depth), RGB+D, RGB+ED.
+        rasterize_mode: `antialiased` takes from the opacity what the blur adds to the size.
+        channel_chunk: accepted and without effect on results.
+        backend: `cpu` (Numba), `reference` (plain torch, slow), `cuda` (gsplat), or `auto`: by the tensors' device.
+
+    The others are those of gsplat; they raise where they are not at their default.
+
+    Returns:
+        Features (then depth) `(*b, c, h, w, x)`, alpha `(*b, c, h, w, 1)`, and `meta`: `means2d (*b, c, n, 2)`,
+        `depths`, `conics`, `opacities`, `radii (*b, c, n, 2)` (0 = not drawn), `width`, `height`, `n_cameras`,
+        `n_batches`.
+
+    Raises:
+        InputError: shapes do not fit, a value is out of range, an argument is not supported.
+    """
+    _unsupported(
+        sparse_grad=(sparse_grad, False), absgrad=(absgrad, False), distributed=(distributed, False),
+        camera_model=(camera_model, "pinhole"), segmented=(segmented, False), covars=(covars, None),
+        with_ut=(with_ut, False), with_eval3d=(with_eval3d, False), radial_coeffs=(radial_coeffs, None),
+        tangential_coeffs=(tangential_coeffs, None), thin_prism_coeffs=(thin_prism_coeffs, None),
+        ftheta_coeffs=(ftheta_coeffs, None), rolling_shutter=(rolling_shutter, None), viewmats_rs=(viewmats_rs, None),
+    )  # fmt: skip
+    del packed, tile_size, channel_chunk
+    _check_values(width, height, render_mode, rasterize_mode, sh_degree, backend)
+    batch, cameras = _check_shapes(means, quats, scales, opacities, colors, viewmats, Ks, sh_degree, backgrounds)
+    chosen = ("cuda" if means.is_cuda else "cpu") if backend == "auto" else backend
+    if chosen == "cuda":
+        from render.rasterizer import cuda
+
+        return cuda.rasterization(
+            means, quats, scales, opacities, colors, viewmats, Ks, width, height, near_plane, far_plane, radius_clip,
+            eps2d, sh_degree, backgrounds, render_mode, rasterize_mode,
+        )  # fmt: skip
+    with_depth, with_colour = render_mode != "RGB", render_mode.startswith("RGB")
+    per_camera = colors.dim() == len(batch) + (4 if sh_degree is not None else 3)
+    view = View(
+        width, height, near_plane, far_plane, eps2d, rasterize_mode == "antialiased", radius_clip,
+        (colors.shape[-1] if with_colour else 0) if with_depth else -1,
+    )  # fmt: skip
+    flat = [
+        t.reshape(math.prod(batch), *t.shape[len(batch) :])
+        for t in (means, quats, scales, opacities, colors, viewmats, Ks)
+    ]
+    shape = (*batch, cameras)
+    pictures, alphas, metas = [], [], []
+    for b in range(flat[0].shape[0]):
+        m, q, s, o, colour, viewmat, K = (t[b] for t in flat)
+        for c in range(cameras):
+            mine = colour[c] if per_camera else colour
+            features = mine if sh_degree is None else spherical_harmonics.colours(sh_degree, mine, m, viewmat[c])
+            features = features if with_colour else features[:, :0]
+            draw = _draw_reference if chosen == "reference" else _draw_cpu
+            picture, alpha, meta = draw(m, q, s, o, features, viewmat[c], K[c], view)
+            pictures.append(picture)
+            alphas.append(alpha)
+            metas.append(meta)
+    picture, alpha = torch.stack(pictures).unflatten(0, shape), torch.stack(alphas).unflatten(0, shape)[..., None]
+    picture = _finish(picture, alpha, backgrounds if with_colour else None, render_mode)
+    info = {k: torch.stack([meta[k] for meta in metas]).unflatten(0, shape) for k in metas[0]}
+    return picture, alpha, {
+        **info, "width": width, "height": height, "n_cameras": cameras, "n_batches": flat[0].shape[0],
+    }  # fmt: skip
+
+
+def _finish(picture: Tensor, alpha: Tensor, backgrounds: Tensor | None, mode: str) -> Tensor:
+    """Backgrounds behind the features; accumulated depth to expected depth."""
+    colour = picture if mode == "RGB" else picture[..., :-1]
+    if backgrounds is not None:
+        colour = colour + (1 - alpha) * backgrounds[..., None, None, :]
+    if mode == "RGB":
+        return colour
+    depth = picture[..., -1:]
+    if mode.endswith("ED"):
+        depth = depth / alpha.clamp_min(1e-10)
+    return torch.cat([colour, depth], -1)
+
+
+def _draw_cpu(
+    means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor, features: Tensor, viewmat: Tensor, K: Tensor,
+    view: View,
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:  # fmt: skip
+    from render.rasterizer.cpu import rasterize
+
+    picture, alpha, made = rasterize(means, quats, scales, opacities, features, viewmat, K, view)
+    radii = torch.from_numpy(made.radius).ceil().int()
+    return picture, alpha, {
+        "means2d": torch.from_numpy(made.mean), "conics": torch.from_numpy(made.conic),
+        "depths": torch.from_numpy(made.depth), "opacities": torch.from_numpy(made.opacity), "radii": radii,
+    }  # fmt: skip
+
+
+def _draw_reference(
+    means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor, features: Tensor, viewmat: Tensor, K: Tensor,
+    view: View,
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:  # fmt: skip
+    made = reference.project(
+        means, quats, scales, viewmat, K, view.width, view.height,
+        near=view.near, far=view.far, eps2d=view.eps2d, antialiased=view.antialiased,
+    )  # fmt: skip
+    opacity = opacities * made.compensations
+    if view.depth_feature >= 0:
+        features = torch.cat([features, made.depths[:, None]], -1)
+    reach = 2 * torch.log((255 * opacity.detach()).clamp_min(1.0))
+    a, b, c = made.conics.detach().unbind(-1)
+    det = a * c - b * b
+    radii = torch.sqrt(reach[:, None] * torch.stack([c / det, a / det], -1)) * made.kept[:, None]
+    drawn = radii.amax(-1) > view.radius_clip
+    picture, alpha = reference.blend(
+        reference.Projected(made.means2d, made.conics, made.depths, made.compensations, made.kept & drawn),
+        opacity, features, view.width, view.height,
+    )  # fmt: skip
+    radii = (radii * drawn[:, None]).ceil().int()
+    return picture, alpha, {
+        "means2d": made.means2d, "conics": made.conics, "depths": made.depths, "opacities": opacity, "radii": radii,
+    }  # fmt: skip
+
+
+def _unsupported(**arguments: tuple[Any, Any]) -> None:
+    for name, (value, default) in arguments.items():
+        if value is not default and value != default:
+            raise InputError(
+                f"rasterization does not support {name}", found=f"{name}={value!r}", accepted=f"{name}={default!r}",
+                hint="leave it out; gsplat itself has it on a GPU",
+            )  # fmt: skip
+
+
+def _check_values(width: int, height: int, mode: str, rasterize_mode: str, sh_degree: int | None, backend: str) -> None:
+    for name, value, accepted in (
+        ("render_mode", mode, MODES), ("rasterize_mode", rasterize_mode, ("classic", "antialiased")),
+        ("backend", backend, BACKENDS), ("sh_degree", sh_degree, (None, 0, 1, 2, 3)),
+    ):  # fmt: skip
+        if value not in accepted:
+            raise InputError(f"unknown {name}", found=repr(value), accepted=", ".join(map(str, accepted)))
+    if width < 1 or height < 1:
+        raise InputError("a picture has at least one pixel", found=f"{width}x{height}", accepted="1x1 or more")
+
+
+def _check_shapes(
+    means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor, colors: Tensor, viewmats: Tensor, Ks: Tensor,
+    sh_degree: int | None, backgrounds: Tensor | None,
+) -> tuple[tuple[int, ...], int]:  # fmt: skip
+    """Batch dimensions and number of cameras."""
+    if means.dim() < 2 or viewmats.dim() != means.dim() + 1:
+        raise InputError(
+            "means and viewmats do not fit", found=f"means {tuple(means.shape)}, viewmats {tuple(viewmats.shape)}",
+            accepted="means (*b, n, 3) and viewmats (*b, c, 4, 4)",
+        )  # fmt: skip
+    batch, n, c = tuple(means.shape[:-2]), means.shape[-2], viewmats.shape[-3]
+    expected = {
+        "means": (means, (*batch, n, 3)), "quats": (quats, (*batch, n, 4)), "scales": (scales, (*batch, n, 3)),
+        "opacities": (opacities, (*batch, n)), "viewmats": (viewmats, (*batch, c, 4, 4)), "Ks": (Ks, (*batch, c, 3, 3)),
+    }  # fmt: skip
+    for name, (tensor, shape) in expected.items():
+        if tuple(tensor.shape) != shape:
+            raise InputError(f"{name} does not fit", found=str(tuple(tensor.shape)), accepted=str(shape))
+    own, shared = (*batch, c, n), (*batch, n)
+    tail = colors.shape[-2:] if sh_degree is not None else colors.shape[-1:]
+    head = tuple(colors.shape[: colors.dim() - len(tail)])
+    if head not in (own, shared) or (sh_degree is not None and (tail[1] != 3 or tail[0] < (sh_degree + 1) ** 2)):
+        what = "d" if sh_degree is None else f"k >= {(sh_degree + 1) ** 2}, 3"
+        raise InputError(
+            "colors does not fit", found=str(tuple(colors.shape)),
+            accepted=f"({', '.join(map(str, shared))}, {what}) or ({', '.join(map(str, own))}, {what})",
+        )  # fmt: skip
+    width = 3 if sh_degree is not None else colors.shape[-1]
+    if backgrounds is not None and tuple(backgrounds.shape) != (*batch, c, width):
+        raise InputError(
+            "backgrounds does not fit", found=str(tuple(backgrounds.shape)), accepted=str((*batch, c, width))
+        )
+    return batch, c

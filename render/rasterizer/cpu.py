@@ -1,0 +1,136 @@
+"""The CPU implementation: one camera at a time through the kernels of `cpu_kernels`, with derivatives for autograd."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from render.rasterizer import cpu_kernels as kernels
+
+F = np.float32
+
+
+@dataclass(frozen=True)
+class View:
+    """What does not change while one camera is rendered; `depth_feature` is the column that is the depth, or -1."""
+
+    width: int
+    height: int
+    near: float
+    far: float
+    eps2d: float
+    antialiased: bool
+    radius_clip: float
+    depth_feature: int
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """Projected Gaussians and the lists of the tiles; see the kernels that make them."""
+
+    mean: np.ndarray
+    conic: np.ndarray
+    depth: np.ndarray
+    opacity: np.ndarray
+    radius: np.ndarray
+    count: np.ndarray
+    gaussians: np.ndarray
+    slots: np.ndarray
+    start: np.ndarray
+    slot_start: np.ndarray
+
+
+def prepare(
+    means: np.ndarray, quats: np.ndarray, scales: np.ndarray, opacities: np.ndarray, viewmat: np.ndarray, K: np.ndarray,
+    view: View,
+) -> Prepared:  # fmt: skip
+    """Project, find the tiles of every Gaussian and list every tile's Gaussians front to back; float32 arrays."""
+    width, height = view.width, view.height
+    mean, conic, depth, opacity, radius, rows = kernels.project(
+        means, quats, scales, opacities, viewmat, K, width, height,
+        F(view.near), F(view.far), F(view.eps2d), view.antialiased, F(view.radius_clip),
+    )  # fmt: skip
+    row_start = _starts(rows[:, 1] - rows[:, 0])
+    columns, count = kernels.spans(mean, conic, opacity, radius, rows, row_start, width, height)
+    slot_start = _starts(count)
+    across, down = -(-width // kernels.TILE), -(-height // kernels.TILE)
+    order = kernels.order_by_depth(depth, np.flatnonzero(count).astype(np.int32))
+    gaussians, slots, start = kernels.bins(order, rows, row_start, columns, slot_start, across, across * down)
+    return Prepared(mean, conic, depth, opacity, radius, count, gaussians, slots, start, slot_start)
+
+
+def _starts(counts: np.ndarray) -> np.ndarray:
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
+
+
+def _plain(tensor: Tensor) -> np.ndarray:
+    return np.ascontiguousarray(tensor.detach().numpy(), dtype=np.float32)
+
+
+class _Rasterize(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor, features: Tensor, viewmat: Tensor,
+        K: Tensor, view: View, meta: dict[str, Any],
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        shapes = tuple(_plain(t) for t in (means, quats, scales, opacities, viewmat, K))
+        prepared = prepare(shapes[0], shapes[1], shapes[2], shapes[3], shapes[4], shapes[5], view)
+        padded = _padded(features, prepared, view)
+        picture, left = kernels.blend(
+            prepared.mean, prepared.conic, prepared.opacity, prepared.radius, padded,
+            prepared.gaussians, prepared.start, view.width, view.height,
+        )  # fmt: skip
+        meta["prepared"] = prepared
+        ctx.view, ctx.shapes, ctx.prepared, ctx.padded = view, shapes, prepared, padded
+        ctx.picture, ctx.left, ctx.dtypes = picture, left, (means.dtype, viewmat.dtype, K.dtype)
+        ctx.count = features.shape[1] + (view.depth_feature >= 0)
+        return torch.from_numpy(picture[..., : ctx.count]), torch.from_numpy(F(1) - left)
+
+    @staticmethod
+    def backward(ctx: Any, d_picture: Tensor, d_alpha: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        view, prepared, count = ctx.view, ctx.prepared, ctx.count
+        slope = np.zeros(ctx.picture.shape, np.float32)
+        slope[..., :count] = d_picture.numpy()
+        rows = kernels.unblend(
+            prepared.mean, prepared.conic, prepared.opacity, prepared.radius, ctx.padded,
+            prepared.gaussians, prepared.slots, prepared.start,
+            ctx.picture, ctx.left, slope, -_plain(d_alpha), view.width, view.height,
+        )  # fmt: skip
+        sums = kernels.gather(rows, prepared.slot_start)
+        means, quats, scales, opacities, viewmat, K = ctx.shapes
+        d_means, d_quats, d_scales, d_opacities, d_view, d_lens = kernels.unproject(
+            means, quats, scales, opacities, viewmat, K, view.width, view.height, F(view.eps2d), view.antialiased,
+            prepared.opacity, prepared.radius, sums, view.depth_feature,
+        )  # fmt: skip
+        colours = count - (view.depth_feature >= 0)
+        d_features = sums[:, kernels.GRADIENTS : kernels.GRADIENTS + colours]
+        whole_view, whole_K = torch.zeros(4, 4, dtype=ctx.dtypes[1]), torch.zeros(3, 3, dtype=ctx.dtypes[2])
+        whole_view[:3] = torch.from_numpy(d_view)
+        whole_K[[0, 1, 0, 1], [0, 1, 2, 2]] = torch.from_numpy(d_lens).to(whole_K.dtype)
+        slopes = (d_means, d_quats, d_scales, d_opacities, np.ascontiguousarray(d_features))
+        return *(torch.from_numpy(g).to(ctx.dtypes[0]) for g in slopes), whole_view, whole_K, None, None
+
+
+def _padded(features: Tensor, prepared: Prepared, view: View) -> np.ndarray:
+    """Features, the depth where it is asked for, and zeros up to a multiple of the kernels' group."""
+    n, d = features.shape
+    total = d + (view.depth_feature >= 0)
+    out = np.zeros((n, -(-max(total, 1) // kernels.GROUP) * kernels.GROUP), np.float32)
+    out[:, :d] = features.detach().numpy()
+    if view.depth_feature >= 0:
+        out[:, view.depth_feature] = prepared.depth
+    return out
+
+
+def rasterize(
+    means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor, features: Tensor, viewmat: Tensor, K: Tensor,
+    view: View,
+) -> tuple[Tensor, Tensor, Prepared]:  # fmt: skip
+    """Features (and depth) `(h, w, d)` of one camera without a background, alpha `(h, w)`, and what was projected."""
+    meta: dict[str, Any] = {}
+    picture, alpha = _Rasterize.apply(means, quats, scales, opacities, features, viewmat, K, view, meta)  # pyright: ignore
+    return picture, alpha, meta["prepared"]

@@ -1,0 +1,673 @@
+"""Numba kernels of the CPU rasteriser: project, sort, bin into tiles, blend, and the derivatives of all of it.
+
+Written so that LLVM vectorises the loops over pixels: all per-pixel planes of a tile in one buffer at constant
+offsets, a polynomial exponential, selects instead of branches. Nothing is added by several threads to one place, so
+results do not depend on the number of threads. All kernels and what they call stand in this one file: Numba's cache on
+disk does not notice edits of callees elsewhere.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numba
+import numpy as np
+
+F = np.float32
+TILE = 16
+PIXELS = TILE * TILE
+GROUP = 4
+"""Features are blended in groups of so many."""
+GRADIENTS = 6
+"""Of one Gaussian in one tile, besides its features: mean x, y, conic xx, xy, yy, opacity."""
+CHUNKS = 32
+"""Parts of a sum over Gaussians; fixed, so that its rounding does not depend on the number of threads."""
+MAX_ALPHA, MIN_ALPHA, MIN_LEFT = F(0.999), F(1 / 255), F(1e-4)
+
+fast = {"cache": True, "fastmath": {"contract", "reassoc", "nsz", "arcp", "afn"}, "error_model": "numpy", "nogil": True}
+
+
+@numba.njit(**fast)
+def _rotation(quat, out):
+    """Rotation of a quaternion wxyz that need not be unit; returns 1 / its length."""
+    w, x, y, z = quat[0], quat[1], quat[2], quat[3]
+    inverse = F(1.0) / math.sqrt(w * w + x * x + y * y + z * z)
+    w, x, y, z = w * inverse, x * inverse, y * inverse, z * inverse
+    two, one = F(2.0), F(1.0)
+    out[0, 0], out[0, 1], out[0, 2] = one - two * (y * y + z * z), two * (x * y - w * z), two * (x * z + w * y)
+    out[1, 0], out[1, 1], out[1, 2] = two * (x * y + w * z), one - two * (x * x + z * z), two * (y * z - w * x)
+    out[2, 0], out[2, 1], out[2, 2] = two * (x * z - w * y), two * (y * z + w * x), one - two * (x * x + y * y)
+    return inverse
+
+
+@numba.njit(**fast)
+def _camera_point(view, mean):
+    x = view[0, 0] * mean[0] + view[0, 1] * mean[1] + view[0, 2] * mean[2] + view[0, 3]
+    y = view[1, 0] * mean[0] + view[1, 1] * mean[1] + view[1, 2] * mean[2] + view[1, 3]
+    z = view[2, 0] * mean[0] + view[2, 1] * mean[1] + view[2, 2] * mean[2] + view[2, 3]
+    return x, y, z
+
+
+@numba.njit(**fast)
+def _limit(u, c, f, size):
+    """The ratio u within the picture and 15 % around it: beyond, the slope of the projection is that at the limit."""
+    return min(max(u, -(c + F(0.15) * size) / f), (size - c + F(0.15) * size) / f)
+
+
+@numba.njit(**fast)
+def _flatten(view, K, x, y, z, width, height, J, T):
+    """J (2, 3) of the projection and T = J R, from world to picture."""
+    fx, fy = K[0, 0], K[1, 1]
+    u, v = _limit(x / z, K[0, 2], fx, width), _limit(y / z, K[1, 2], fy, height)
+    J[0, 0], J[0, 1], J[0, 2] = fx / z, F(0.0), -fx * u / z
+    J[1, 0], J[1, 1], J[1, 2] = F(0.0), fy / z, -fy * v / z
+    for c in range(3):
+        T[0, c] = J[0, 0] * view[0, c] + J[0, 2] * view[2, c]
+        T[1, c] = J[1, 1] * view[1, c] + J[1, 2] * view[2, c]
+
+
+@numba.njit(**fast)
+def _determinant(a, b, c):
+    """Value a c - b b without the cancellation that float32 would suffer for needles."""
+    return F(np.float64(a) * np.float64(c) - np.float64(b) * np.float64(b))
+
+
+@numba.njit(parallel=True, **fast)
+def project(means, quats, scales, opacities, view, K, width, height, near, far, eps2d, antialiased, min_radius):
+    """Gaussians on the picture.
+
+    Returns mean (n, 2), conic (n, 3), depth (n,), opacity (n,) after compensation, radius (n, 2) px at which alpha
+    falls to 1/255 (0 where not kept), and the tile rows (n, 2) that each may touch, as first and last + 1.
+    """
+    n = len(means)
+    mean, conic = np.zeros((n, 2), np.float32), np.zeros((n, 3), np.float32)
+    depth, opacity = np.zeros(n, np.float32), np.zeros(n, np.float32)
+    radius, rows = np.zeros((n, 2), np.float32), np.zeros((n, 2), np.int32)
+    for chunk in numba.prange(CHUNKS):
+        Rq, J = np.zeros((3, 3), np.float32), np.zeros((2, 3), np.float32)
+        T, M = np.zeros((2, 3), np.float32), np.zeros((2, 3), np.float32)
+        for g in range(chunk * n // CHUNKS, (chunk + 1) * n // CHUNKS):
+            x, y, z = _camera_point(view, means[g])
+            if not (z > near and z < far and math.isfinite(x + y)):
+                continue
+            _rotation(quats[g], Rq)
+            _flatten(view, K, x, y, z, width, height, J, T)
+            _smear(T, Rq, scales[g], M)
+            a = M[0, 0] * M[0, 0] + M[0, 1] * M[0, 1] + M[0, 2] * M[0, 2]
+            b = M[0, 0] * M[1, 0] + M[0, 1] * M[1, 1] + M[0, 2] * M[1, 2]
+            c = M[1, 0] * M[1, 0] + M[1, 1] * M[1, 1] + M[1, 2] * M[1, 2]
+            sharp = _determinant(a, b, c)
+            a, c = a + eps2d, c + eps2d
+            det = _determinant(a, b, c)
+            if not (det > F(0.0) and math.isfinite(det)):
+                continue
+            o = opacities[g]
+            if antialiased:
+                o *= math.sqrt(max(sharp / det, F(0.0)))
+            depth[g], opacity[g] = z, o
+            mean[g, 0], mean[g, 1] = K[0, 0] * x / z + K[0, 2], K[1, 1] * y / z + K[1, 2]
+            conic[g, 0], conic[g, 1], conic[g, 2] = c / det, -b / det, a / det
+            if not o > MIN_ALPHA:
+                continue
+            # A little more than exact: what rounding would lose at the rim stays in.
+            reach = F(2.0) * math.log(F(255.0) * o) * F(1.001) + F(1e-5)
+            rx, ry = math.sqrt(reach * a), math.sqrt(reach * c)
+            if max(rx, ry) <= min_radius:
+                continue
+            u, v = mean[g, 0], mean[g, 1]
+            if u + rx < F(0.0) or u - rx > F(width) or v + ry < F(0.0) or v - ry > F(height):
+                continue
+            radius[g, 0], radius[g, 1] = rx, ry
+            rows[g, 0] = np.int32(max(v - ry, F(0.0))) // TILE
+            rows[g, 1] = np.int32(min(v + ry, F(height - 1))) // TILE + 1
+    return mean, conic, depth, opacity, radius, rows
+
+
+@numba.njit(**fast)
+def _smear(T, Rq, scale, M):
+    """M = T Rq diag(scale) (2, 3): the Gaussian's axes on the picture."""
+    for r in range(2):
+        for c in range(3):
+            M[r, c] = (T[r, 0] * Rq[0, c] + T[r, 1] * Rq[1, c] + T[r, 2] * Rq[2, c]) * scale[c]
+
+
+@numba.njit(parallel=True, **fast)
+def spans(mean, conic, opacity, radius, rows, row_start, width, height):
+    """Tiles that each Gaussian touches at a pixel centre, exactly: columns first, last + 1 per tile row (m, 2), those
+    of Gaussian g from `row_start[g]` on; and how many tiles that are (n,).
+    """
+    n = len(rows)
+    columns, count = np.zeros((row_start[n], 2), np.int32), np.zeros(n, np.int32)
+    for chunk in numba.prange(CHUNKS):
+        for g in range(chunk * n // CHUNKS, (chunk + 1) * n // CHUNKS):
+            if rows[g, 0] == rows[g, 1]:
+                continue
+            A, B, C = conic[g, 0], conic[g, 1], conic[g, 2]
+            reach = F(2.0) * math.log(F(255.0) * opacity[g]) * F(1.001) + F(1e-5)
+            # Where the ellipse is widest, y / x = covariance xy / xx = -B / C.
+            top, ry = -B / C * radius[g, 0], radius[g, 1]
+            u, v = mean[g, 0], mean[g, 1]
+            for row in range(rows[g, 0], rows[g, 1]):
+                low = max(F(row * TILE) + F(0.499) - v, -ry)
+                high = min(F(min(row * TILE + TILE, height)) - F(0.499) - v, ry)
+                if low > high:
+                    continue
+                y = min(max(top, low), high)
+                right = (-B * y + math.sqrt(max(B * B * y * y - A * (C * y * y - reach), F(0.0)))) / A
+                y = min(max(-top, low), high)
+                left = (-B * y - math.sqrt(max(B * B * y * y - A * (C * y * y - reach), F(0.0)))) / A
+                # Pixel centres from left to right, with a hair to spare.
+                first = max(F(0.0), math.ceil(min(max(u + left, F(-1.0)), F(width + 1)) - F(0.501)))
+                last = min(F(width - 1), math.floor(min(max(u + right, F(-1.0)), F(width + 1)) - F(0.499)))
+                if first <= last:
+                    at = row_start[g] + row - rows[g, 0]
+                    columns[at, 0], columns[at, 1] = np.int32(first) // TILE, np.int32(last) // TILE + 1
+                    count[g] += columns[at, 1] - columns[at, 0]
+    return columns, count
+
+
+@numba.njit(parallel=True, cache=True, nogil=True)
+def order_by_depth(depth, index):
+    """`index` (int32) sorted by depth > 0, stable: radix sort of the bits, in three passes of 11 bits."""
+    n = len(index)
+    keys, order = np.zeros(n, np.uint32), index.copy()
+    bits = depth.view(np.uint32)
+    for i in numba.prange(n):
+        keys[i] = bits[index[i]]
+    other_keys, other = np.zeros(n, np.uint32), np.zeros(n, np.int32)
+    count = np.zeros((CHUNKS, 2048), np.int64)
+    for turn in range(3):
+        shift = np.uint32(11 * turn)
+        count[:] = 0
+        for chunk in numba.prange(CHUNKS):
+            for i in range(chunk * n // CHUNKS, (chunk + 1) * n // CHUNKS):
+                count[chunk, (keys[i] >> shift) & np.uint32(2047)] += 1
+        total = 0
+        for digit in range(2048):
+            for chunk in range(CHUNKS):
+                here = count[chunk, digit]
+                count[chunk, digit] = total
+                total += here
+        for chunk in numba.prange(CHUNKS):
+            for i in range(chunk * n // CHUNKS, (chunk + 1) * n // CHUNKS):
+                digit = (keys[i] >> shift) & np.uint32(2047)
+                to = count[chunk, digit]
+                other_keys[to], other[to] = keys[i], order[i]
+                count[chunk, digit] = to + 1
+        keys, other_keys = other_keys, keys
+        order, other = other, order
+    return order
+
+
+@numba.njit(parallel=True, cache=True, nogil=True)
+def bins(order, rows, row_start, columns, slot_start, across, tiles):
+    """What every tile blends, front to back: Gaussians and slots (m,), and where each tile begins (tiles + 1,).
+
+    A slot is one Gaussian in one tile, numbered by Gaussian: those of Gaussian g are `slot_start[g]` and on.
+    """
+    n = len(order)
+    place = np.zeros((CHUNKS, tiles), np.int64)
+    for chunk in numba.prange(CHUNKS):
+        for i in range(chunk * n // CHUNKS, (chunk + 1) * n // CHUNKS):
+            g = order[i]
+            for k in range(row_start[g + 1] - row_start[g]):
+                at, row = row_start[g] + k, rows[g, 0] + k
+                for column in range(columns[at, 0], columns[at, 1]):
+                    place[chunk, row * across + column] += 1
+    start = np.zeros(tiles + 1, np.int64)
+    total = 0
+    for tile in range(tiles):
+        start[tile] = total
+        for chunk in range(CHUNKS):
+            here = place[chunk, tile]
+            place[chunk, tile] = total
+            total += here
+    start[tiles] = total
+    gaussians, slots = np.zeros(total, np.int32), np.zeros(total, np.int32)
+    for chunk in numba.prange(CHUNKS):
+        for i in range(chunk * n // CHUNKS, (chunk + 1) * n // CHUNKS):
+            g = order[i]
+            slot = slot_start[g]
+            for k in range(row_start[g + 1] - row_start[g]):
+                at, row = row_start[g] + k, rows[g, 0] + k
+                for column in range(columns[at, 0], columns[at, 1]):
+                    tile = row * across + column
+                    to = place[chunk, tile]
+                    gaussians[to], slots[to] = g, slot
+                    place[chunk, tile] = to + 1
+                    slot += 1
+    return gaussians, slots, start
+
+
+# Planes of a tile's buffer, PIXELS apart: what is left of the light (negative once a pixel has stopped), pixel centres,
+# weight of the Gaussian at hand, and for derivatives: its falloff, its alpha, what is still to come (dot gradient),
+# gradient by what is left times what is left, gradient times colour. Then the features, then their gradients.
+LEFT, PX, PY, WEIGHT, FALL, ALPHA, COMING, BEHIND, DOT, FEATURES = (PIXELS * k for k in range(10))
+
+# exp(x) = p(x / 16)^16 on [-ln 255 - 0.1, 0]: a least-squares fit of relative error 4e-8 in p.
+E0, E1, E2, E3, E4, E5 = F(1.0), F(1.0), F(0.5), F(1 / 6), F(1 / 24), F(1 / 120)
+LOWEST = F(-5.65)
+
+
+@numba.njit(**fast)
+def _fall(x):
+    """exp(x) for x in [LOWEST, 0]."""
+    y = x * F(1 / 16)
+    p = E0 + y * (E1 + y * (E2 + y * (E3 + y * (E4 + y * E5))))
+    p = p * p
+    p = p * p
+    p = p * p
+    return p * p
+
+
+@numba.njit(**fast)
+def _exponent(v, p, u, w, A, B, C):
+    dx, dy = v[p + PX] - u, v[p + PY] - w
+    return F(-0.5) * (A * dx * dx + C * dy * dy) - B * dx * dy
+
+
+@numba.njit(**fast)
+def _blend_four(v, count, u, w, A, B, C, o, f0, f1, f2, f3):
+    """Blends one Gaussian with four features over the first `count` pixels of a buffer."""
+    for p in range(count):
+        x = _exponent(v, p, u, w, A, B, C)
+        alpha = min(o * _fall(max(x, LOWEST)), MAX_ALPHA)
+        alpha = alpha if (alpha >= MIN_ALPHA) & (x <= F(0.0)) else F(0.0)
+        left = v[p]
+        rest = left - left * alpha
+        goes_on = (left > F(0.0)) & (rest > MIN_LEFT)
+        weight = left * alpha if goes_on else F(0.0)
+        v[p] = rest if goes_on else -abs(left)
+        v[p + FEATURES] += weight * f0
+        v[p + FEATURES + PIXELS] += weight * f1
+        v[p + FEATURES + 2 * PIXELS] += weight * f2
+        v[p + FEATURES + 3 * PIXELS] += weight * f3
+
+
+@numba.njit(**fast)
+def _weigh(v, count, u, w, A, B, C, o):
+    """As `_blend_four`, but only the weight, falloff and alpha are kept, for features in several groups."""
+    for p in range(count):
+        x = _exponent(v, p, u, w, A, B, C)
+        fall = _fall(max(x, LOWEST))
+        alpha = min(o * fall, MAX_ALPHA)
+        alpha = alpha if (alpha >= MIN_ALPHA) & (x <= F(0.0)) else F(0.0)
+        left = v[p]
+        rest = left - left * alpha
+        goes_on = (left > F(0.0)) & (rest > MIN_LEFT)
+        v[p + WEIGHT] = left * alpha if goes_on else F(0.0)
+        v[p + FALL] = fall
+        v[p + ALPHA] = alpha if goes_on else F(0.0)
+        v[p] = rest if goes_on else -abs(left)
+
+
+@numba.njit(**fast)
+def _add_four(v, f, count, f0, f1, f2, f3):
+    """Adds weight times four features to the four planes that begin at `f`."""
+    for p in range(count):
+        weight = v[p + WEIGHT]
+        f[p] += weight * f0
+        f[p + PIXELS] += weight * f1
+        f[p + 2 * PIXELS] += weight * f2
+        f[p + 3 * PIXELS] += weight * f3
+
+
+@numba.njit(**fast)
+def _rows_of(mean_y, radius_y, top):
+    """Pixel rows of a tile whose centres an ellipse can reach."""
+    first = max(0, np.int64(math.ceil(mean_y - radius_y - top - F(0.501))))
+    last = min(TILE - 1, np.int64(math.floor(mean_y + radius_y - top - F(0.499))))
+    return first, last
+
+
+@numba.njit(**fast)
+def _place(v, row, column):
+    """Starts a tile's buffer: all light left, pixel centres, nothing seen."""
+    v[:] = F(0.0)
+    for p in range(PIXELS):
+        v[p] = F(1.0)
+        v[p + PX] = F(column * TILE + p % TILE) + F(0.5)
+        v[p + PY] = F(row * TILE + p // TILE) + F(0.5)
+
+
+@numba.njit(**fast)
+def _all_stopped(v):
+    most = F(-1.0)
+    for p in range(PIXELS):
+        most = max(most, v[p])
+    return most <= F(0.0)
+
+
+@numba.njit(parallel=True, **fast)
+def blend(mean, conic, opacity, radius, features, gaussians, start, width, height):
+    """Pictures of features (h, w, d) without a background, and what is left of the light (h, w).
+
+    `features` (n, d) with d a multiple of GROUP.
+    """
+    d = features.shape[1]
+    across = (width + TILE - 1) // TILE
+    picture, left = np.zeros((height, width, d), np.float32), np.ones((height, width), np.float32)
+    for tile in numba.prange(len(start) - 1):
+        row, column = tile // across, tile % across
+        if start[tile] == start[tile + 1]:
+            continue
+        v = np.zeros(FEATURES + d * PIXELS, np.float32)
+        _place(v, row, column)
+        top = F(row * TILE)
+        for i in range(start[tile], start[tile + 1]):
+            g = gaussians[i]
+            first, last = _rows_of(mean[g, 1], radius[g, 1], top)
+            count = (last - first + 1) * TILE
+            if count <= 0:
+                continue
+            part = v[first * TILE :]
+            u, w, o = mean[g, 0], mean[g, 1], opacity[g]
+            if d == GROUP:
+                _blend_four(
+                    part, count, u, w, conic[g, 0], conic[g, 1], conic[g, 2], o,
+                    features[g, 0], features[g, 1], features[g, 2], features[g, 3],
+                )  # fmt: skip
+            else:
+                _weigh(part, count, u, w, conic[g, 0], conic[g, 1], conic[g, 2], o)
+                for k in range(0, d, GROUP):
+                    _add_four(
+                        part, part[FEATURES + k * PIXELS :], count,
+                        features[g, k], features[g, k + 1], features[g, k + 2], features[g, k + 3],
+                    )  # fmt: skip
+            if (i - start[tile]) % 16 == 15 and _all_stopped(v):
+                break
+        for y in range(min(TILE, height - row * TILE)):
+            for x in range(min(TILE, width - column * TILE)):
+                p = y * TILE + x
+                left[row * TILE + y, column * TILE + x] = abs(v[p])
+                for k in range(d):
+                    picture[row * TILE + y, column * TILE + x, k] = v[p + FEATURES + k * PIXELS]
+    return picture, left
+
+
+@numba.njit(**fast)
+def _unblend_four(v, count, u, w, A, B, C, o, f0, f1, f2, f3, g, out):
+    """Derivatives of one Gaussian with four features over the first `count` pixels, summed into `out` (10,).
+
+    `g` are the planes of the pictures' gradients. Front to back like the blending itself: with q = gradient dot
+    features, S = gradient dot all that lies behind: dL/dalpha = left q - (S - left_at_the_end dL/dleft) / (1 - alpha).
+    """
+    mx = my = ca = cb = cc = so = s0 = s1 = s2 = s3 = F(0.0)
+    for p in range(count):
+        dx, dy = v[p + PX] - u, v[p + PY] - w
+        x = F(-0.5) * (A * dx * dx + C * dy * dy) - B * dx * dy
+        fall = _fall(max(x, LOWEST))
+        free = o * fall
+        alpha = min(free, MAX_ALPHA)
+        alpha = alpha if (alpha >= MIN_ALPHA) & (x <= F(0.0)) else F(0.0)
+        left = v[p]
+        rest = left - left * alpha
+        goes_on = (left > F(0.0)) & (rest > MIN_LEFT)
+        alpha = alpha if goes_on else F(0.0)
+        weight = left * alpha
+        v[p] = rest if goes_on else -abs(left)
+        g0, g1, g2, g3 = g[p], g[p + PIXELS], g[p + 2 * PIXELS], g[p + 3 * PIXELS]
+        q = g0 * f0 + g1 * f1 + g2 * f2 + g3 * f3
+        coming = v[p + COMING] - weight * q
+        v[p + COMING] = coming
+        slope = left * q - (coming - v[p + BEHIND]) / (F(1.0) - alpha)
+        slope = slope if (alpha > F(0.0)) & (free <= MAX_ALPHA) else F(0.0)
+        so += slope * fall
+        slope *= alpha
+        mx += slope * (A * dx + B * dy)
+        my += slope * (B * dx + C * dy)
+        ca += slope * dx * dx
+        cb += slope * dx * dy
+        cc += slope * dy * dy
+        s0 += weight * g0
+        s1 += weight * g1
+        s2 += weight * g2
+        s3 += weight * g3
+    out[0], out[1], out[2], out[3], out[4], out[5] = mx, my, F(-0.5) * ca, -cb, F(-0.5) * cc, so
+    out[6], out[7], out[8], out[9] = s0, s1, s2, s3
+
+
+@numba.njit(**fast)
+def _dot_four(v, g, count, f0, f1, f2, f3, out):
+    """Adds gradient dot features to the plane DOT; sums weight times gradient into `out` (4,)."""
+    s0 = s1 = s2 = s3 = F(0.0)
+    for p in range(count):
+        g0, g1, g2, g3 = g[p], g[p + PIXELS], g[p + 2 * PIXELS], g[p + 3 * PIXELS]
+        weight = v[p + WEIGHT]
+        v[p + DOT] += g0 * f0 + g1 * f1 + g2 * f2 + g3 * f3
+        s0 += weight * g0
+        s1 += weight * g1
+        s2 += weight * g2
+        s3 += weight * g3
+    out[0], out[1], out[2], out[3] = s0, s1, s2, s3
+
+
+@numba.njit(**fast)
+def _unweigh(v, before, count, u, w, A, B, C, o, out):
+    """Derivatives of one Gaussian's shape and opacity from the planes of `_weigh` and `_dot_four`."""
+    mx = my = ca = cb = cc = so = F(0.0)
+    for p in range(count):
+        alpha, fall, q = v[p + ALPHA], v[p + FALL], v[p + DOT]
+        v[p + DOT] = F(0.0)
+        coming = v[p + COMING] - v[p + WEIGHT] * q
+        v[p + COMING] = coming
+        slope = before[p] * q - (coming - v[p + BEHIND]) / (F(1.0) - alpha)
+        slope = slope if (alpha > F(0.0)) & (o * fall <= MAX_ALPHA) else F(0.0)
+        so += slope * fall
+        slope *= alpha
+        dx, dy = v[p + PX] - u, v[p + PY] - w
+        mx += slope * (A * dx + B * dy)
+        my += slope * (B * dx + C * dy)
+        ca += slope * dx * dx
+        cb += slope * dx * dy
+        cc += slope * dy * dy
+    out[0], out[1], out[2], out[3], out[4], out[5] = mx, my, F(-0.5) * ca, -cb, F(-0.5) * cc, so
+
+
+@numba.njit(parallel=True, **fast)
+def unblend(
+    mean, conic, opacity, radius, features, gaussians, slots, start, picture, left, d_picture, d_left, width, height
+):
+    """Derivatives per slot (m, GRADIENTS + d) from those of `picture` and `left`; slots that add nothing are 0."""
+    d = features.shape[1]
+    across = (width + TILE - 1) // TILE
+    rows = np.zeros((len(slots), GRADIENTS + d), np.float32)
+    for tile in numba.prange(len(start) - 1):
+        row, column = tile // across, tile % across
+        if start[tile] == start[tile + 1]:
+            continue
+        v, gradient = np.zeros(FEATURES, np.float32), np.zeros(d * PIXELS, np.float32)
+        before = np.zeros(PIXELS, np.float32)
+        _place(v, row, column)
+        for y in range(TILE):
+            for x in range(TILE):
+                p = y * TILE + x
+                if row * TILE + y >= height or column * TILE + x >= width:
+                    v[p] = F(-1.0)  # outside the picture
+                    continue
+                total = F(0.0)
+                for k in range(d):
+                    slope = d_picture[row * TILE + y, column * TILE + x, k]
+                    gradient[p + k * PIXELS] = slope
+                    total += slope * picture[row * TILE + y, column * TILE + x, k]
+                v[p + COMING] = total
+                v[p + BEHIND] = -d_left[row * TILE + y, column * TILE + x] * left[row * TILE + y, column * TILE + x]
+        top = F(row * TILE)
+        for i in range(start[tile], start[tile + 1]):
+            g = gaussians[i]
+            first, last = _rows_of(mean[g, 1], radius[g, 1], top)
+            count = (last - first + 1) * TILE
+            if count <= 0:
+                continue
+            part, slope, out = v[first * TILE :], gradient[first * TILE :], rows[slots[i]]
+            u, w, A, B, C, o = mean[g, 0], mean[g, 1], conic[g, 0], conic[g, 1], conic[g, 2], opacity[g]
+            if d == GROUP:
+                _unblend_four(
+                    part, count, u, w, A, B, C, o,
+                    features[g, 0], features[g, 1], features[g, 2], features[g, 3], slope, out,
+                )  # fmt: skip
+            else:
+                before[:] = v[:PIXELS]
+                _weigh(part, count, u, w, A, B, C, o)
+                for k in range(0, d, GROUP):
+                    _dot_four(
+                        part, slope[k * PIXELS :], count,
+                        features[g, k], features[g, k + 1], features[g, k + 2], features[g, k + 3],
+                        out[GRADIENTS + k :],
+                    )  # fmt: skip
+                _unweigh(part, before[first * TILE :], count, u, w, A, B, C, o, out)
+            if (i - start[tile]) % 16 == 15 and _all_stopped(v):
+                break
+    return rows
+
+
+@numba.njit(parallel=True, cache=True, nogil=True)
+def gather(rows, slot_start):
+    """Sums (n, GRADIENTS + d) of the rows of each Gaussian, in the order of its slots."""
+    n, d = len(slot_start) - 1, rows.shape[1]
+    out = np.zeros((n, d), np.float32)
+    for g in numba.prange(n):
+        for slot in range(slot_start[g], slot_start[g + 1]):
+            for k in range(d):
+                out[g, k] += rows[slot, k]
+    return out
+
+
+@numba.njit(parallel=True, **fast)
+def unproject(
+    means, quats, scales, opacities, view, K, width, height, eps2d, antialiased, opacity, radius, sums, depth_feature
+):
+    """Derivatives of the projection: from those on the picture to means, quats, scales, opacities, and camera.
+
+    `sums` (n, GRADIENTS + d) as `gather` gives them; `depth_feature` is the feature that is the depth, or -1. Returns
+    means (n, 3), quats (n, 4), scales (n, 3), opacities (n,), view (3, 4) and K as (fx, fy, cx, cy), float64.
+    """
+    n = len(means)
+    d_means, d_quats = np.zeros((n, 3), np.float32), np.zeros((n, 4), np.float32)
+    d_scales, d_opacities = np.zeros((n, 3), np.float32), np.zeros(n, np.float32)
+    cameras = np.zeros((CHUNKS, 16), np.float64)
+    for chunk in numba.prange(CHUNKS):
+        Rq, dR = np.zeros((3, 3), np.float32), np.zeros((3, 3), np.float32)
+        J, T = np.zeros((2, 3), np.float32), np.zeros((2, 3), np.float32)
+        M, dM = np.zeros((2, 3), np.float32), np.zeros((2, 3), np.float32)
+        dT, dJ = np.zeros((2, 3), np.float32), np.zeros((2, 3), np.float32)
+        camera = cameras[chunk]
+        for g in range(chunk * n // CHUNKS, (chunk + 1) * n // CHUNKS):
+            if radius[g, 0] == F(0.0):
+                continue
+            x, y, z = _camera_point(view, means[g])
+            length = _rotation(quats[g], Rq)
+            _flatten(view, K, x, y, z, width, height, J, T)
+            _smear(T, Rq, scales[g], M)
+            a = M[0, 0] * M[0, 0] + M[0, 1] * M[0, 1] + M[0, 2] * M[0, 2]
+            b = M[0, 0] * M[1, 0] + M[0, 1] * M[1, 1] + M[0, 2] * M[1, 2]
+            c = M[1, 0] * M[1, 0] + M[1, 1] * M[1, 1] + M[1, 2] * M[1, 2]
+            sharp = _determinant(a, b, c)
+            det = _determinant(a + eps2d, b, c + eps2d)
+            A, B, C = (c + eps2d) / det, -b / det, (a + eps2d) / det
+            # Conic to covariance: d(S^-1) = -S^-1 dS S^-1, with the off-diagonal entry standing for both.
+            gA, gB, gC = sums[g, 2], F(0.5) * sums[g, 3], sums[g, 4]
+            p, q, r, s = gA * A + gB * B, gA * B + gB * C, gB * A + gC * B, gB * B + gC * C
+            da, db, dc = -(A * p + B * r), -(A * q + B * s), -(B * q + C * s)
+            d_opacities[g] = sums[g, 5]
+            if antialiased and sharp > F(0.0):
+                # opacity' = opacity sqrt(sharp / det)
+                factor = math.sqrt(sharp / det)
+                d_opacities[g] = sums[g, 5] * factor
+                slope = F(0.5) * sums[g, 5] * opacity[g]
+                da += slope * (c / sharp - (c + eps2d) / det)
+                dc += slope * (a / sharp - (a + eps2d) / det)
+                db += slope * (-b / sharp + b / det)
+            elif antialiased:
+                d_opacities[g] = F(0.0)
+            for k in range(3):
+                dM[0, k] = F(2.0) * (da * M[0, k] + db * M[1, k])
+                dM[1, k] = F(2.0) * (db * M[0, k] + dc * M[1, k])
+            # M = T V with V = Rq diag(scale)
+            for i in range(3):
+                t0, t1 = F(0.0), F(0.0)
+                for k in range(3):
+                    v = Rq[i, k] * scales[g, k]
+                    t0 += dM[0, k] * v
+                    t1 += dM[1, k] * v
+                    dv = T[0, i] * dM[0, k] + T[1, i] * dM[1, k]
+                    d_scales[g, k] += dv * Rq[i, k]
+                    dR[i, k] = dv * scales[g, k]
+                dT[0, i], dT[1, i] = t0, t1
+            _rotation_slope(quats[g], length, dR, d_quats[g])
+            # T = J R
+            for e in range(2):
+                for k in range(3):
+                    dJ[e, k] = dT[e, 0] * view[k, 0] + dT[e, 1] * view[k, 1] + dT[e, 2] * view[k, 2]
+            for k in range(3):
+                for m in range(3):
+                    camera[4 * k + m] += J[0, k] * dT[0, m] + J[1, k] * dT[1, m]
+            dz = sums[g, GRADIENTS + depth_feature] if depth_feature >= 0 else F(0.0)
+            du, dz_x = _axis_slope(camera, 0, x, z, K[0, 0], K[0, 2], F(width), dJ[0, 0], dJ[0, 2], sums[g, 0])
+            dv, dz_y = _axis_slope(camera, 1, y, z, K[1, 1], K[1, 2], F(height), dJ[1, 1], dJ[1, 2], sums[g, 1])
+            dz += dz_x + dz_y
+            dx, dy = du / z, dv / z
+            dz -= (du * x + dv * y) / (z * z)
+            m0, m1, m2 = means[g, 0], means[g, 1], means[g, 2]
+            for k in range(3):
+                d_means[g, k] = view[0, k] * dx + view[1, k] * dy + view[2, k] * dz
+            camera[0] += dx * m0
+            camera[1] += dx * m1
+            camera[2] += dx * m2
+            camera[3] += dx
+            camera[4] += dy * m0
+            camera[5] += dy * m1
+            camera[6] += dy * m2
+            camera[7] += dy
+            camera[8] += dz * m0
+            camera[9] += dz * m1
+            camera[10] += dz * m2
+            camera[11] += dz
+    total = np.zeros(16, np.float64)
+    for chunk in range(CHUNKS):
+        for k in range(16):
+            total[k] += cameras[chunk, k]
+    return d_means, d_quats, d_scales, d_opacities, total[:12].reshape(3, 4), total[12:]
+
+
+@numba.njit(**fast)
+def _axis_slope(camera, axis, x, z, f, c, size, d_scale, d_shear, d_mean):
+    """One axis of the projection: derivative by u = x / z, by z in J alone; adds those of f and c to `camera`.
+
+    J has f / z and -f u' / z, with u' = u inside the limits; the mean is f u + c.
+    """
+    u = x / z
+    margin = F(0.15) * size
+    low, high = -(c + margin) / f, (size - c + margin) / f
+    limited = min(max(u, low), high)
+    df = d_scale / z - d_shear * limited / z + d_mean * u
+    dc = d_mean
+    dz = -d_scale * f / (z * z) + d_shear * f * limited / (z * z)
+    slope = -d_shear * f / z
+    du = d_mean * f
+    if u < low:
+        dc -= slope / f
+        df += slope * (c + margin) / (f * f)
+    elif u > high:
+        dc -= slope / f
+        df -= slope * (size - c + margin) / (f * f)
+    else:
+        du += slope
+    camera[12 + axis] += df
+    camera[14 + axis] += dc
+    return du, dz
+
+
+@numba.njit(**fast)
+def _rotation_slope(quat, inverse, dR, out):
+    """Derivative by a quaternion wxyz that need not be unit, from that by its rotation; `inverse` = 1 / its length."""
+    w, x, y, z = quat[0] * inverse, quat[1] * inverse, quat[2] * inverse, quat[3] * inverse
+    two = F(2.0)
+    gw = two * (x * (dR[2, 1] - dR[1, 2]) + y * (dR[0, 2] - dR[2, 0]) + z * (dR[1, 0] - dR[0, 1]))
+    xy, xz, yz = dR[0, 1] + dR[1, 0], dR[0, 2] + dR[2, 0], dR[1, 2] + dR[2, 1]
+    gx = two * (y * xy + z * xz + w * (dR[2, 1] - dR[1, 2]) - two * x * (dR[1, 1] + dR[2, 2]))
+    gy = two * (x * xy + z * yz + w * (dR[0, 2] - dR[2, 0]) - two * y * (dR[0, 0] + dR[2, 2]))
+    gz = two * (x * xz + y * yz + w * (dR[1, 0] - dR[0, 1]) - two * z * (dR[0, 0] + dR[1, 1]))
+    along = gw * w + gx * x + gy * y + gz * z
+    out[0], out[1] = (gw - along * w) * inverse, (gx - along * x) * inverse
+    out[2], out[3] = (gy - along * y) * inverse, (gz - along * z) * inverse

@@ -1,0 +1,45 @@
+"""The GPU implementation: gsplat, imported only here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from geo4d.core.errors import InputError, MissingDependencyError
+
+
+def rasterization(
+    means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor, colors: Tensor, viewmats: Tensor, Ks: Tensor,
+    width: int, height: int, near_plane: float, far_plane: float, radius_clip: float, eps2d: float,
+    sh_degree: int | None, backgrounds: Tensor | None, render_mode: str, rasterize_mode: str,
+) -> tuple[Tensor, Tensor, dict[str, Any]]:  # fmt: skip
+    """`render.rasterizer.api.rasterization` by gsplat; gives no gradient for `Ks`.
+
+    Raises:
+        InputError: the tensors are not on a CUDA device, or `Ks` wants a gradient.
+        MissingDependencyError: gsplat is not installed.
+    """
+    if not means.is_cuda or not torch.cuda.is_available():
+        raise InputError(
+            "the cuda backend needs tensors on a GPU", found=f"tensors on {means.device}",
+            accepted="tensors on a CUDA device", hint='move them there, or take backend="cpu"',
+        )  # fmt: skip
+    if Ks.requires_grad:
+        raise InputError(
+            "gsplat gives no gradient for Ks", found="Ks.requires_grad", accepted="Ks without gradient",
+            hint='detach Ks, or take backend="cpu", which has that gradient',
+        )  # fmt: skip
+    try:
+        import gsplat
+    except ImportError as error:
+        raise MissingDependencyError(
+            "the cuda backend needs gsplat", found="gsplat is not installed", hint="pip install gsplat"
+        ) from error
+    picture, alpha, meta = gsplat.rasterization(
+        means, quats, scales, opacities, colors, viewmats, Ks, width, height,
+        near_plane=near_plane, far_plane=far_plane, radius_clip=radius_clip, eps2d=eps2d, sh_degree=sh_degree,
+        packed=False, backgrounds=backgrounds, render_mode=render_mode, rasterize_mode=rasterize_mode,
+    )  # fmt: skip
+    return picture, alpha, meta

@@ -1,0 +1,103 @@
+"""The oracle: Gaussian rasterisation in plain torch, every Gaussian at every pixel, any dtype, derivatives by autograd.
+
+The equations are those of 3D Gaussian splatting (Kerbl et al. 2023) with EWA's projection (Zwicker et al. 2002) and the
+conventions of gsplat 1.5.3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+MAX_ALPHA = 0.999
+MIN_ALPHA = 1 / 255
+MIN_TRANSMITTANCE = 1e-4
+"""A pixel stops before the Gaussian that would leave less."""
+CHUNK = 1 << 22
+"""Gaussian-pixel pairs that are held at once."""
+
+
+@dataclass(frozen=True, eq=False)
+class Projected:
+    """Gaussians on the picture of one camera: `means2d (n, 2)` px, `conics (n, 3)` = inverse covariance xx, xy, yy,
+    `depths (n,)`, `compensations (n,)` (what the blur takes from the opacity; 1 in classic mode), `kept (n,)`.
+    """
+
+    means2d: Tensor
+    conics: Tensor
+    depths: Tensor
+    compensations: Tensor
+    kept: Tensor
+
+
+def project(
+    means: Tensor, quats: Tensor, scales: Tensor, viewmat: Tensor, K: Tensor, width: int, height: int,
+    *, near: float, far: float, eps2d: float, antialiased: bool,
+) -> Projected:  # fmt: skip
+    """Project Gaussians `(n, ...)` into one camera; those that are not kept get harmless numbers."""
+    p = means @ viewmat[:3, :3].transpose(0, 1) + viewmat[:3, 3]
+    kept = (p[:, 2] > near) & (p[:, 2] < far) & torch.isfinite(p).all(-1)
+    p = torch.where(kept[:, None], p, p.new_tensor([0.0, 0.0, 1.0]))
+    x, y, z = p.unbind(-1)
+    fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
+    u, v = x / z, y / z
+    # Beyond 15 % outside the picture the slope of the projection is that at the limit (3DGS, "1.3 tan fov").
+    margin_u, margin_v = 0.15 * width / fx, 0.15 * height / fy
+    u_c = torch.minimum(torch.maximum(u, -(cx / fx + margin_u)), (width - cx) / fx + margin_u)
+    v_c = torch.minimum(torch.maximum(v, -(cy / fy + margin_v)), (height - cy) / fy + margin_v)
+    zero = torch.zeros_like(z)
+    J = torch.stack(
+        [torch.stack([fx / z, zero, -fx * u_c / z], -1), torch.stack([zero, fy / z, -fy * v_c / z], -1)], -2
+    )
+    M = J @ viewmat[:3, :3] @ _rotation(quats) * scales[:, None, :]
+    covariance = M @ M.transpose(-1, -2)
+    a, b, c = covariance[:, 0, 0], covariance[:, 0, 1], covariance[:, 1, 1]
+    det_sharp = (a * c - b * b).clamp_min(0.0)
+    a, c = a + eps2d, c + eps2d
+    det = a * c - b * b
+    kept = kept & (det > 0) & torch.isfinite(det)
+    det = torch.where(kept, det, torch.ones_like(det))
+    conics = torch.stack([c, -b, a], -1) / det[:, None]
+    ones = torch.ones_like(det)
+    compensations = torch.sqrt((det_sharp / det).clamp_min(0.0)) if antialiased else ones
+    return Projected(torch.stack([fx * u + cx, fy * v + cy], -1), conics, z, compensations, kept)
+
+
+def _rotation(quats: Tensor) -> Tensor:
+    """Rotations `(n, 3, 3)` of quaternions wxyz that need not be unit; a quaternion of 0 gives NaN."""
+    w, x, y, z = (quats / quats.norm(dim=-1, keepdim=True)).unbind(-1)
+    rows = [
+        1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
+        2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
+        2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y),
+    ]  # fmt: skip
+    return torch.stack(rows, -1).unflatten(-1, (3, 3))
+
+
+def blend(projected: Projected, opacities: Tensor, features: Tensor, width: int, height: int) -> tuple[Tensor, Tensor]:
+    """Features `(h, w, d)`, blended front to back without a background, and alpha `(h, w)`."""
+    order = torch.argsort(projected.depths[projected.kept], stable=True)
+    index = projected.kept.nonzero()[:, 0][order]
+    means2d, conics = projected.means2d[index], projected.conics[index]
+    opacity, features = opacities[index], features[index]
+    rows = max(1, CHUNK // max(1, len(index) * width))
+    pieces = []
+    for top in range(0, height, rows):
+        v, u = torch.meshgrid(
+            torch.arange(top, min(top + rows, height), dtype=means2d.dtype, device=means2d.device) + 0.5,
+            torch.arange(width, dtype=means2d.dtype, device=means2d.device) + 0.5,
+            indexing="ij",
+        )
+        d = torch.stack([u, v], -1)[..., None, :] - means2d
+        sigma = 0.5 * (conics[:, 0] * d[..., 0] ** 2 + conics[:, 2] * d[..., 1] ** 2) + conics[:, 1] * d.prod(-1)
+        alpha = (opacity * torch.exp(-sigma)).clamp_max(MAX_ALPHA)
+        alpha = torch.where((alpha >= MIN_ALPHA) & (sigma >= 0), alpha, torch.zeros_like(alpha))
+        alive = torch.cumprod(1 - alpha, -1) > MIN_TRANSMITTANCE
+        alpha = torch.where(alive, alpha, torch.zeros_like(alpha))
+        left = torch.cumprod(1 - alpha, -1)
+        before = torch.cat([torch.ones_like(left[..., :1]), left[..., :-1]], -1)
+        total = torch.ones_like(u) - left[..., -1] if len(index) else torch.zeros_like(u)
+        pieces.append((torch.einsum("hwn,nd->hwd", alpha * before, features), total))
+    return torch.cat([p[0] for p in pieces]), torch.cat([p[1] for p in pieces])

@@ -1,0 +1,289 @@
+"""The CPU rasteriser against the reference, its laws, and arguments that do not fit."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from geo4d.core.errors import InputError
+from render import rasterization
+from render.rasterizer import cpu_kernels, reference, spherical_harmonics
+
+WIDTH, HEIGHT = 90, 70
+
+
+def scene(n: int = 120, dtype: torch.dtype = torch.float64, cameras: int = 2) -> dict[str, Tensor]:
+    """Gaussians of mixed size in front of, beside and behind two cameras that are not centred."""
+    g = torch.Generator().manual_seed(4)
+
+    def rand(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=g, dtype=torch.float64)
+
+    means = (rand(n, 3) - 0.5) * torch.tensor([5.0, 4.0, 5.0]) + torch.tensor([0.0, 0.0, 2.2])
+    viewmats = torch.eye(4, dtype=torch.float64).repeat(cameras, 1, 1)
+    turn = torch.tensor([[0, -0.1, 0.2], [0.1, 0, -0.1], [-0.2, 0.1, 0]], dtype=torch.float64)
+    for c in range(1, cameras):
+        viewmats[c, :3, :3], viewmats[c, 0, 3] = torch.linalg.matrix_exp(c * turn), 0.3 * c
+    Ks = torch.tensor([[80.0, 0, 50], [0, 85, 30], [0, 0, 1]], dtype=torch.float64).repeat(cameras, 1, 1)
+    out = {
+        "means": means, "quats": rand(n, 4) - 0.5, "scales": 0.02 + 0.3 * rand(n, 3) ** 2,
+        "opacities": 0.02 + 0.97 * rand(n), "colors": rand(n, 3), "viewmats": viewmats, "Ks": Ks,
+    }  # fmt: skip
+    return {k: v.to(dtype) for k, v in out.items()}
+
+
+def render(given: dict[str, Tensor], **options: Any) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    return rasterization(**given, width=WIDTH, height=HEIGHT, **options)
+
+
+def both(options: dict[str, Any], change: Any = lambda s: s) -> list[tuple[Tensor, Tensor, dict[str, Tensor]]]:
+    """Picture, alpha and gradients of a random loss, of the reference in float64 and the CPU rasteriser."""
+    results = []
+    for backend, dtype in (("reference", torch.float64), ("cpu", torch.float32)):
+        given = {k: v.detach().to(dtype).requires_grad_() for k, v in change(scene()).items()}
+        shared = {k: v.to(dtype) if isinstance(v, Tensor) else v for k, v in options.items()}
+        picture, alpha, _ = render(given, **shared, backend=backend)
+        g = torch.Generator().manual_seed(1)
+        weights = [torch.rand(t.shape, generator=g, dtype=torch.float64).to(dtype) for t in (picture, alpha)]
+        ((picture * weights[0]).sum() + (alpha * weights[1]).sum()).backward()
+        zeros = {k: torch.zeros_like(v) if v.grad is None else v.grad for k, v in given.items()}
+        results.append((picture.detach().double(), alpha.detach().double(), {k: v.double() for k, v in zeros.items()}))
+    return results
+
+
+def assert_alike(options: dict[str, Any], change: Any = lambda s: s, share: float = 0.004) -> None:
+    """But for few pixels, where float32 takes the other side of a threshold."""
+    (picture, alpha, slopes), (fast, fast_alpha, fast_slopes) = both(options, change)
+    error = torch.cat([(picture - fast).abs(), (alpha - fast_alpha).abs()], -1).amax(-1)
+    scale = picture.abs().max().clamp_min(1.0)
+    assert float((error > 1e-4 * scale).double().mean()) < share
+    assert float(error.max()) < 0.01 * float(scale)
+    for key, slope in slopes.items():
+        assert float((slope - fast_slopes[key]).abs().max()) < 2e-3 * float(slope.abs().max().clamp_min(1e-6)), key
+
+
+@pytest.mark.parametrize("mode", ["RGB", "D", "ED", "RGB+D", "RGB+ED"])
+@pytest.mark.parametrize("rasterize_mode", ["classic", "antialiased"])
+def test_the_cpu_rasteriser_is_the_reference(mode: str, rasterize_mode: str) -> None:
+    backgrounds = torch.rand(2, 3, dtype=torch.float64)
+    assert_alike({"render_mode": mode, "rasterize_mode": rasterize_mode, "backgrounds": backgrounds})
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 5, 9])
+def test_any_number_of_features(channels: int) -> None:
+    def wider(s: dict[str, Tensor]) -> dict[str, Tensor]:
+        g = torch.Generator().manual_seed(2)
+        return s | {"colors": torch.rand(len(s["means"]), channels, generator=g, dtype=torch.float64)}
+
+    assert_alike({"render_mode": "RGB+D"}, wider)
+
+
+@pytest.mark.parametrize("degree", [0, 1, 2, 3])
+def test_colours_by_direction(degree: int) -> None:
+    def lit(s: dict[str, Tensor]) -> dict[str, Tensor]:
+        g = torch.Generator().manual_seed(2)
+        return s | {"colors": torch.rand(len(s["means"]), 16, 3, generator=g, dtype=torch.float64) - 0.4}
+
+    assert_alike({"sh_degree": degree}, lit)
+
+
+def test_the_basis_is_orthonormal() -> None:
+    """Mean over the sphere of the product of two functions is 1 / 4 pi for equal ones, else 0."""
+    i = torch.arange(20000, dtype=torch.float64) + 0.5
+    polar, turn = torch.arccos(1 - 2 * i / len(i)), math.pi * (1 + 5**0.5) * i
+    direction = torch.stack([turn.cos() * polar.sin(), turn.sin() * polar.sin(), polar.cos()], -1)
+    values = spherical_harmonics.basis(3, direction)
+    torch.testing.assert_close(4 * math.pi * values.T @ values / len(i), torch.eye(16).double(), rtol=0, atol=1e-3)
+
+
+def test_colours_of_each_camera() -> None:
+    given = scene()
+    own = torch.rand(2, len(given["means"]), 3, dtype=torch.float64)
+    picture, _, _ = render(given | {"colors": own}, backend="reference")
+    for c in range(2):
+        single = {**given, "colors": own[c], "viewmats": given["viewmats"][c : c + 1], "Ks": given["Ks"][c : c + 1]}
+        torch.testing.assert_close(render(single, backend="reference")[0][0], picture[c])
+
+
+def test_batches_are_scenes_of_their_own() -> None:
+    given = scene(dtype=torch.float32)
+    pair = {k: torch.stack([v, v.flip(0) if k in ("colors",) else v]) for k, v in given.items()}
+    picture, alpha, meta = render(pair)
+    assert picture.shape == (2, 2, HEIGHT, WIDTH, 3)
+    assert alpha.shape == (2, 2, HEIGHT, WIDTH, 1)
+    assert meta["means2d"].shape == (2, 2, len(given["means"]), 2)
+    torch.testing.assert_close(picture[0], render(given)[0], rtol=0, atol=0)
+    assert not torch.equal(picture[0], picture[1])
+
+
+def test_the_reference_passes_gradcheck(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With thresholds out of the way: at a threshold there is no derivative."""
+    monkeypatch.setattr(reference, "MIN_ALPHA", 0.0)
+    monkeypatch.setattr(reference, "MIN_TRANSMITTANCE", 0.0)
+    given = {k: v[:6] if k not in ("viewmats", "Ks") else v[:1] for k, v in scene().items()}
+    given["means"] = given["means"] + torch.tensor([0.0, 0.0, 2.0])
+
+    def f(*values: Tensor) -> tuple[Tensor, Tensor]:
+        return rasterization(*values, 9, 7, render_mode="RGB+D", backend="reference")[:2]
+
+    keys = ("means", "quats", "scales", "opacities", "colors", "viewmats", "Ks")
+    Ks = given["Ks"] * torch.tensor([0.1, 0.1, 1.0])[:, None]
+    values = [(Ks if k == "Ks" else given[k]).clone().requires_grad_() for k in keys]
+    assert torch.autograd.gradcheck(f, values, atol=1e-6, rtol=1e-4)
+
+
+def test_two_runs_and_any_number_of_threads_give_the_same_bits() -> None:
+    import numba
+
+    def bits() -> list[bytes]:
+        given = {k: v.requires_grad_() for k, v in scene(3000, torch.float32).items()}
+        picture, alpha, _ = render(given, render_mode="RGB+D")
+        (picture.sum() + alpha.sum()).backward()
+        slopes = [v.grad for v in given.values()]
+        return [t.detach().numpy().tobytes() for t in (picture, alpha, *(s for s in slopes if s is not None))]
+
+    before, first = numba.get_num_threads(), bits()
+    try:
+        numba.set_num_threads(1)
+        assert bits() == first
+    finally:
+        numba.set_num_threads(before)
+    assert bits() == first
+
+
+def test_depths_are_sorted_stably() -> None:
+    rng = np.random.default_rng(0)
+    depth = rng.choice(np.array([0.01, 1, 1 + 1e-7, 3.5, 1e9], np.float32), 5000)
+    index = np.flatnonzero(rng.random(5000) < 0.7).astype(np.int32)
+    expected = index[np.argsort(depth[index], kind="stable")]
+    np.testing.assert_array_equal(cpu_kernels.order_by_depth(depth, index), expected)
+
+
+def one(**changed: Any) -> dict[str, Tensor]:
+    """A single round Gaussian in the middle of the picture."""
+    given = {
+        "means": [[0.0, 0, 2]], "quats": [[1.0, 0, 0, 0]], "scales": [[0.1, 0.1, 0.1]], "opacities": [0.8],
+        "colors": [[1.0, 0.5, 0.25]], "viewmats": torch.eye(4)[None].tolist(),
+        "Ks": [[[80.0, 0, WIDTH / 2], [0, 80, HEIGHT / 2], [0, 0, 1]]],
+    }  # fmt: skip
+    return {k: torch.tensor(v, dtype=torch.float32) for k, v in (given | changed).items()}
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_one_gaussian_by_hand(backend: str) -> None:
+    """Variance (80 * 0.1 / 2)^2 + 0.3 on the picture; the pixel beside the centre is half a pixel off in x and y."""
+    picture, alpha, _ = render(one(), backend=backend, render_mode="RGB+ED")
+    variance = (80 * 0.1 / 2) ** 2 + 0.3
+    expected = 0.8 * math.exp(-0.5 * (0.5**2 + 0.5**2) / variance)
+    value = picture[0, HEIGHT // 2, WIDTH // 2]
+    assert float(alpha[0, HEIGHT // 2, WIDTH // 2]) == pytest.approx(expected, abs=1e-6)
+    assert value[:3].tolist() == pytest.approx([expected, expected / 2, expected / 4], abs=1e-6)
+    assert float(value[3]) == pytest.approx(2.0, abs=1e-6)
+    assert float(alpha[0, 0, 0]) == 0.0
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"means": [[0.0, 0, -2]]}, {"means": [[0.0, 0, 0]]}, {"means": [[0.0, 0, 0.0099]]}, {"means": [[0.0, 0, 1e12]]},
+        {"means": [[float("nan"), 0, 2]]}, {"means": [[1e6, 0, 2]]}, {"opacities": [0.0]}, {"quats": [[0.0, 0, 0, 0]]},
+    ],
+    ids=["behind", "at the camera", "too near", "too far", "NaN", "far aside", "clear", "no turn"],
+)  # fmt: skip
+def test_what_cannot_be_seen_leaves_the_picture_and_gives_no_gradient(changed: dict[str, Any]) -> None:
+    given = {k: v.requires_grad_() for k, v in one(**changed).items()}
+    picture, alpha, meta = render(given, backgrounds=torch.full((1, 3), 0.3))
+    assert torch.equal(picture, torch.full_like(picture, 0.3))
+    assert not alpha.any()
+    assert int(meta["radii"].max()) == 0
+    picture.sum().backward()
+    for key in ("means", "quats", "scales", "opacities", "colors"):
+        assert not given[key].grad.any(), key
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-6, 1e6])
+def test_sizes_from_a_point_to_everything(scale: float) -> None:
+    given = {k: v.requires_grad_() for k, v in one(scales=[[scale] * 3]).items()}
+    picture, alpha, _ = render(given)
+    assert torch.isfinite(picture).all()
+    variance = min((80 * scale / 2) ** 2, 1e9) + 0.3
+    assert float(alpha.detach().max()) == pytest.approx(0.8 * math.exp(-0.25 / variance), abs=1e-6)
+    if scale > 1:
+        assert float(alpha.detach().min()) == pytest.approx(0.8, abs=1e-4)  # it covers all
+    picture.sum().backward()
+    assert all(torch.isfinite(v.grad).all() for v in given.values() if v.grad is not None)
+
+
+def test_no_gaussians_and_one_pixel() -> None:
+    none = {k: v[:0] if k not in ("viewmats", "Ks") else v for k, v in one().items()}
+    picture, alpha, _ = render(none, backgrounds=torch.full((1, 3), 0.3))
+    assert torch.equal(picture, torch.full_like(picture, 0.3))
+    assert not alpha.any()
+    picture, _, _ = rasterization(**one(Ks=[[[80.0, 0, 0.5], [0, 80, 0.5], [0, 0, 1]]]), width=1, height=1)
+    assert picture.shape == (1, 1, 1, 3)
+    assert float(picture[0, 0, 0, 0]) == pytest.approx(0.8, abs=1e-6)
+
+
+def test_an_opaque_wall_hides_what_is_behind_and_stops_the_walk() -> None:
+    n = 400
+    wall = {
+        "means": torch.tensor([0.0, 0, 2]).repeat(n, 1) + torch.arange(n)[:, None] * torch.tensor([0, 0, 0.01]),
+        "quats": torch.tensor([1.0, 0, 0, 0]).repeat(n, 1), "scales": torch.full((n, 3), 5.0),
+        "opacities": torch.full((n,), 0.9), "colors": torch.linspace(0, 1, n)[:, None].repeat(1, 3),
+        **{k: v for k, v in one().items() if k in ("viewmats", "Ks")},
+    }  # fmt: skip
+    picture, alpha, _ = render(wall)
+    assert float(alpha.min()) > 1 - 1.2e-3  # stops before less than 1e-4 would be left
+    colours = wall["colors"][:, 0]
+    expected = sum(0.9 * 0.1**k * float(colours[k]) for k in range(3))
+    assert float(picture[0, HEIGHT // 2, WIDTH // 2, 0]) == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_order_of_gaussians_does_not_matter() -> None:
+    given = scene(500, torch.float32)
+    torch.manual_seed(0)
+    order = torch.randperm(500)
+    shuffled = {k: v[order] if k not in ("viewmats", "Ks") else v for k, v in given.items()}
+    torch.testing.assert_close(render(shuffled)[0], render(given)[0], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changed", "options", "says"),
+    [
+        ({"quats": torch.zeros(1, 3)}, {}, "quats does not fit"),
+        ({"opacities": torch.zeros(2)}, {}, "opacities does not fit"),
+        ({"colors": torch.zeros(3, 3)}, {}, "colors does not fit"),
+        ({"colors": torch.zeros(1, 9, 3)}, {"sh_degree": 3}, "colors does not fit"),
+        ({"viewmats": torch.eye(4)}, {}, "means and viewmats do not fit"),
+        ({}, {"render_mode": "rgb"}, "unknown render_mode"),
+        ({}, {"sh_degree": 4}, "unknown sh_degree"),
+        ({}, {"backend": "metal"}, "unknown backend"),
+        ({}, {"backgrounds": torch.zeros(3)}, "backgrounds does not fit"),
+        ({}, {"camera_model": "fisheye"}, "does not support camera_model"),
+        ({}, {"absgrad": True}, "does not support absgrad"),
+        ({}, {"backend": "cuda"}, "needs tensors on a GPU"),
+    ],
+)
+def test_arguments_that_do_not_fit(changed: dict[str, Tensor], options: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        render(one() | changed, **options)
+
+
+def test_arguments_are_those_of_gsplat() -> None:
+    import inspect
+
+    names = list(inspect.signature(rasterization).parameters)
+    assert (
+        names
+        == """
+        means quats scales opacities colors viewmats Ks width height near_plane far_plane radius_clip eps2d sh_degree
+        packed tile_size backgrounds render_mode sparse_grad absgrad rasterize_mode channel_chunk distributed
+        camera_model segmented covars with_ut with_eval3d radial_coeffs tangential_coeffs thin_prism_coeffs
+        ftheta_coeffs rolling_shutter viewmats_rs backend
+    """.split()
+    )
