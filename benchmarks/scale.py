@@ -1,4 +1,4 @@
-"""Metric scale: of the bundled sample by its marker, and of RedKitchen by depth images.
+"""Metric scale: of the bundled sample by its marker, and of RedKitchen by depth images, with and without known K.
 
     python benchmarks/scale.py
 
@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from common import ROOT, SOURCES, data_dir, sha256, write_result
-from depth import K_DEPTH, redkitchen_subset
+from depth import K_COLOUR, K_DEPTH, redkitchen_subset
 
 from geo4d.evaluation import evaluate_poses
 from geo4d.pipeline import PriorPaths, reconstruct_folder
@@ -42,9 +43,13 @@ def main() -> None:
     if root is not None:
         with tempfile.TemporaryDirectory() as folder:
             data = redkitchen_subset(root, Path(folder) / "data")
-            priors = PriorPaths(depth=data / "reference", depth_K=f"{K_DEPTH}@640x480")
-            found = measure(data / "photos", data / "poses", ReconstructOptions(dense=False), priors)
-        result["redkitchen, depth images"] = {"source": SOURCES["redkitchen"], "sha256": sha256(root), **found}
+            depth = PriorPaths(depth=data / "reference", depth_K=f"{K_DEPTH}@640x480")
+            for name, priors in (
+                ("redkitchen, depth images", depth),
+                ("redkitchen, depth images and intrinsics", replace(depth, intrinsics=K_COLOUR)),
+            ):
+                found = measure(data / "photos", data / "poses", ReconstructOptions(dense=False), priors)
+                result[name] = {"source": SOURCES["redkitchen"], "sha256": sha256(root), **found}
     print(write_result("scale", {"sets": result}))
 
 

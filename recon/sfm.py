@@ -586,8 +586,9 @@ def _typical_error_px(problem: Problem) -> float:
 def _adjust(state: Tracks, known: bundle.Priors, *, rough: bool = False) -> Tracks:
     """Adjusted; `rough` stops early, where the tracks change afterwards."""
     limits = {"max_iterations": 12, "tolerance": 2e-4} if rough else {"max_iterations": 40, "tolerance": 1e-5}
-    # Keypoints count as exact to one pixel here; what is known of poses has to weigh against what they really are.
-    known = known.loosened(1 / min(max(bundle.noise(state.problem, known, LOSS_PX), 0.05), 1.0))
+    # What is known of poses weighs against keypoints that are exact to `LOSS_PX`: their noise is often a third of that,
+    # but errors that a picture's keypoints share do not average out.
+    known = known.loosened(1 / LOSS_PX)
     return Tracks(bundle.adjust(state.problem, known, loss_px=LOSS_PX, **limits).problem, state.keypoint)
 
 
