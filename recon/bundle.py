@@ -45,7 +45,7 @@ class Problem:
         return replace(self, **{n: getattr(self, n)[keep] for n in names})
 
     def residuals_px(self) -> np.ndarray:
-        """Reprojection residuals (o, 2) in pixels; large where a point is behind its camera."""
+        """Reprojection residuals (o, 2) in pixels; huge where a point is behind its camera or outside its lens."""
         return _residuals(
             self.cam_from_world,
             self.intrinsics,
@@ -676,12 +676,32 @@ def _pixel(lens, model, x, y, z):
 
 
 @numba.njit(cache=True, nogil=True)
+def _folded(lens, model, x, y, z):
+    """Whether a camera point lies beyond where the radial polynomial turns back: it falls on a pixel it is not seen at.
+
+    The distorted radius r (1 + k1 r^2 + k2 r^4) grows up to the least positive root of 1 + 3 k1 q + 5 k2 q^2, q = r^2.
+    """
+    if model != 0:
+        return False
+    r2 = (x * x + y * y) / (z * z)
+    a, b = 5.0 * lens[5], 3.0 * lens[4]
+    if a == 0.0:
+        return b < 0.0 and r2 >= -1.0 / b
+    inside = b * b - 4.0 * a
+    if inside < 0.0:
+        return False
+    # The root in the form that does not cancel; of two positive ones this is the smaller.
+    root = 2.0 / (-b + math.sqrt(inside)) if -b + math.sqrt(inside) > 0.0 else -1.0
+    return root > 0.0 and r2 >= root
+
+
+@numba.njit(cache=True, nogil=True)
 def _residuals(poses, intrinsics, model, group, points, point, image, uv_px):
     out = np.zeros((len(point), 2))
     for o in range(len(point)):
         i = image[o]
         x, y, z = _to_camera(poses[i], points[point[o]])
-        if z <= 1e-9:
+        if z <= 1e-9 or _folded(intrinsics[group[i]], model[group[i]], x, y, z):
             out[o] = 1e6
             continue
         u, v = _pixel(intrinsics[group[i]], model[group[i]], x, y, z)

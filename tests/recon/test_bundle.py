@@ -112,6 +112,22 @@ def test_exact_measurements_give_the_exact_scene(model: str):
     np.testing.assert_allclose(solution.problem.intrinsics, truth.intrinsics, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("k1", "k2"), [(0.045, -0.031), (-0.3, 0.1), (-0.3, 0.01), (-0.2, 0.0), (0.1, 0.05), (0.0, 0.0), (-0.1, -0.02)]
+)
+def test_a_point_beyond_where_the_lens_folds_back_is_no_match(k1: float, k2: float):
+    r = np.linspace(0.01, 6, 600)
+    turned_back = np.maximum.accumulate(1 + 3 * k1 * r**2 + 5 * k2 * r**4 <= 0)
+    lens = np.array([500.0, 500, 320, 240, k1, k2, 0, 0])
+    folded = [bundle._folded(lens, 0, 2 * a * np.cos(a), 2 * a * np.sin(a), 2.0) for a in r]
+    np.testing.assert_array_equal(folded, turned_back)
+    problem = _scene(images=2, points=1)
+    far = replace(
+        problem, cam_from_world=np.tile(np.eye(3, 4), (2, 1, 1)), intrinsics=lens[None], p_world=np.array([[9.0, 0, 2]])
+    )
+    assert (np.abs(far.residuals_px()) >= 1e6).all() == bool(turned_back[np.searchsorted(r, 4.5)])
+
+
 def test_wrong_observations_hardly_matter():
     truth = _scene()
     rng = np.random.default_rng(2)
