@@ -22,6 +22,8 @@ GRADIENTS = 6
 """Of one Gaussian in one tile, besides its features: mean x, y, conic xx, xy, yy, opacity."""
 CHUNKS = 32
 """Parts of a sum over Gaussians; fixed, so that its rounding does not depend on the number of threads."""
+SORT_PARTS = 8
+"""Parts of a radix sort; every one has its own counts, which cost more than they save where there are many."""
 MAX_ALPHA, MIN_ALPHA, MIN_LEFT = F(0.999), F(1 / 255), F(1e-4)
 
 fast = {"cache": True, "fastmath": {"contract", "reassoc", "nsz", "arcp", "afn"}, "error_model": "numpy", "nogil": True}
@@ -175,21 +177,21 @@ def order_by_depth(depth, index):
     for i in numba.prange(n):
         keys[i] = bits[index[i]]
     other_keys, other = np.zeros(n, np.uint32), np.zeros(n, np.int32)
-    count = np.zeros((CHUNKS, 2048), np.int64)
+    count = np.zeros((SORT_PARTS, 2048), np.int64)
     for turn in range(3):
         shift = np.uint32(11 * turn)
         count[:] = 0
-        for chunk in numba.prange(CHUNKS):
-            for i in range(chunk * n // CHUNKS, (chunk + 1) * n // CHUNKS):
+        for chunk in numba.prange(SORT_PARTS):
+            for i in range(chunk * n // SORT_PARTS, (chunk + 1) * n // SORT_PARTS):
                 count[chunk, (keys[i] >> shift) & np.uint32(2047)] += 1
         total = 0
         for digit in range(2048):
-            for chunk in range(CHUNKS):
+            for chunk in range(SORT_PARTS):
                 here = count[chunk, digit]
                 count[chunk, digit] = total
                 total += here
-        for chunk in numba.prange(CHUNKS):
-            for i in range(chunk * n // CHUNKS, (chunk + 1) * n // CHUNKS):
+        for chunk in numba.prange(SORT_PARTS):
+            for i in range(chunk * n // SORT_PARTS, (chunk + 1) * n // SORT_PARTS):
                 digit = (keys[i] >> shift) & np.uint32(2047)
                 to = count[chunk, digit]
                 other_keys[to], other[to] = keys[i], order[i]
