@@ -10,7 +10,7 @@ from torch import Tensor
 
 from geo4d.core.errors import InputError
 from render.rasterizer import reference, spherical_harmonics
-from render.rasterizer.cpu import View
+from render.rasterizer.cpu import View, rasterize
 
 RenderMode = Literal["RGB", "D", "ED", "RGB+D", "RGB+ED"]
 Backend = Literal["auto", "cpu", "reference", "cuda"]
@@ -158,8 +158,6 @@ def _draw_cpu(
     means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor, features: Tensor, viewmat: Tensor, K: Tensor,
     view: View,
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:  # fmt: skip
-    from render.rasterizer.cpu import rasterize
-
     picture, alpha, made = rasterize(means, quats, scales, opacities, features, viewmat, K, view)
     radii = torch.from_numpy(made.radius).ceil().int()
     return picture, alpha, {
