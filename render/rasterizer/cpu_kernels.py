@@ -263,18 +263,19 @@ def _fall(x):
 
 
 @numba.njit(**fast)
-def _exponent(v, p, u, w, A, B, C):
-    dx, dy = v[p + PX] - u, v[p + PY] - w
-    return F(-0.5) * (A * dx * dx + C * dy * dy) - B * dx * dy
+def _seen(dx, dy, A, B, C, o):
+    """Falloff and alpha of a Gaussian of opacity `o` and conic (A, B, C) beside its centre; alpha 0 where faint."""
+    x = F(-0.5) * (A * dx * dx + C * dy * dy) - B * dx * dy
+    fall = _fall(max(x, LOWEST))
+    alpha = min(o * fall, MAX_ALPHA)
+    return fall, (alpha if (alpha >= MIN_ALPHA) & (x <= F(0.0)) else F(0.0))
 
 
 @numba.njit(**fast)
 def _blend_four(v, count, u, w, A, B, C, o, f0, f1, f2, f3):
     """Blends one Gaussian with four features over the first `count` pixels of a buffer."""
     for p in range(count):
-        x = _exponent(v, p, u, w, A, B, C)
-        alpha = min(o * _fall(max(x, LOWEST)), MAX_ALPHA)
-        alpha = alpha if (alpha >= MIN_ALPHA) & (x <= F(0.0)) else F(0.0)
+        _, alpha = _seen(v[p + PX] - u, v[p + PY] - w, A, B, C, o)
         left = v[p]
         rest = left - left * alpha
         goes_on = (left > F(0.0)) & (rest > MIN_LEFT)
@@ -290,10 +291,7 @@ def _blend_four(v, count, u, w, A, B, C, o, f0, f1, f2, f3):
 def _weigh(v, count, u, w, A, B, C, o):
     """As `_blend_four`, but only the weight, falloff and alpha are kept, for features in several groups."""
     for p in range(count):
-        x = _exponent(v, p, u, w, A, B, C)
-        fall = _fall(max(x, LOWEST))
-        alpha = min(o * fall, MAX_ALPHA)
-        alpha = alpha if (alpha >= MIN_ALPHA) & (x <= F(0.0)) else F(0.0)
+        fall, alpha = _seen(v[p + PX] - u, v[p + PY] - w, A, B, C, o)
         left = v[p]
         rest = left - left * alpha
         goes_on = (left > F(0.0)) & (rest > MIN_LEFT)
@@ -397,11 +395,7 @@ def _unblend_four(v, count, u, w, A, B, C, o, f0, f1, f2, f3, g, out):
     mx = my = ca = cb = cc = so = s0 = s1 = s2 = s3 = F(0.0)
     for p in range(count):
         dx, dy = v[p + PX] - u, v[p + PY] - w
-        x = F(-0.5) * (A * dx * dx + C * dy * dy) - B * dx * dy
-        fall = _fall(max(x, LOWEST))
-        free = o * fall
-        alpha = min(free, MAX_ALPHA)
-        alpha = alpha if (alpha >= MIN_ALPHA) & (x <= F(0.0)) else F(0.0)
+        fall, alpha = _seen(dx, dy, A, B, C, o)
         left = v[p]
         rest = left - left * alpha
         goes_on = (left > F(0.0)) & (rest > MIN_LEFT)
@@ -413,7 +407,7 @@ def _unblend_four(v, count, u, w, A, B, C, o, f0, f1, f2, f3, g, out):
         coming = v[p + COMING] - weight * q
         v[p + COMING] = coming
         slope = left * q - (coming - v[p + BEHIND]) / (F(1.0) - alpha)
-        slope = slope if (alpha > F(0.0)) & (free <= MAX_ALPHA) else F(0.0)
+        slope = slope if (alpha > F(0.0)) & (o * fall <= MAX_ALPHA) else F(0.0)
         so += slope * fall
         slope *= alpha
         mx += slope * (A * dx + B * dy)
