@@ -21,7 +21,7 @@ from typing import Any
 from common import SOURCES, Measured, data_dir, generated_photos, sha256, write_result
 
 from geo4d.evaluation import evaluate_depth, evaluate_poses
-from geo4d.pipeline import PriorPaths, reconstruct_folder
+from geo4d.pipeline.reconstruction import PriorPaths, reconstruct_folder
 
 K_COLOUR, K_DEPTH = "525,525,320,240@640x480", "585,585,320,240"
 

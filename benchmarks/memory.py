@@ -29,7 +29,7 @@ def enlarge(photos: list[Path], folder: Path) -> None:
 
 
 def measure(photos: str, out: str) -> dict[str, Any]:
-    from geo4d.pipeline import reconstruct_folder
+    from geo4d.pipeline.reconstruction import reconstruct_folder
 
     with Measured() as measured:
         summary = reconstruct_folder(photos, Path(out), keep_all=True)

@@ -17,7 +17,7 @@ from common import ROOT, SOURCES, data_dir, sha256, write_result
 from depth import K_COLOUR, K_DEPTH, redkitchen_subset
 
 from geo4d.evaluation import evaluate_poses
-from geo4d.pipeline import PriorPaths, reconstruct_folder
+from geo4d.pipeline.reconstruction import PriorPaths, reconstruct_folder
 from recon.options import ReconstructOptions
 
 

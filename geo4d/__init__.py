@@ -8,13 +8,15 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from geo4d.core.errors import Geo4DError, InputError, ReconstructionError
-    from geo4d.core.types import Camera, Frame, Frames, Observations, PointCloud, Scale, Scene
+    from geo4d.core.types import Buffers, Camera, Frame, Frames, Gaussians, Observations, PointCloud, Scale, Scene
     from recon import reconstruct
 
 _EXPORTS = {
+    "Buffers": "geo4d.core.types",
     "Camera": "geo4d.core.types",
     "Frame": "geo4d.core.types",
     "Frames": "geo4d.core.types",
+    "Gaussians": "geo4d.core.types",
     "Geo4DError": "geo4d.core.errors",
     "InputError": "geo4d.core.errors",
     "Observations": "geo4d.core.types",

@@ -91,7 +91,7 @@ def reconstruct(
         seed: of everything random.
         json: print the result as one JSON object on stdout.
     """
-    from geo4d import pipeline
+    from geo4d.pipeline import reconstruction
     from recon.options import ReconstructOptions
 
     _on_cpu(device)
@@ -106,7 +106,7 @@ def reconstruct(
         threads=threads,
         seed=seed,
     )
-    priors = pipeline.PriorPaths(
+    priors = reconstruction.PriorPaths(
         intrinsics=intrinsics,
         intrinsics_std=intrinsics_std,
         poses=poses,
@@ -120,7 +120,7 @@ def reconstruct(
         depth_std=depth_std,
     )
     with _terminal(quiet=json) as progress:
-        return pipeline.reconstruct_folder(
+        return reconstruction.reconstruct_folder(
             input,
             out,
             backend=backend,
@@ -156,10 +156,10 @@ def export(
         overwrite: replace what is already there.
         json: print the result as one JSON object on stdout.
     """
-    from geo4d import pipeline
+    from geo4d.pipeline import exporting
 
     with _terminal(quiet=json) as progress:
-        return pipeline.export(scene, format, out, overwrite=overwrite, progress=progress)
+        return exporting.export(scene, format, out, overwrite=overwrite, progress=progress)
 
 
 def evaluate(
@@ -243,9 +243,9 @@ def bench(*, data: Path | None = None, only: str = "", json: bool = False) -> di
         json: print the result as one JSON object on stdout.
     """
     del json
-    from geo4d import pipeline
+    from geo4d.pipeline import benchmarks
 
-    return pipeline.run_benchmarks(data, [name for name in only.split(",") if name])
+    return benchmarks.run_benchmarks(data, [name for name in only.split(",") if name])
 
 
 VERBS: dict[str, Callable[..., dict[str, Any]]] = {

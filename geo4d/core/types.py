@@ -463,3 +463,85 @@ class Scene:
             up_world=rotation @ self.up_world,
             scale=self.scale if scale is None else scale,
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Gaussians:
+    """A scene as 3D Gaussians with view-dependent colour; public values are linear (no logarithms or logits).
+
+    `scales` are standard deviations along the axes that `quats_wxyz` (unit) turns into the world, in scene units;
+    `opacity` is in [0, 1]; `sh` holds k = 1, 4, 9 or 16 coefficients of real spherical harmonics (order and signs of
+    the 3DGS formats) per colour of sRGB: the colour is 0.5 + sum(sh * basis(direction)), cut off below 0. `object_id`
+    is 0 for the background, None where nothing was segmented.
+
+    Raises:
+        InputError: counts differ, a number is not finite or out of range, or k is another number.
+    """
+
+    means: Float32[Tensor, "g 3"]
+    quats_wxyz: Float32[Tensor, "g 4"]
+    scales: Float32[Tensor, "g 3"]
+    opacity: Float32[Tensor, " g"]
+    sh: Float32[Tensor, "g k 3"]
+    object_id: Int64[Tensor, " g"] | None = None
+
+    def __post_init__(self) -> None:
+        n = len(self.means)
+        arrays = {k: v for k in GAUSSIAN_FIELDS if (v := getattr(self, k)) is not None}
+        counts = {k: len(v) for k, v in arrays.items()}
+        if set(counts.values()) != {n}:
+            raise InputError("Gaussians need one entry each in every field", found=str(counts))
+        if self.sh.shape[1] not in (1, 4, 9, 16):
+            raise InputError(
+                "unknown number of spherical harmonics", found=f"{self.sh.shape[1]} coefficients",
+                accepted="1, 4, 9 or 16 (degree 0 to 3)",
+            )  # fmt: skip
+        for name, value in arrays.items():
+            bad = int((~torch.isfinite(value.reshape(n, -1))).any(-1).sum()) if n else 0
+            if bad:
+                raise InputError(f"{name} of Gaussians must be finite", found=f"{bad} of {n} are not")
+        if n and (bool((self.opacity < 0).any()) or bool((self.opacity > 1).any())):
+            low, high = float(self.opacity.min()), float(self.opacity.max())
+            raise InputError("opacity is out of range", found=f"{low:.3g} to {high:.3g}", accepted="0 to 1")
+        if n and bool((self.scales < 0).any()):
+            raise InputError("scales are out of range", found=f"{float(self.scales.min()):.3g}", accepted="0 or more")
+        if n and bool((self.quats_wxyz.norm(dim=-1) == 0).any()):
+            raise InputError("a quaternion is zero", accepted="unit quaternions (w, x, y, z)")
+
+    def __len__(self) -> int:
+        return len(self.means)
+
+    @property
+    def sh_degree(self) -> int:
+        """Degree of the spherical harmonics, 0 to 3."""
+        return math.isqrt(self.sh.shape[1]) - 1
+
+    def to(self, device: str | torch.device) -> "Gaussians":
+        """Move to a device."""
+        return Gaussians(**{k: None if (v := getattr(self, k)) is None else v.to(device) for k in GAUSSIAN_FIELDS})
+
+    def subset(self, index: Tensor) -> "Gaussians":
+        """The Gaussians of an index or a mask."""
+        return Gaussians(**{k: None if (v := getattr(self, k)) is None else v[index] for k in GAUSSIAN_FIELDS})
+
+
+GAUSSIAN_FIELDS = ("means", "quats_wxyz", "scales", "opacity", "sh", "object_id")
+
+
+@dataclass(frozen=True, eq=False)
+class Buffers:
+    """What rendering a batch of cameras returns, per pixel.
+
+    `rgb` in [0, 1] as encoded, before a background is laid behind it where `alpha` < 1; `depth` is z-depth in scene
+    units, NaN where nothing is; `normal_world` is unit and towards the camera, NaN where unknown; `object_id` is that
+    of the Gaussian which weighs most, 0 where nothing is, None where nothing was segmented; `flow_px` is the motion of
+    what each pixel shows to the next camera of the batch, NaN where unknown and for the last camera.
+    """
+
+    rgb: Float32[Tensor, "*b h w 3"]
+    alpha: Float32[Tensor, "*b h w"]
+    depth: Float32[Tensor, "*b h w"]
+    camera: Camera
+    normal_world: Float32[Tensor, "*b h w 3"] | None = None
+    object_id: Int64[Tensor, "*b h w"] | None = None
+    flow_px: Float32[Tensor, "*b h w 2"] | None = None

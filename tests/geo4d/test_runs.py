@@ -18,12 +18,12 @@ import pytest
 import torch
 from PIL import Image
 
-from geo4d import pipeline
 from geo4d.core.errors import InputError
 from geo4d.core.io import atomic
 from geo4d.core.io.nerfstudio import read_transforms
 from geo4d.core.progress import Progress
 from geo4d.core.types import Camera, DepthPrior
+from geo4d.pipeline import reconstruction
 from recon.api import check_request
 from recon.captures import merge_priors
 from recon.options import ReconstructOptions
@@ -161,12 +161,12 @@ def fingerprint(walk: Path, tmp_path: Path) -> Callable[..., str]:
         Image.new("L", (360, 270), 255).save(path)
 
     def now(masks: bool = False, **priors: Any) -> str:
-        inputs = pipeline._Inputs(
-            str(tmp_path / "photos"), pipeline.PriorPaths(**priors), tmp_path / "masks" if masks else None,
+        inputs = reconstruction._Inputs(
+            str(tmp_path / "photos"), reconstruction.PriorPaths(**priors), tmp_path / "masks" if masks else None,
             None, False, False,
         )  # fmt: skip
         frames, known = inputs.load(tmp_path / "video", Progress())
-        return pipeline._fingerprint(inputs, frames, known, ReconstructOptions(), "sfm")
+        return reconstruction._fingerprint(inputs, frames, known, ReconstructOptions(), "sfm")
 
     return now
 
@@ -199,12 +199,12 @@ def test_a_run_is_known_by_the_content_of_its_files(
 def test_stages_without_a_finished_run_file_are_not_used(tmp_path: Path) -> None:
     for name in ("cameras", "video"):
         (tmp_path / name).mkdir()
-    pipeline._check_same_run(tmp_path, "a", Progress())
+    reconstruction._check_same_run(tmp_path, "a", Progress())
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run.json", "video"]
     (tmp_path / "cameras").mkdir()
-    pipeline._check_same_run(tmp_path, "a", Progress())
+    reconstruction._check_same_run(tmp_path, "a", Progress())
     assert (tmp_path / "cameras").is_dir()
-    pipeline._check_same_run(tmp_path, "b", Progress())
+    reconstruction._check_same_run(tmp_path, "b", Progress())
     assert not (tmp_path / "cameras").exists()
 
 
@@ -258,7 +258,7 @@ def test_times_of_all_runs_add_up(tmp_path: Path) -> None:
 
     path = tmp_path / "seconds.json"
     for seconds in (3.0, 4.0):
-        progress, times = Progress(), pipeline._Times.of(path, time.perf_counter() - 10)
+        progress, times = Progress(), reconstruction._Times.of(path, time.perf_counter() - 10)
         with times.kept(progress):
             with progress.stage("features"):
                 progress.seconds["features"] = seconds
@@ -278,7 +278,7 @@ def test_a_resumed_run_reports_the_times_of_both(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("geo4d.pipeline.write_scene_files", interrupted)
+        patch.setattr("geo4d.pipeline.reconstruction.write_scene_files", interrupted)
         assert geo4d(*command).code == 130
     stored = json.loads((tmp_path / "x.partial/work/seconds.json").read_text())
     assert geo4d(*command).code == 0
@@ -344,8 +344,8 @@ def polycam(walk: Path, tmp_path: Path) -> Path:
 
 
 def test_a_capture_keeps_its_poses_and_depth_beside_given_intrinsics(polycam: Path, tmp_path: Path) -> None:
-    inputs = pipeline._Inputs(
-        str(polycam), pipeline.PriorPaths(intrinsics="310,310,180,135@360x270"), None, None, False, False
+    inputs = reconstruction._Inputs(
+        str(polycam), reconstruction.PriorPaths(intrinsics="310,310,180,135@360x270"), None, None, False, False
     )
     _, known = inputs.load(tmp_path / "video", Progress())
     assert len(known.world_from_cam) == len(known.depth) == 6

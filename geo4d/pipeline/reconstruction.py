@@ -1,4 +1,4 @@
-"""Verbs over files: photos on disk to a scene folder, scenes to other formats."""
+"""Photos on disk to a scene folder."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import os
 import platform
 import resource
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,9 +21,7 @@ import numpy as np
 from geo4d.core.errors import Geo4DError, InputError, ReconstructionError
 from geo4d.core.io import atomic
 from geo4d.core.io.decoding import decode, read_header
-from geo4d.core.io.export import EXPORTS, export_scene
 from geo4d.core.io.frames import load_frames, source_files
-from geo4d.core.io.ply import write_mesh
 from geo4d.core.io.scene import MARKER, load_scene, package_version, write_scene_files
 from geo4d.core.progress import Progress
 from geo4d.core.types import Camera, Frames, Scene
@@ -366,61 +363,3 @@ def _summary(scene: Scene, out: Path, seconds: float) -> dict[str, Any]:
         "seconds": round(seconds, 1),
         "report": str(out / "report.html"),
     }
-
-
-def _write_mesh(scene: Scene, out: Path, *, overwrite: bool, progress: Progress) -> None:
-    if out.exists() and not overwrite:
-        raise InputError(f"{str(out)!r} already exists", accepted="a new file", hint="add --overwrite to replace it")
-    from recon.dense import dense_mesh
-
-    mesh = dense_mesh(scene, progress)
-    write_mesh(out, mesh.p_world, mesh.faces, mesh.rgb, up_world=scene.up_world.numpy())
-
-
-def export(
-    folder: Path, format: str, out: Path, *, overwrite: bool = False, progress: Progress | None = None
-) -> dict[str, Any]:
-    """A scene folder in another format: nerfstudio, colmap, ply or mesh.
-
-    Raises:
-        InputError: no scene, an unknown format, or the output must not be replaced.
-    """
-    progress = progress or Progress()
-    scene = load_scene(folder)
-    if format == "mesh":
-        _write_mesh(scene, out, overwrite=overwrite, progress=progress)
-    else:
-        with progress.stage(f"export {format}"):
-            export_scene(scene, format, out, overwrite=overwrite)
-    return {"exported": str(out), "format": format, "formats": ", ".join([*EXPORTS, "mesh"])}
-
-
-def run_benchmarks(data: Path | None, only: Sequence[str]) -> dict[str, Any]:
-    """Run the scripts in benchmarks/ of a source checkout, each in a process of its own; returns where the results lie.
-
-    Args:
-        data: folder of the benchmark data; None keeps $GEO4D_DATA or the default.
-        only: names of scripts; all when empty.
-
-    Raises:
-        InputError: geo4d was not installed from a checkout, or there is no such benchmark.
-    """
-    folder = Path(__file__).resolve().parents[1] / "benchmarks"
-    scripts = {
-        p.stem: p for p in sorted(folder.glob("*.py")) if "write_result(" in p.read_text() and p.stem != "common"
-    }
-    if not scripts:
-        raise InputError(
-            "cannot find the benchmarks", found=f"no scripts in {folder}", accepted="a source checkout of geo4d",
-            hint="clone the repository, then: make bench",
-        )  # fmt: skip
-    unknown = [name for name in only if name not in scripts]
-    if unknown:
-        raise InputError("no such benchmark", found=", ".join(unknown), accepted=", ".join(scripts))
-    environment = {**os.environ, **({"GEO4D_DATA": str(data)} if data else {})}
-    status = {}
-    for name in only or scripts:
-        done = subprocess.run([sys.executable, str(scripts[name])], env=environment, cwd=folder.parent)
-        status[name] = "done" if done.returncode == 0 else f"failed with exit code {done.returncode}"
-    failed = any(text != "done" for text in status.values())
-    return {"benchmarks": status, "results": str(folder / "results"), "exit_code": int(failed)}
