@@ -10,7 +10,7 @@ from torch import Tensor
 
 from geo4d.core.errors import InputError
 from render.rasterizer import reference, spherical_harmonics
-from render.rasterizer.cpu import View, rasterize
+from render.rasterizer.cpu import View, colours, rasterize
 
 RenderMode = Literal["RGB", "D", "ED", "RGB+D", "RGB+ED"]
 Backend = Literal["auto", "cpu", "reference", "cuda"]
@@ -126,9 +126,10 @@ def rasterization(  # noqa: D417 - those of gsplat that are not supported are no
         m, q, s, o, colour, viewmat, K = (t[b] for t in flat)
         for c in range(cameras):
             mine = colour[c] if per_camera else colour
-            features = mine if sh_degree is None else spherical_harmonics.colours(sh_degree, mine, m, viewmat[c])
+            slow = chosen == "reference"
+            paint, draw = (spherical_harmonics.colours, _draw_reference) if slow else (colours, _draw_cpu)
+            features = mine if sh_degree is None else paint(sh_degree, mine, m, viewmat[c])
             features = features if with_colour else features[:, :0]
-            draw = _draw_reference if chosen == "reference" else _draw_cpu
             picture, alpha, meta = draw(m, q, s, o, features, viewmat[c], K[c], view)
             pictures.append(picture)
             alphas.append(alpha)

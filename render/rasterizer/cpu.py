@@ -134,3 +134,24 @@ def rasterize(
     meta: dict[str, Any] = {}
     picture, alpha = _Rasterize.apply(means, quats, scales, opacities, features, viewmat, K, view, meta)  # pyright: ignore
     return picture, alpha, meta["prepared"]
+
+
+class _Colours(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, degree: int, coefficients: Tensor, means: Tensor, centre: Tensor) -> Tensor:
+        given = _plain(coefficients), _plain(means), _plain(centre)
+        colour = kernels.colours(degree, *given)
+        ctx.degree, ctx.given, ctx.colour = degree, given, colour
+        ctx.dtypes = coefficients.dtype, means.dtype, centre.dtype
+        return torch.from_numpy(colour)
+
+    @staticmethod
+    def backward(ctx: Any, d_colour: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        slopes = kernels.colour_slopes(ctx.degree, *ctx.given, ctx.colour, _plain(d_colour))
+        return None, *(torch.from_numpy(g).to(dtype) for g, dtype in zip(slopes, ctx.dtypes, strict=True))
+
+
+def colours(degree: int, coefficients: Tensor, means: Tensor, viewmat: Tensor) -> Tensor:
+    """`spherical_harmonics.colours` by kernels: `(n, 3)` of coefficients `(n, k, 3)`."""
+    centre = -viewmat[:3, :3].transpose(0, 1) @ viewmat[:3, 3]
+    return _Colours.apply(degree, coefficients, means, centre)  # pyright: ignore

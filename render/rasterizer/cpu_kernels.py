@@ -667,3 +667,113 @@ def _rotation_slope(quat, inverse, dR, out):
     along = gw * w + gx * x + gy * y + gz * z
     out[0], out[1] = (gw - along * w) * inverse, (gx - along * x) * inverse
     out[2], out[3] = (gy - along * y) * inverse, (gz - along * z) * inverse
+
+
+# Spherical harmonics: the numbers of `spherical_harmonics.basis`, and their derivatives by the direction.
+H0, H1 = F(0.28209479177387814), F(0.4886025119029199)
+H2A, H2B, H2C = F(1.0925484305920792), F(0.31539156525252005), F(0.5462742152960396)
+H3A, H3B, H3C = F(0.5900435899266435), F(2.890611442640554), F(0.4570457994644658)
+H3D, H3E = F(0.3731763325901154), F(1.445305721320277)
+
+
+@numba.njit(**fast)
+def _harmonics(degree, x, y, z, b):
+    """Values of the basis at a unit direction, into `b` (16,)."""
+    b[0] = H0
+    if degree < 1:
+        return
+    b[1], b[2], b[3] = -H1 * y, H1 * z, -H1 * x
+    if degree < 2:
+        return
+    xx, yy, zz = x * x, y * y, z * z
+    b[4], b[5], b[7] = H2A * x * y, -H2A * y * z, -H2A * x * z
+    b[6], b[8] = H2B * (F(2.0) * zz - xx - yy), H2C * (xx - yy)
+    if degree < 3:
+        return
+    ring = F(4.0) * zz - xx - yy
+    b[9], b[15] = -H3A * y * (F(3.0) * xx - yy), -H3A * x * (xx - F(3.0) * yy)
+    b[10], b[14] = H3B * x * y * z, H3E * z * (xx - yy)
+    b[11], b[13] = -H3C * y * ring, -H3C * x * ring
+    b[12] = H3D * z * (F(2.0) * zz - F(3.0) * xx - F(3.0) * yy)
+
+
+@numba.njit(**fast)
+def _harmonic_slope(degree, x, y, z, g):
+    """Derivative by (x, y, z) of the sum of `g` (16,) times the basis."""
+    dx = dy = dz = F(0.0)
+    if degree > 0:
+        dy -= H1 * g[1]
+        dz += H1 * g[2]
+        dx -= H1 * g[3]
+    if degree > 1:
+        two = F(2.0)
+        dx += H2A * (y * g[4] - z * g[7]) - two * H2B * x * g[6] + two * H2C * x * g[8]
+        dy += H2A * (x * g[4] - z * g[5]) - two * H2B * y * g[6] - two * H2C * y * g[8]
+        dz += -H2A * (y * g[5] + x * g[7]) + F(4.0) * H2B * z * g[6]
+    if degree > 2:
+        xx, yy, zz, xy, xz, yz = x * x, y * y, z * z, x * y, x * z, y * z
+        two, three, six, eight = F(2.0), F(3.0), F(6.0), F(8.0)
+        ring = F(4.0) * zz - xx - yy
+        dx += -H3A * (six * xy * g[9] + three * (xx - yy) * g[15]) + H3B * yz * g[10] + two * H3E * xz * g[14]
+        dx += H3C * (two * xy * g[11] - (ring - two * xx) * g[13]) - six * H3D * xz * g[12]
+        dy += -H3A * (three * (xx - yy) * g[9] - six * xy * g[15]) + H3B * xz * g[10] - two * H3E * yz * g[14]
+        dy += H3C * (two * xy * g[13] - (ring - two * yy) * g[11]) - six * H3D * yz * g[12]
+        dz += H3B * xy * g[10] + H3E * (xx - yy) * g[14] - eight * H3C * (yz * g[11] + xz * g[13])
+        dz += H3D * (six * zz - three * xx - three * yy) * g[12]
+    return dx, dy, dz
+
+
+@numba.njit(parallel=True, **fast)
+def colours(degree, coefficients, means, centre):
+    """Colours (n, 3), at least 0, of coefficients (n, k, 3) seen from `centre` (3,)."""
+    n, used = len(means), (degree + 1) ** 2
+    out = np.zeros((n, 3), np.float32)
+    for chunk in numba.prange(CHUNKS):
+        b = np.zeros(16, np.float32)
+        for g in range(chunk * n // CHUNKS, (chunk + 1) * n // CHUNKS):
+            x, y, z = means[g, 0] - centre[0], means[g, 1] - centre[1], means[g, 2] - centre[2]
+            inverse = F(1.0) / max(math.sqrt(x * x + y * y + z * z), F(1e-12))
+            _harmonics(degree, x * inverse, y * inverse, z * inverse, b)
+            red, green, blue = F(0.5), F(0.5), F(0.5)
+            for k in range(used):
+                red += b[k] * coefficients[g, k, 0]
+                green += b[k] * coefficients[g, k, 1]
+                blue += b[k] * coefficients[g, k, 2]
+            out[g, 0], out[g, 1], out[g, 2] = max(red, F(0.0)), max(green, F(0.0)), max(blue, F(0.0))
+    return out
+
+
+@numba.njit(parallel=True, **fast)
+def colour_slopes(degree, coefficients, means, centre, colour, d_colour):
+    """Derivatives of `colours`: coefficients (n, k, 3), means (n, 3), centre (3,) float64."""
+    n, used = len(means), (degree + 1) ** 2
+    d_coefficients, d_means = np.zeros(coefficients.shape, np.float32), np.zeros((n, 3), np.float32)
+    d_centres = np.zeros((CHUNKS, 3), np.float64)
+    for chunk in numba.prange(CHUNKS):
+        b, along = np.zeros(16, np.float32), np.zeros(16, np.float32)
+        for g in range(chunk * n // CHUNKS, (chunk + 1) * n // CHUNKS):
+            red = d_colour[g, 0] if colour[g, 0] > F(0.0) else F(0.0)
+            green = d_colour[g, 1] if colour[g, 1] > F(0.0) else F(0.0)
+            blue = d_colour[g, 2] if colour[g, 2] > F(0.0) else F(0.0)
+            if red == F(0.0) and green == F(0.0) and blue == F(0.0):
+                continue
+            x, y, z = means[g, 0] - centre[0], means[g, 1] - centre[1], means[g, 2] - centre[2]
+            inverse = F(1.0) / max(math.sqrt(x * x + y * y + z * z), F(1e-12))
+            x, y, z = x * inverse, y * inverse, z * inverse
+            _harmonics(degree, x, y, z, b)
+            for k in range(used):
+                c = coefficients[g, k]
+                along[k] = red * c[0] + green * c[1] + blue * c[2]
+                d_coefficients[g, k, 0], d_coefficients[g, k, 1] = b[k] * red, b[k] * green
+                d_coefficients[g, k, 2] = b[k] * blue
+            dx, dy, dz = _harmonic_slope(degree, x, y, z, along)
+            radial = dx * x + dy * y + dz * z
+            d_means[g, 0], d_means[g, 1] = (dx - radial * x) * inverse, (dy - radial * y) * inverse
+            d_means[g, 2] = (dz - radial * z) * inverse
+            for k in range(3):
+                d_centres[chunk, k] -= d_means[g, k]
+    total = np.zeros(3, np.float64)
+    for chunk in range(CHUNKS):
+        for k in range(3):
+            total[k] += d_centres[chunk, k]
+    return d_coefficients, d_means, total
