@@ -1,18 +1,24 @@
-"""Scores of poses and depth maps against references."""
+"""Scores of poses, depth maps and pictures against references."""
 
+import math
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Bool, Float, Float32, Float64
 from torch import Tensor
 
 from geo4d.core import geometry
+from geo4d.core.errors import InputError
 
 AUC_THRESHOLDS_DEG = (1.0, 3.0, 5.0, 30.0)
 WORST_DEG = 180.0
 """Error of a pair with an unregistered image."""
 COINCIDENT = 1e-6
 """Centres closer than this fraction of the largest distance between two centres have no direction between them."""
+SSIM_WINDOW = 11
+SSIM_SIGMA = 1.5
+SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2
+"""Window in pixels, its standard deviation, and the constants for pictures in [0, 1] (Wang et al. 2004)."""
 
 
 def pair_errors_deg(
@@ -152,3 +158,69 @@ def most_confident(
         return in_reference
     dropped = min(len(values) - int(share * len(values) + 0.5), len(values) - 1)
     return in_reference & (rank >= values.kthvalue(dropped + 1).values)
+
+
+def psnr(
+    image: Float32[Tensor, "h w 3"], reference: Float32[Tensor, "h w 3"], mask: Bool[Tensor, "h w"] | None = None
+) -> float:
+    """Peak signal-to-noise ratio in dB of pictures in [0, 1]: -10 log10 of the mean square over valid pixels.
+
+    Infinite for equal pictures, NaN where the mask leaves no pixel.
+    """
+    square = (image.double() - reference.double()).square()
+    mean = float((square if mask is None else square[mask]).mean())
+    return -10 * math.log10(mean) if mean > 0 else mean if math.isnan(mean) else math.inf
+
+
+def ssim(
+    image: Float32[Tensor, "h w 3"], reference: Float32[Tensor, "h w 3"], mask: Bool[Tensor, "h w"] | None = None
+) -> float:
+    """Structural similarity of pictures in [0, 1], the mean of `ssim_map` over valid pixels and channels.
+
+    A pixel counts where its whole window lies in the picture and in the mask: nothing is padded, and what lies outside
+    of the mask changes nothing. NaN where no window does.
+
+    Raises:
+        InputError: the pictures are smaller than the window.
+    """
+    values = ssim_map(image, reference)
+    if mask is not None:
+        outside = (~mask)[None, None].to(values.dtype)
+        # The largest value of a window is 0 where all of it is valid.
+        values = values[torch.nn.functional.max_pool2d(outside, SSIM_WINDOW, stride=1)[0, 0] == 0]
+    return float(values.double().mean())
+
+
+def ssim_map(image: Float[Tensor, "h w c"], reference: Float[Tensor, "h w c"]) -> Float[Tensor, "_h _w c"]:
+    """Structural similarity of every pixel whose whole window lies in the pictures: `(h - 10, w - 10, c)`.
+
+    Wang, Bovik, Sheikh and Simoncelli, "Image quality assessment: from error visibility to structural similarity",
+    2004: a Gaussian window of 11x11 pixels with a standard deviation of 1.5, per channel. Differentiable.
+
+    Raises:
+        InputError: the pictures are smaller than the window.
+    """
+    h, w = image.shape[:2]
+    if min(h, w) < SSIM_WINDOW:
+        raise InputError(
+            "cannot compute SSIM", found=f"pictures of {w}x{h}", accepted=f"{SSIM_WINDOW}x{SSIM_WINDOW} or more"
+        )
+    # Variances are small differences of large numbers: less is lost when the numbers lie around 0.
+    x, y = image.permute(2, 0, 1) - 0.5, reference.permute(2, 0, 1) - 0.5
+    mean_x, mean_y, mean_xx, mean_yy, mean_xy = _smooth(torch.cat([x, y, x * x, y * y, x * y])).chunk(5)
+    covariance = mean_xy - mean_x * mean_y
+    variances = mean_xx - mean_x.square() + mean_yy - mean_y.square()
+    mean_x, mean_y = mean_x + 0.5, mean_y + 0.5
+    luminance = (2 * mean_x * mean_y + SSIM_C1) / (mean_x.square() + mean_y.square() + SSIM_C1)
+    return (luminance * (2 * covariance + SSIM_C2) / (variances + SSIM_C2)).permute(1, 2, 0)
+
+
+def _smooth(planes: Tensor) -> Tensor:
+    """Mean of every window that lies inside, `(n, h, w)` to `(n, h - 10, w - 10)`; first down, then across."""
+    n = len(planes)
+    offset = torch.arange(SSIM_WINDOW, dtype=planes.dtype, device=planes.device) - SSIM_WINDOW // 2
+    weights = torch.exp(-0.5 * (offset / SSIM_SIGMA).square())
+    weights = (weights / weights.sum()).repeat(n, 1, 1)
+    # As channels, not as a batch of pictures with one: six times as fast on a CPU.
+    down = torch.nn.functional.conv2d(planes[None], weights[..., None], groups=n)
+    return torch.nn.functional.conv2d(down, weights[:, :, None], groups=n)[0]

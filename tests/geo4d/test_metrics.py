@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from geo4d.core import geometry, metrics
+from geo4d.core.errors import InputError
 
 
 def _poses(count: int, seed: int = 0) -> torch.Tensor:
@@ -252,3 +253,70 @@ def test_the_most_confident_half_is_that_of_the_pixels_with_reference() -> None:
     assert (
         metrics.most_confident(confidence, sparse, reference).sum() == 5
     )  # half of the pixels: unknown ones are in it
+
+
+# Pictures
+
+
+def _waves() -> tuple[torch.Tensor, torch.Tensor]:
+    """Two pictures by formulas, so that other programs can be given the same: 40x53, float32."""
+    v, u = torch.meshgrid(torch.arange(40) + 0.5, torch.arange(53) + 0.5, indexing="ij")
+    v, u = v.double(), u.double()
+    image = torch.stack(
+        [0.5 + 0.4 * torch.sin(0.31 * u + 0.17 * v * k) * torch.cos(0.11 * v - 0.05 * u * k) for k in (1, 2, 3)], -1
+    )
+    other = (image * 0.85 + 0.1 + 0.08 * torch.sin(1.7 * u + 2.3 * v)[..., None]).clamp(0, 1)
+    return image.float(), other.float()
+
+
+def test_psnr_and_ssim_are_those_of_scikit_image() -> None:
+    # scikit-image 0.26.0, in float64: structural_similarity(a, b, channel_axis=-1, gaussian_weights=True, sigma=1.5,
+    # use_sample_covariance=False, data_range=1, full=True) and peak_signal_noise_ratio(a, b, data_range=1).
+    image, other = _waves()
+    assert metrics.ssim(image, other) == pytest.approx(0.8364528383771311, abs=2e-6)
+    assert metrics.psnr(image, other) == pytest.approx(23.24009529580524, abs=1e-6)
+    values = metrics.ssim_map(image.double(), other.double())
+    assert values.shape == (30, 43, 3)
+    recorded = {
+        (5, 5): [0.91819592, 0.93832865, 0.89440699],
+        (20, 30): [0.89194403, 0.88753076, 0.89068878],
+        (34, 47): [0.69849921, 0.80745813, 0.92583357],
+    }
+    for (v, u), expected in recorded.items():
+        torch.testing.assert_close(values[v - 5, u - 5], torch.tensor(expected).double(), atol=1e-6, rtol=0)
+
+
+def test_what_lies_outside_of_the_mask_changes_no_score() -> None:
+    image, other = _waves()
+    mask = torch.zeros(40, 53, dtype=torch.bool)
+    mask[3:30, 8:45] = True
+    painted = torch.where(mask[..., None], other, 1 - other)
+    assert metrics.psnr(image, painted, mask) == metrics.psnr(image, other, mask)
+    assert metrics.ssim(image, painted, mask) == pytest.approx(metrics.ssim(image, other, mask), abs=1e-6)
+    # The mean of scikit-image's map over the pixels 5 and more inside of the mask.
+    assert metrics.ssim(image, other, mask) == pytest.approx(0.8452059211222106, abs=2e-6)
+    assert metrics.psnr(image, other, mask) == pytest.approx(metrics.psnr(image[3:30, 8:45], other[3:30, 8:45]))
+
+
+def test_scores_of_pictures_that_can_be_computed_by_hand() -> None:
+    grey = torch.full((16, 20, 3), 0.5)
+    assert metrics.psnr(grey, grey) == math.inf
+    assert metrics.ssim(grey, grey) == pytest.approx(1, abs=1e-6)
+    assert metrics.psnr(grey + 0.1, grey) == pytest.approx(20, abs=1e-5)
+    luminance = (2 * 0.5 * 0.6 + 1e-4) / (0.5**2 + 0.6**2 + 1e-4)  # no structure: only the means differ
+    assert metrics.ssim(grey + 0.1, grey) == pytest.approx(luminance, abs=1e-5)
+    nothing = torch.zeros(16, 20, dtype=torch.bool)
+    assert math.isnan(metrics.psnr(grey, grey, nothing))
+    assert math.isnan(metrics.ssim(grey, grey, nothing))
+
+
+def test_ssim_needs_a_whole_window() -> None:
+    small = torch.rand(10, 40, 3)
+    with pytest.raises(InputError, match="40x10"):
+        metrics.ssim(small, small)
+    metrics.ssim(torch.rand(11, 11, 3), torch.rand(11, 11, 3))
+
+
+def test_ssim_has_a_gradient() -> None:
+    image, other = (p[:14, :13].double() for p in _waves())
+    assert torch.autograd.gradcheck(lambda x: metrics.ssim_map(x, other).mean(), image.requires_grad_())
