@@ -6,10 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from render.rasterizer.api import rasterization
+    from render.views import iterate_views, render_views
 
-_EXPORTS = {"rasterization": "render.rasterizer.api"}
+_EXPORTS = {
+    "iterate_views": "render.views",
+    "rasterization": "render.rasterizer.api",
+    "render_views": "render.views",
+}
 
-__all__ = ["rasterization"]
+__all__ = ["iterate_views", "rasterization", "render_views"]
 
 
 def __getattr__(name: str) -> Any:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from geo4d.core.memory import memory_bytes
 from geo4d.doctor.findings import Finding
 
 PYTHON = (3, 11)
@@ -67,6 +68,7 @@ PACKAGES: dict[str, Package] = {
     "pillow": Package("PIL", ("pillow",), "photos and their metadata"),
     "pillow-heif": Package("pillow_heif", ("pillow-heif",), "HEIC photos of iPhones", _HEIF_PROBE),
     "trimesh": Package("trimesh", ("trimesh",), "mesh files"),
+    "gsply": Package("gsply", ("gsply",), "compressed Gaussians"),
 }
 
 SYSTEM_LIBRARIES = ("libusb-1.0-0", "libgl1", "libegl1", "libgomp1")
@@ -74,6 +76,7 @@ SYSTEM_LIBRARIES = ("libusb-1.0-0", "libgl1", "libegl1", "libgomp1")
 
 EXTRAS: dict[str, str] = {
     "captures": "depth images of Record3D exports (.r3d, and EXR)",
+    "viewer": "recordings for the Rerun viewer (geo4d export --format rerun)",
     "dev": "the project's own tests and checks",
 }
 """What each extra adds; the list of extras itself comes from the installed package."""
@@ -131,31 +134,7 @@ def cores() -> int:
 
 def memory_gb() -> tuple[float | None, float | None]:
     """Total and available memory in GB, within the limit of a container; None where the system does not say."""
-    total, free = _system_memory()
-    limit, used = (_number_in(Path("/sys/fs/cgroup") / name) for name in ("memory.max", "memory.current"))
-    if total is not None and limit is not None and limit < total:
-        total, free = limit, min(free or limit, limit - (used or 0))
-    return tuple(None if value is None else round(value / 1e9, 1) for value in (total, free))  # type: ignore[return-value]
-
-
-def _system_memory() -> tuple[float | None, float | None]:
-    try:
-        lines = Path("/proc/meminfo").read_text()
-        kib = {key: float(value) for key, value in re.findall(r"^(\w+):\s+(\d+) kB", lines, re.MULTILINE)}
-        return kib["MemTotal"] * 1024, kib["MemAvailable"] * 1024
-    except (OSError, KeyError):
-        pass
-    try:
-        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")), None
-    except (AttributeError, ValueError, OSError):
-        return None, None
-
-
-def _number_in(path: Path) -> float | None:
-    try:
-        return float(path.read_text())
-    except (OSError, ValueError):  # "max" means no limit
-        return None
+    return tuple(None if value is None else round(value / 1e9, 1) for value in memory_bytes())  # type: ignore[return-value]
 
 
 def probe(package: Package) -> dict[str, Any]:

@@ -1,0 +1,38 @@
+"""How much memory there is, within the limit of a container."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def memory_bytes() -> tuple[float | None, float | None]:
+    """Total and available memory in bytes; None where the system does not say."""
+    total, free = _system_memory()
+    limit, used = (_number_in(CGROUP / name) for name in ("memory.max", "memory.current"))
+    if total is not None and limit is not None and limit < total:
+        total, free = limit, min(free or limit, limit - (used or 0))
+    return total, free
+
+
+def _system_memory() -> tuple[float | None, float | None]:
+    try:
+        lines = Path("/proc/meminfo").read_text()
+        kib = {key: float(value) for key, value in re.findall(r"^(\w+):\s+(\d+) kB", lines, re.MULTILINE)}
+        return kib["MemTotal"] * 1024, kib["MemAvailable"] * 1024
+    except (OSError, KeyError):
+        pass
+    try:
+        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")), None
+    except (AttributeError, ValueError, OSError):
+        return None, None
+
+
+def _number_in(path: Path) -> float | None:
+    try:
+        return float(path.read_text())
+    except (OSError, ValueError):  # "max" means no limit
+        return None

@@ -1,0 +1,383 @@
+"""Gaussians to what a camera measures: colour, alpha, depth, normals, object ids and flow, per pixel.
+
+Depth is not the usual mean of the Gaussians' centres. Every Gaussian says where along the ray of a pixel it lies most
+likely: its depth given the pixel, a plane in 1 / depth, which for a flat Gaussian is the very plane it lies in. These
+planes are blended like colours. A wall of few large Gaussians thus has the depth of a wall (docs/design has numbers).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from geo4d.core import geometry
+from geo4d.core.errors import InputError
+from geo4d.core.memory import memory_bytes
+from geo4d.core.types import Buffers, Camera, Gaussians
+from render.rasterizer import cpu, spherical_harmonics
+from render.rasterizer.api import Backend, rasterization
+
+BUFFERS = ("rgb", "alpha", "depth", "normal_world", "object_id", "flow_px")
+SOLID = 0.5
+"""Where alpha is less, nothing is known but colour and alpha."""
+BLUR_PX2 = 0.3
+"""Variance that the rasteriser adds on the picture."""
+SHARP_PX2 = 0.01
+"""Added instead where a Gaussian's slope is asked for, which the blur would flatten."""
+STEEPEST = 0.15
+"""The plane of a Gaussian may change depth by this share within one standard deviation on the picture; a needle that
+points at the camera would change it without bounds."""
+NORMAL_RADIUS_PX = 2
+SAME_SURFACE = 0.05
+"""Neighbours whose inverse depth differs by a larger share lie on another surface."""
+FEWEST = 6
+"""Pixels that make a plane."""
+STRIP_PX = 1 << 16
+"""Pixels that are worked on at a time, so that they stay in the cache."""
+IDS_PER_PASS = 32
+_RENDERING_BYTES, _RESULT_BYTES = 80, 20
+_BYTES = {"normal_world": (30, 12), "object_id": (260, 8), "flow_px": (30, 8)}
+"""Per pixel: at most in use for one camera, and kept of it; beside colour, alpha and depth. Measured."""
+
+
+def render_views(
+    gaussians: Gaussians,
+    camera: Camera,
+    *,
+    time_s: float | None = None,
+    background: Sequence[float] | Tensor | None = None,
+    buffers: Sequence[str] = ("rgb", "alpha", "depth"),
+    backend: Backend = "auto",
+) -> Buffers:
+    """Render one pinhole camera or a batch of them.
+
+    - `depth`: where alpha is at least 0.5; the alpha-weighted harmonic mean of the depths of the Gaussians' planes. At
+      the edge of an object pixels that show both it and what lies behind have a depth between the two.
+    - `normal_world`: of the plane fitted to 1 / depth in 5x5 pixels, leaving out neighbours that differ by more than
+      5 %; NaN where fewer than 6 remain. The Gaussians' own shortest axes are far noisier, also after fitting.
+    - `object_id`: of the object whose Gaussians weigh most together in the pixel, counting the background (id 0) as
+      an object; 0 where alpha is less than 0.5. One pass more per 32 ids that the camera sees.
+    - `flow_px`: by depth and the two cameras, whether or not the point is hidden in the next one; NaN where that has
+      it behind, and for the last camera.
+
+    Args:
+        gaussians: what to render; their device decides where.
+        camera: `(4, 4)` or `(n, 4, 4)` poses; lenses without distortion.
+        time_s: None: nothing moves yet.
+        background: RGB in [0, 1] laid behind; None leaves the colours multiplied by alpha (black behind).
+        buffers: which maps to make of `BUFFERS`; colour, alpha and depth are always there. `object_id` stays None
+            where nothing was segmented.
+        backend: as for `rasterization`.
+
+    Raises:
+        InputError: a distorted, skewed or non-finite camera, an unknown buffer, or pictures that need more memory than
+            there is.
+
+    Example:
+        >>> one = torch.ones(1)
+        >>> gaussian = Gaussians(0 * one.expand(1, 3), torch.eye(4)[:1], one.expand(1, 3), one, one.expand(1, 1, 3))
+        >>> pose, K = torch.eye(4, dtype=torch.float64), torch.eye(3, dtype=torch.float64)
+        >>> pose[2, 3], K[0, 2], K[1, 2] = -4.0, 0.5, 0.5
+        >>> round(float(render_views(gaussian, Camera(K, pose, (1, 1)), backend="reference").depth), 3)
+        4.0
+    """
+    single = camera.K.dim() == 2
+    count = 1 if single else len(camera.K)
+    _check_memory(camera.hw, buffers, count)
+    views = iterate_views(gaussians, camera, time_s=time_s, background=background, buffers=buffers, backend=backend)
+    if single:
+        return next(views)
+    columns: dict[str, list[Tensor | None]] = {name: [] for name in BUFFERS}
+    for view in views:
+        for name, column in columns.items():
+            column.append(getattr(view, name))
+    maps = {name: _stacked(columns.pop(name)) for name in BUFFERS}  # popped: the pieces go as soon as they are copied
+    rgb, alpha, depth = maps["rgb"], maps["alpha"], maps["depth"]
+    assert rgb is not None
+    assert alpha is not None
+    assert depth is not None
+    return Buffers(rgb, alpha, depth, camera, maps["normal_world"], maps["object_id"], maps["flow_px"])
+
+
+def _stacked(column: list[Tensor | None]) -> Tensor | None:
+    tensors = [t for t in column if t is not None]
+    return torch.stack(tensors) if tensors else None
+
+
+def iterate_views(
+    gaussians: Gaussians,
+    camera: Camera,
+    *,
+    time_s: float | None = None,
+    background: Sequence[float] | Tensor | None = None,
+    buffers: Sequence[str] = ("rgb", "alpha", "depth"),
+    backend: Backend = "auto",
+) -> Iterator[Buffers]:
+    """`render_views` one camera after the other, for any number of them: only one camera's maps are held.
+
+    Raises:
+        InputError: as `render_views`, at once.
+    """
+    if time_s is not None:
+        raise InputError(
+            "these Gaussians do not move", found=f"time_s={time_s}", accepted="time_s=None", hint="leave time_s out"
+        )
+    unknown = [b for b in buffers if b not in BUFFERS]
+    if unknown:
+        raise InputError("unknown buffers", found=", ".join(map(repr, unknown)), accepted=", ".join(BUFFERS))
+    _check_camera(camera)
+    behind = _colour(background, gaussians)
+    _check_memory(camera.hw, buffers, 0)
+    return _views(gaussians, camera, behind, buffers, backend)
+
+
+def single_cameras(camera: Camera) -> Iterator[Camera]:
+    """The cameras of a batch one by one."""
+    if camera.K.dim() == 2:
+        yield camera
+        return
+    for K, world_from_cam in zip(camera.K, camera.world_from_cam, strict=True):
+        yield replace(camera, K=K, world_from_cam=world_from_cam)
+
+
+def _views(
+    gaussians: Gaussians, camera: Camera, background: Tensor | None, buffers: Sequence[str], backend: Backend
+) -> Iterator[Buffers]:
+    chosen: Backend = ("cuda" if gaussians.means.is_cuda else "cpu") if backend == "auto" else backend
+    cameras = single_cameras(camera.to(gaussians.means.device))
+    one = next(cameras)
+    while one is not None:
+        following = next(cameras, None)
+        with torch.no_grad():
+            view = _view(gaussians, one, following, background, buffers, chosen)
+        yield view
+        one = following
+
+
+def _view(
+    gaussians: Gaussians, camera: Camera, following: Camera | None, background: Tensor | None,
+    buffers: Sequence[str], backend: Backend,
+) -> Buffers:  # fmt: skip
+    """All maps of one camera; colour and the planes of depth are blended in one pass."""
+    paint: Callable[..., Tensor] = cpu.colours if backend == "cpu" else spherical_harmonics.colours
+    colour = paint(gaussians.sh_degree, gaussians.sh, gaussians.means, camera.cam_from_world.float())
+    features = torch.cat([colour, _inverse_depth_planes(gaussians, camera)], -1)
+    picture, alpha, drawn = _blend(gaussians, features, camera, backend)
+    rgb = picture[..., :3] if background is None else picture[..., :3] + (1 - alpha[..., None]) * background
+    depth = _depth(picture[..., 3:], alpha)
+    object_id = None
+    if "object_id" in buffers and gaussians.object_id is not None:
+        object_id = _object_ids(gaussians, gaussians.object_id, camera, alpha, drawn, backend)
+    return Buffers(
+        rgb.clamp(0, 1),
+        alpha,
+        depth,
+        camera,
+        normals_from_depth(depth, camera) if "normal_world" in buffers else None,
+        object_id,
+        _flow(depth, camera, following) if "flow_px" in buffers else None,
+    )
+
+
+def _blend(gaussians: Gaussians, features: Tensor, camera: Camera, backend: Backend) -> tuple[Tensor, Tensor, Tensor]:
+    """Blended features `(h, w, d)`, alpha `(h, w)`, and which Gaussians were drawn `(g,)`."""
+    h, w = camera.hw
+    if len(gaussians) == 0:
+        picture = features.new_zeros(h, w, features.shape[-1])
+        return picture, picture[..., 0].clone(), torch.zeros(0, dtype=torch.bool, device=features.device)
+    picture, alpha, meta = rasterization(
+        gaussians.means, gaussians.quats_wxyz, gaussians.scales, gaussians.opacity, features,
+        camera.cam_from_world.float()[None], camera.K.float()[None], w, h, eps2d=BLUR_PX2, backend=backend,
+    )  # fmt: skip
+    return picture[0], alpha[0, ..., 0], (meta["radii"][0] > 0).all(-1)
+
+
+# Depth and normals
+
+
+def _inverse_depth_planes(gaussians: Gaussians, camera: Camera) -> Tensor:
+    """Per Gaussian (a, b, c): 1 / depth is a + b u + c v at the pixel (u, v) from the picture's middle.
+
+    A Gaussian in (pixel, depth), with the projection linearised as in splatting, has the covariance [[P, k], [k', s]].
+    Given the pixel, its depth has the mean z + k' (P + blur)^-1 (pixel - centre); its slope in 1 / depth follows.
+    """
+    cam_from_world, K = camera.cam_from_world.float(), camera.K.float()
+    h, w = camera.hw
+    p = gaussians.means @ cam_from_world[:3, :3].T + cam_from_world[:3, 3]
+    front = p[:, 2] > 0.01
+    z = torch.where(front, p[:, 2], torch.ones_like(p[:, 2]))
+    x, y = p[:, 0] / z, p[:, 1] / z
+    fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
+    # As in the rasteriser: beyond 15 % outside of the picture the projection has the slope that it has there.
+    x_near = torch.minimum(torch.maximum(x, -(cx + 0.15 * w) / fx), (w - cx + 0.15 * w) / fx)
+    y_near = torch.minimum(torch.maximum(y, -(cy + 0.15 * h) / fy), (h - cy + 0.15 * h) / fy)
+    axes = cam_from_world[:3, :3] @ geometry.matrix_from_quat(gaussians.quats_wxyz) * gaussians.scales[:, None, :]
+    across = (fx / z)[:, None] * (axes[:, 0] - x_near[:, None] * axes[:, 2])
+    down = (fy / z)[:, None] * (axes[:, 1] - y_near[:, None] * axes[:, 2])
+    uu, uv, vv = (across * across).sum(-1), (across * down).sum(-1), (down * down).sum(-1)
+    uz, vz = (across * axes[:, 2]).sum(-1), (down * axes[:, 2]).sum(-1)
+    determinant = ((uu + SHARP_PX2) * (vv + SHARP_PX2) - uv * uv).clamp_min(SHARP_PX2**2)
+    slope_u = ((vv + SHARP_PX2) * uz - uv * vz) / determinant
+    slope_v = ((uu + SHARP_PX2) * vz - uv * uz) / determinant
+    variance = slope_u**2 * (uu + BLUR_PX2) + 2 * slope_u * slope_v * uv + slope_v**2 * (vv + BLUR_PX2)
+    factor = -(STEEPEST * z * variance.clamp_min(1e-20).rsqrt()).clamp_max(1) / z**2
+    b, c = factor * slope_u, factor * slope_v
+    a = 1 / z - b * (fx * x + cx - w / 2) - c * (fy * y + cy - h / 2)
+    planes = torch.stack([a, b, c], -1)
+    return torch.where(front[:, None] & torch.isfinite(planes).all(-1, keepdim=True), planes, torch.zeros_like(planes))
+
+
+def _depth(planes: Tensor, alpha: Tensor) -> Tensor:
+    """Depth of blended planes `(h, w, 3)`; NaN where alpha is low."""
+    h, w = alpha.shape
+    u = torch.arange(w, dtype=torch.float32, device=alpha.device) + (0.5 - w / 2)
+    v = torch.arange(h, dtype=torch.float32, device=alpha.device) + (0.5 - h / 2)
+    inverse = planes[..., 0] + planes[..., 1] * u + planes[..., 2] * v[:, None]
+    return torch.where((alpha >= SOLID) & (inverse > 0), alpha / inverse, torch.full_like(alpha, torch.nan))
+
+
+def normals_from_depth(depth: Tensor, camera: Camera) -> Tensor:
+    """Normals `(h, w, 3)` in the world, towards the camera, of a depth map `(h, w)`; see `render_views`.
+
+    1 / depth is linear in the pixel exactly on planes, so nothing depends on how oblique they are seen.
+    """
+    r, (h, w) = NORMAL_RADIUS_PX, camera.hw
+    padded = torch.nn.functional.pad((1 / depth)[None, None], (r, r, r, r), value=torch.nan)[0, 0]
+    rows = max(1, STRIP_PX // w)
+    strips = [_strip_normals(padded[top : top + rows + 2 * r], top, camera) for top in range(0, h, rows)]
+    return torch.cat(strips)
+
+
+def _strip_normals(padded: Tensor, top: int, camera: Camera) -> Tensor:
+    """Normals of the rows of a picture from row `top` on; `padded` is their inverse depth with a margin."""
+    n, su, sv, suu, suv, svv, sq, suq, svq = _neighbour_sums(padded)
+    # The plane 1 + e0 + e1 u + e2 v around the pixel, relative to the inverse depth there, by Cramer's rule.
+    c00, c01, c02 = suu * svv - suv * suv, suv * sv - su * svv, su * suv - suu * sv
+    determinant = n * c00 + su * c01 + sv * c02
+    known = (n >= FEWEST) & (determinant > 1)
+    scale = 1 / torch.where(known, determinant, torch.ones_like(determinant))
+    c11, c12, c22 = n * svv - sv * sv, su * sv - n * suv, n * suu - su * su
+    e0 = (c00 * sq + c01 * suq + c02 * svq) * scale
+    e1 = (c01 * sq + c11 * suq + c12 * svq) * scale
+    e2 = (c02 * sq + c12 * suq + c22 * svq) * scale
+    K = camera.K.to(padded)
+    u = torch.arange(n.shape[1], device=n.device) + (0.5 - K[0, 2])
+    v = torch.arange(top, top + n.shape[0], device=n.device) + (0.5 - K[1, 2])
+    # 1 / depth is n . ray / (n . p) with ray = K^-1 (u, v, 1): the coefficients of the plane are the normal.
+    away = torch.stack([K[0, 0] * e1, K[1, 1] * e2, 1 + e0 - e1 * u - e2 * v[:, None]], -1)
+    normal_cam = -torch.nn.functional.normalize(away, dim=-1)
+    normal_world = normal_cam @ camera.world_from_cam[:3, :3].to(padded).T
+    return torch.where(known[..., None], normal_world, torch.full_like(normal_world, torch.nan))
+
+
+def _neighbour_sums(padded: Tensor) -> list[Tensor]:
+    """Sums over the neighbours (u, v) on the same surface: 1, u, v, uu, uv, vv, and q, uq, vq with the relative
+    difference q of inverse depth to the pixel's.
+    """
+    r = NORMAL_RADIUS_PX
+    h, w = padded.shape[0] - 2 * r, padded.shape[1] - 2 * r
+    middle = padded[r : r + h, r : r + w]
+    sums = [torch.zeros_like(middle) for _ in range(9)]
+    for v in range(-r, r + 1):
+        for u in range(-r, r + 1):
+            q = padded[r + v : r + v + h, r + u : r + u + w] / middle - 1
+            same = (q.abs() < SAME_SURFACE).float()  # NaN compares false
+            q = torch.where(same > 0, q, 0.0)
+            for k, weight in enumerate((1, u, v, u * u, u * v, v * v)):
+                if weight:
+                    sums[k].add_(same, alpha=weight)
+            for k, weight in enumerate((1, u, v)):
+                if weight:
+                    sums[6 + k].add_(q, alpha=weight)
+    return sums
+
+
+# Objects and flow
+
+
+def _object_ids(
+    gaussians: Gaussians, object_id: Tensor, camera: Camera, alpha: Tensor, drawn: Tensor, backend: Backend
+) -> Tensor:
+    """Ids whose Gaussians weigh most together: the ids in view are blended as one-hot features, some at a time."""
+    best = torch.zeros_like(alpha)
+    winner = torch.zeros(alpha.shape, dtype=torch.int64, device=alpha.device)
+    seen = torch.unique(object_id[drawn])
+    for ids in seen.split(IDS_PER_PASS) if len(seen) else ():
+        weights, _, _ = _blend(gaussians, (object_id[:, None] == ids).float(), camera, backend)
+        most, index = weights.max(-1)
+        winner = torch.where(most > best, ids[index], winner)
+        best = torch.maximum(best, most)
+    return torch.where(alpha >= SOLID, winner, torch.zeros_like(winner))
+
+
+def _flow(depth: Tensor, camera: Camera, following: Camera | None) -> Tensor:
+    """Pixel in the next camera minus pixel in this one."""
+    h, w = camera.hw
+    flow_px = torch.full((h, w, 2), torch.nan, device=depth.device)
+    if following is None:
+        return flow_px
+    u = torch.arange(w, dtype=torch.float64, device=depth.device) + 0.5
+    rows = max(1, STRIP_PX // w)
+    for top in range(0, h, rows):
+        part = depth[top : top + rows]
+        v = torch.arange(top, top + len(part), dtype=torch.float64, device=depth.device) + 0.5
+        uv_px = torch.stack(torch.broadcast_tensors(u, v[:, None]), -1).reshape(-1, 2)
+        there_px, _ = following.project(camera.unproject(uv_px, part.reshape(-1)))
+        flow_px[top : top + rows] = (there_px - uv_px).float().reshape(*part.shape, 2)
+    return flow_px
+
+
+# Checks
+
+
+def _check_camera(camera: Camera) -> None:
+    if camera.distortion is not None:
+        raise InputError(
+            "cannot render a lens with distortion", found=f"a camera of model {camera.distortion.model}",
+            accepted="pinhole cameras", hint="render camera.undistorted(), and distort the picture afterwards",
+        )  # fmt: skip
+    if camera.K.dim() not in (2, 3) or camera.world_from_cam.dim() != camera.K.dim():
+        raise InputError(
+            "cannot render this batch of cameras",
+            found=f"K {tuple(camera.K.shape)}, world_from_cam {tuple(camera.world_from_cam.shape)}",
+            accepted="one camera, (3, 3) and (4, 4), or a list of them, (n, 3, 3) and (n, 4, 4)",
+        )  # fmt: skip
+    if camera.K.dim() == 3 and len(camera.K) == 0:
+        raise InputError("cannot render", found="no cameras", accepted="one or more")
+    finite = torch.isfinite(camera.K).flatten(-2).all(-1) & torch.isfinite(camera.world_from_cam).flatten(-2).all(-1)
+    if not bool(finite.all()):
+        bad = int((~finite.reshape(-1)).nonzero()[0, 0])
+        raise InputError(
+            "cannot render a camera that is not finite", found=f"camera {bad}: K or pose has NaN or infinity"
+        )
+    skew = camera.K[..., 0, 1].abs().max()
+    if bool(skew > 0):
+        raise InputError("cannot render a camera with skew", found=f"K[0, 1] = {float(skew):g}", accepted="0")
+
+
+def _colour(background: Sequence[float] | Tensor | None, gaussians: Gaussians) -> Tensor | None:
+    if background is None:
+        return None
+    colour = torch.as_tensor(background, dtype=torch.float32).to(gaussians.means.device)
+    if colour.shape != (3,) or not bool(((colour >= 0) & (colour <= 1)).all()):
+        raise InputError("cannot use this background", found=str(background), accepted="three numbers in [0, 1]")
+    return colour
+
+
+def _check_memory(hw: tuple[int, int], buffers: Sequence[str], kept: int) -> None:
+    """Refuse pictures that do not fit, instead of being killed on the way; `kept` cameras are held at the end."""
+    extra = [_BYTES[b] for b in dict.fromkeys(buffers) if b in _BYTES]
+    busy = _RENDERING_BYTES + max((e[0] for e in extra), default=0)
+    pixels = hw[0] * hw[1]
+    result = pixels * (_RESULT_BYTES + sum(e[1] for e in extra)) * kept
+    needed, available = pixels * busy + result, memory_bytes()[1]
+    if available is not None and needed > available:
+        many = f"{kept} pictures" if kept > 1 else "a picture"
+        raise InputError(
+            f"{many} of {hw[1]}x{hw[0]} would need about {needed / 1e9:.3g} GB of memory",
+            found=f"{available / 1e9:.3g} GB available",
+            hint="render smaller pictures" + (", or one at a time with iterate_views" if kept > 1 else ""),
+        )
