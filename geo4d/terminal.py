@@ -10,6 +10,8 @@ from typing import Any
 
 from geo4d.core.progress import Progress
 
+STATUS_EVERY_S = 30.0
+
 
 class TerminalProgress(Progress):
     """Progress bars on stderr by rich; one plain line per finished stage where stderr is no terminal."""
@@ -20,11 +22,13 @@ class TerminalProgress(Progress):
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
         from rich.progress import Progress as RichProgress
+        from rich.progress import TaskID
 
-        self._quiet = quiet
+        self._quiet, self._told, self._task = quiet, 0.0, TaskID(0)
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
         self._bars = RichProgress(
             TextColumn("{task.description:<28}"), BarColumn(bar_width=28), MofNCompleteColumn(), TimeElapsedColumn(),
+            TextColumn("{task.fields[status]}"),
             console=self._console, disable=quiet or not self._console.is_terminal,
         )  # fmt: skip
 
@@ -42,10 +46,18 @@ class TerminalProgress(Progress):
         super().note(text)
         self._console.print(f"note: {text}", markup=False)
 
+    def status(self, text: str) -> None:
+        """Show how the stage at hand goes: beside its bar, or a line every half minute where stderr is no terminal."""
+        if not self._bars.disable:
+            self._bars.update(self._task, status=text)
+        elif not self._quiet and time.perf_counter() - self._told > STATUS_EVERY_S:
+            self._told = time.perf_counter()
+            sys.stderr.write(f"  {text}\n")
+
     @contextmanager
     def _shown(self, name: str, total: int | None) -> Iterator[Callable[[], None]]:
-        start = time.perf_counter()
-        task = self._bars.add_task(name, total=total)
+        start = self._told = time.perf_counter()
+        task = self._task = self._bars.add_task(name, total=total, status="")
         yield lambda: self._bars.advance(task)
         self._bars.update(task, total=total or 1, completed=total or 1)
         if self._bars.disable and not self._quiet:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -40,7 +41,20 @@ class Progress:
         """Tell the user one line that they should know (a dropped photo and why); kept for the report."""
         self.notes.append(text)
 
+    def status(self, text: str) -> None:
+        """Say how the stage at hand goes; often, and only the last one counts."""
+
     @contextmanager
     def _shown(self, name: str, total: int | None) -> Iterator[Callable[[], None]]:
         del name, total
         yield lambda: None
+
+
+def memory_gib() -> float:
+    """Most memory that this process has held so far, in GiB; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0.0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)

@@ -6,9 +6,7 @@ import hashlib
 import json
 import os
 import platform
-import resource
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -23,7 +21,7 @@ from geo4d.core.io import atomic
 from geo4d.core.io.decoding import decode, read_header
 from geo4d.core.io.frames import load_frames, source_files
 from geo4d.core.io.scene import MARKER, load_scene, package_version, write_scene_files
-from geo4d.core.progress import Progress
+from geo4d.core.progress import Progress, memory_gib
 from geo4d.core.types import Camera, Frames, Scene
 from recon import report
 from recon.api import CAMERAS, check_request, reconstruct
@@ -274,8 +272,7 @@ def _run_facts(
     """How the result was made, as far as it is known when asked."""
 
     def now(progress: Progress) -> dict[str, Any]:
-        # Linux counts the peak in KiB, macOS in bytes.
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 if sys.platform == "darwin" else 1 / 1024)
+        peak = memory_gib() * 2**30
         return {
             "command": _line(command),
             "options": {**asdict(options), "scale": list(options.scale)},

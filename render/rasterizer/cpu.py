@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from geo4d.core import threads
 from render.rasterizer import cpu_kernels as kernels
 
 F = np.float32
@@ -49,6 +51,7 @@ def prepare(
     view: View,
 ) -> Prepared:  # fmt: skip
     """Project, find the tiles of every Gaussian and list every tile's Gaussians front to back; float32 arrays."""
+    _begin()
     width, height = view.width, view.height
     mean, conic, depth, opacity, radius, rows = kernels.project(
         means, quats, scales, opacities, viewmat, K, width, height,
@@ -61,6 +64,13 @@ def prepare(
     order = kernels.order_by_depth(depth, np.flatnonzero(count).astype(np.int32))
     gaussians, slots, start = kernels.bins(order, rows, row_start, columns, slot_start, across, across * down)
     return Prepared(mean, conic, depth, opacity, radius, count, gaussians, slots, start, slot_start)
+
+
+@functools.cache
+def _begin() -> None:
+    """Once in a process, before the first kernel."""
+    threads.announce_compilation("the CPU rasteriser", kernels.blend)
+    threads.launch()
 
 
 def _starts(counts: np.ndarray) -> np.ndarray:

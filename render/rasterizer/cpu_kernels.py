@@ -20,6 +20,10 @@ GROUP = 4
 """Features are blended in groups of so many."""
 GRADIENTS = 6
 """Of one Gaussian in one tile, besides its features: mean x, y, conic xx, xy, yy, opacity."""
+BATCH = 16
+"""Gaussians that a tile blends before it looks whether all of its pixels have stopped."""
+RECORD = 7
+"""What is copied of a Gaussian besides its features: mean x, y, radius y, conic xx, xy, yy, opacity."""
 CHUNKS = 32
 """Parts of a sum over Gaussians; fixed, so that its rounding does not depend on the number of threads."""
 SORT_PARTS = 8
@@ -313,6 +317,17 @@ def _add_four(v, f, count, f0, f1, f2, f3):
 
 
 @numba.njit(**fast)
+def _collect(gaussians, many, mean, conic, opacity, radius, features, batch):
+    """Copies what blending needs of so many Gaussians: the processor waits for their memory together, not in turn."""
+    for i in range(many):
+        g = gaussians[i]
+        batch[i, 0], batch[i, 1], batch[i, 2] = mean[g, 0], mean[g, 1], radius[g, 1]
+        batch[i, 3], batch[i, 4], batch[i, 5], batch[i, 6] = conic[g, 0], conic[g, 1], conic[g, 2], opacity[g]
+        for k in range(features.shape[1]):
+            batch[i, RECORD + k] = features[g, k]
+
+
+@numba.njit(**fast)
 def _rows_of(mean_y, radius_y, top):
     """Pixel rows of a tile whose centres an ellipse can reach."""
     first = max(0, np.int64(math.ceil(mean_y - radius_y - top - F(0.501))))
@@ -353,28 +368,28 @@ def blend(mean, conic, opacity, radius, features, gaussians, start, width, heigh
             continue
         v = np.zeros(FEATURES + d * PIXELS, np.float32)
         _place(v, row, column)
-        top = F(row * TILE)
-        for i in range(start[tile], start[tile + 1]):
-            g = gaussians[i]
-            first, last = _rows_of(mean[g, 1], radius[g, 1], top)
-            count = (last - first + 1) * TILE
-            if count <= 0:
-                continue
-            part = v[first * TILE :]
-            u, w, o = mean[g, 0], mean[g, 1], opacity[g]
-            if d == GROUP:
-                _blend_four(
-                    part, count, u, w, conic[g, 0], conic[g, 1], conic[g, 2], o,
-                    features[g, 0], features[g, 1], features[g, 2], features[g, 3],
-                )  # fmt: skip
-            else:
-                _weigh(part, count, u, w, conic[g, 0], conic[g, 1], conic[g, 2], o)
-                for k in range(0, d, GROUP):
-                    _add_four(
-                        part, part[FEATURES + k * PIXELS :], count,
-                        features[g, k], features[g, k + 1], features[g, k + 2], features[g, k + 3],
+        top, batch = F(row * TILE), np.zeros((BATCH, RECORD + d), np.float32)
+        for first_of_batch in range(start[tile], start[tile + 1], BATCH):
+            many = min(BATCH, start[tile + 1] - first_of_batch)
+            _collect(gaussians[first_of_batch:], many, mean, conic, opacity, radius, features, batch)
+            for i in range(many):
+                b = batch[i]
+                first, last = _rows_of(b[1], b[2], top)
+                count = (last - first + 1) * TILE
+                if count <= 0:
+                    continue
+                part = v[first * TILE :]
+                if d == GROUP:
+                    _blend_four(
+                        part, count, b[0], b[1], b[3], b[4], b[5], b[6],
+                        b[RECORD], b[RECORD + 1], b[RECORD + 2], b[RECORD + 3],
                     )  # fmt: skip
-            if (i - start[tile]) % 16 == 15 and _all_stopped(v):
+                else:
+                    _weigh(part, count, b[0], b[1], b[3], b[4], b[5], b[6])
+                    for k in range(0, d, GROUP):
+                        f = b[RECORD + k :]
+                        _add_four(part, part[FEATURES + k * PIXELS :], count, f[0], f[1], f[2], f[3])
+            if _all_stopped(v):
                 break
         for y in range(min(TILE, height - row * TILE)):
             for x in range(min(TILE, width - column * TILE)):
@@ -488,31 +503,32 @@ def unblend(
                     total += slope * picture[row * TILE + y, column * TILE + x, k]
                 v[p + COMING] = total
                 v[p + BEHIND] = -d_left[row * TILE + y, column * TILE + x] * left[row * TILE + y, column * TILE + x]
-        top = F(row * TILE)
-        for i in range(start[tile], start[tile + 1]):
-            g = gaussians[i]
-            first, last = _rows_of(mean[g, 1], radius[g, 1], top)
-            count = (last - first + 1) * TILE
-            if count <= 0:
-                continue
-            part, slope, out = v[first * TILE :], gradient[first * TILE :], rows[slots[i]]
-            u, w, A, B, C, o = mean[g, 0], mean[g, 1], conic[g, 0], conic[g, 1], conic[g, 2], opacity[g]
-            if d == GROUP:
-                _unblend_four(
-                    part, count, u, w, A, B, C, o,
-                    features[g, 0], features[g, 1], features[g, 2], features[g, 3], slope, out,
-                )  # fmt: skip
-            else:
-                before[:] = v[:PIXELS]
-                _weigh(part, count, u, w, A, B, C, o)
-                for k in range(0, d, GROUP):
-                    _dot_four(
-                        part, slope[k * PIXELS :], count,
-                        features[g, k], features[g, k + 1], features[g, k + 2], features[g, k + 3],
-                        out[GRADIENTS + k :],
+        top, batch = F(row * TILE), np.zeros((BATCH, RECORD + d), np.float32)
+        for first_of_batch in range(start[tile], start[tile + 1], BATCH):
+            many = min(BATCH, start[tile + 1] - first_of_batch)
+            _collect(gaussians[first_of_batch:], many, mean, conic, opacity, radius, features, batch)
+            for i in range(many):
+                b = batch[i]
+                first, last = _rows_of(b[1], b[2], top)
+                count = (last - first + 1) * TILE
+                if count <= 0:
+                    continue
+                part, slope, out = v[first * TILE :], gradient[first * TILE :], rows[slots[first_of_batch + i]]
+                if d == GROUP:
+                    _unblend_four(
+                        part, count, b[0], b[1], b[3], b[4], b[5], b[6],
+                        b[RECORD], b[RECORD + 1], b[RECORD + 2], b[RECORD + 3], slope, out,
                     )  # fmt: skip
-                _unweigh(part, before[first * TILE :], count, u, w, A, B, C, o, out)
-            if (i - start[tile]) % 16 == 15 and _all_stopped(v):
+                else:
+                    before[:] = v[:PIXELS]
+                    _weigh(part, count, b[0], b[1], b[3], b[4], b[5], b[6])
+                    for k in range(0, d, GROUP):
+                        f = b[RECORD + k :]
+                        _dot_four(
+                            part, slope[k * PIXELS :], count, f[0], f[1], f[2], f[3], out[GRADIENTS + k :]
+                        )  # fmt: skip
+                    _unweigh(part, before[first * TILE :], count, b[0], b[1], b[3], b[4], b[5], b[6], out)
+            if _all_stopped(v):
                 break
     return rows
 

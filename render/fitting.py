@@ -1,0 +1,467 @@
+"""Fitting Gaussians to photos: the loop, its schedule and its safety nets."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from geo4d.core import threads
+from geo4d.core.errors import Geo4DError, InputError
+from geo4d.core.progress import Progress, memory_gib
+from geo4d.core.types import Camera, Gaussians, Scene
+from render.density import MCMC
+from render.initialise import initial_gaussians
+from render.losses import photometric
+from render.optimiser import Adam
+from render.photos import DEPTH_STRIDE, Photo, Photos
+from render.rasterizer.api import rasterization
+from render.rasterizer.spherical_harmonics import C0
+
+DEFAULT_BUDGET_S = 600.0
+SNAPSHOT_EVERY = 100
+"""Steps between copies of the state, to which a fit returns when it diverges."""
+DIVERGED = 4.0
+"""A mean square of so many times that of the last copy is no noise."""
+MAX_ROLLBACKS = 5
+FEW_PHOTOS = 3
+
+
+class FitError(Geo4DError):
+    """The loss diverges whatever the rate; exit code 3."""
+
+    exit_code = 3
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """How to fit; it ends after `steps`, or else after `time_budget_s` (10 minutes where neither is given).
+
+    `image_size` is the longer side of the photos in pixels, `max_gaussians` the most that there may be, `sh_degree` 0
+    to 3 how much colour depends on the direction; `holdout` k holds back the photos 0, k, 2k, ... of the sorted names
+    (0: none). The rates and weights below are those that fared best in `benchmarks/fit_ablation.py`.
+    """
+
+    steps: int | None = None
+    time_budget_s: float | None = None
+    image_size: int = 960
+    max_gaussians: int = 100_000
+    sh_degree: int = 2
+    holdout: int = 0
+    exposure: bool = True
+    refine_cameras: bool = False
+    seed: int = 0
+    first_gaussians: float = 0.4
+    means_lr: float = 1.6e-4
+    means_lr_end: float = 0.01
+    scales_lr: float = 5e-3
+    quats_lr: float = 1e-3
+    opacities_lr: float = 5e-2
+    colour_lr: float = 2.5e-3
+    exposure_lr: float = 1e-3
+    cameras_lr: float = 1e-4
+    opacity_weight: float = 0.01
+    scale_weight: float = 0.01
+    depth_weight: float = 0.1
+    ssim_weight: float = 0.2
+    grown_at: float = 0.5
+    sizes: tuple[tuple[float, int], ...] = ((0.0, 4), (0.1, 2), (0.4, 1))
+    refine_every: int = 100
+    noise_lr: float = 5e5
+
+    def __post_init__(self) -> None:
+        positive = {"steps": self.steps, "time_budget_s": self.time_budget_s, "image_size": self.image_size,
+                    "max_gaussians": self.max_gaussians}  # fmt: skip
+        for name, value in positive.items():
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise InputError(f"{name} must be positive", found=str(value), accepted="more than 0")
+        if self.sh_degree not in (0, 1, 2, 3):
+            raise InputError("unknown sh_degree", found=str(self.sh_degree), accepted="0, 1, 2, 3")
+        if self.holdout < 0 or self.holdout == 1:
+            raise InputError(
+                "holdout must leave photos to train on", found=str(self.holdout),
+                accepted="0 (none is held out), or k >= 2 (every k-th is)",
+            )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """What fitting gave.
+
+    `exposure (n, 3, 4)` maps renders of the Gaussians to the n training photos (colour @ exposure[:, :3].T +
+    exposure[:, 3]); `train` and `test` are indices of frames; `history` has one entry per hundred steps; `complete` is
+    False where it was stopped early.
+    """
+
+    gaussians: Gaussians
+    exposure: Tensor
+    train: tuple[int, ...]
+    test: tuple[int, ...]
+    steps: int
+    seconds: float
+    complete: bool
+    history: list[dict[str, float]]
+
+
+def fit(
+    scene: Scene,
+    *,
+    steps: int | None = None,
+    time_budget: float | None = None,
+    options: FitOptions | None = None,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> Gaussians:
+    """Gaussians that look like the photos of a scene.
+
+    Args:
+        scene: with cameras, and depth or points to begin from.
+        steps: photos looked at, one after the other.
+        time_budget: seconds, where `steps` is not given; 600 where neither is.
+        options: everything else; `steps` and `time_budget` replace its own where given.
+        device: auto, cpu, or cuda (needs gsplat).
+        progress: is told how it goes.
+
+    Raises:
+        InputError: no photos to train on, or nothing to begin from.
+        FitError: the loss diverges.
+
+    Example:
+        >>> gaussians = fit(geo4d.load_scene("demo/sample"), steps=1000)  # doctest: +SKIP
+    """
+    chosen = asdict(options or FitOptions())
+    chosen |= {"steps": steps, "time_budget_s": time_budget} if steps is not None or time_budget is not None else {}
+    with threads.kernels_only():
+        return Fitter(scene, FitOptions(**chosen), device=device, progress=progress).run().gaussians
+
+
+def split(scene: Scene, holdout: int) -> tuple[list[int], list[int]]:
+    """Indices of training and held-out photos: of the sorted names 0, k, 2k, ... are held out.
+
+    Raises:
+        InputError: nothing would be left to train on.
+    """
+    order = sorted(range(len(scene.frames)), key=lambda i: scene.frames[i].name)
+    test = sorted(order[::holdout]) if holdout else []
+    train = [i for i in range(len(scene.frames)) if i not in set(test)]
+    if not train:
+        raise InputError(
+            "no photos are left to fit to", found=f"{len(scene.frames)} photos, of which {len(test)} are held out",
+            accepted="more photos", hint="hold out none: --holdout 0",
+        )  # fmt: skip
+    return train, test
+
+
+class Fitter:
+    """One fit: parameters, schedule and the loop.
+
+    `params` are what the optimiser moves: `means`, `scales` (logarithms), `quats`, `opacities` (logits), `sh0`, `shN`.
+    """
+
+    def __init__(
+        self, scene: Scene, options: FitOptions, *, device: str = "auto", progress: Progress | None = None
+    ) -> None:
+        """Choose the photos and make the first Gaussians.
+
+        Raises:
+            InputError: as `fit`.
+        """
+        self.start, self.spent = time.perf_counter(), 0.0
+        self.options, self.progress = options, progress or Progress()
+        self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        self.train, self.test = split(scene, options.holdout)
+        if len(self.train) < FEW_PHOTOS:
+            self.progress.note(f"only {len(self.train)} photos to fit to: views far from them will be wrong")
+        self.photos = Photos(scene, self.train, options.image_size, self.device)
+        first = initial_gaussians(
+            scene, max(1, int(options.first_gaussians * options.max_gaussians)), frames=self.train,
+            sh_degree=options.sh_degree, seed=options.seed,
+        )  # fmt: skip
+        self.first, self.extent = len(first), _extent([scene.camera[i] for i in self.train])
+        self.params = _parameters(first.to(self.device))
+        n = len(self.train)
+        self.views = {
+            "exposure": torch.nn.Parameter(torch.eye(3, 4, device=self.device).repeat(n, 1, 1)),
+            "cameras": torch.nn.Parameter(torch.zeros(n, 6, device=self.device)),
+        }
+        self.rates = self._rates()
+        self.optimizers = {k: Adam([p], self.rates[k]) for k, p in (self.params | self.views).items()}
+        self.strategy = MCMC(
+            cap_max=options.max_gaussians, refine_every=options.refine_every, noise_lr=options.noise_lr
+        )
+        self.strategy.check_sanity(self.params, self.optimizers)
+        self.strategy_state = self.strategy.initialize_state(options.seed, self.device)
+        self.random = torch.Generator().manual_seed(options.seed)
+        self.order: list[int] = []
+        self.steps, self.rate, self.rollbacks = 0, 1.0, 0
+        self.mean_square: dict[int, float] = {}
+        self.history: list[dict[str, float]] = []
+        self.stopped = False
+
+    def _rates(self) -> dict[str, float]:
+        o = self.options
+        return {
+            "means": o.means_lr * self.extent, "scales": o.scales_lr, "quats": o.quats_lr, "opacities": o.opacities_lr,
+            "sh0": o.colour_lr, "shN": o.colour_lr / 20, "exposure": o.exposure_lr, "cameras": o.cameras_lr,
+        }  # fmt: skip
+
+    @property
+    def seconds(self) -> float:
+        """Time that this fit took so far, with what came before a resumption."""
+        return self.spent + time.perf_counter() - self.start
+
+    @property
+    def passed(self) -> float:
+        """How much of the fit is done, 0 to 1."""
+        o = self.options
+        if o.steps is not None:
+            return self.steps / o.steps
+        return self.seconds / (o.time_budget_s or DEFAULT_BUDGET_S)
+
+    @property
+    def psnr(self) -> float:
+        """PSNR in dB over the last look at each training photo, after exposure; NaN before the first."""
+        squares = list(self.mean_square.values())
+        mean = sum(squares) / len(squares) if squares else math.nan
+        return -10 * math.log10(mean) if mean > 0 else mean
+
+    def stop(self) -> None:
+        """End after the step at hand."""
+        self.stopped = True
+
+    def run(self, after_step: Callable[[Fitter], None] | None = None) -> Fit:
+        """Fit until steps or time are used up, or `stop` is called; ends with the best state.
+
+        Args:
+            after_step: called after every step, outside of all computations.
+
+        Raises:
+            FitError: the loss diverges at any rate.
+        """
+        good = best = self.snapshot()
+        shown = 0
+        with self.progress.stage("fit", total=100) as advance:
+            while not self.stopped and (passed := self.passed) < 1:
+                self.step(passed)
+                if self.steps % SNAPSHOT_EVERY == 0 or not self._is_sound(good):
+                    good = self._secure(good)
+                    full = self._division(passed) == self.options.sizes[-1][1]
+                    best = good if not full or good["psnr"] >= best["psnr"] else best
+                while shown < min(100, int(100 * self.passed)):
+                    shown += 1
+                    advance()
+                if self.steps % 10 == 0:
+                    self.progress.status(self._line())
+                if after_step is not None:
+                    after_step(self)
+        if not self._is_sound(good) or self.psnr < best["psnr"] - 0.5:
+            self.restore(best)
+        return Fit(
+            self.gaussians(), self._centred_exposure(), tuple(self.train), tuple(self.test), self.steps, self.seconds,
+            not self.stopped, self.history,
+        )  # fmt: skip
+
+    def _line(self) -> str:
+        passed = self.passed
+        left = self.seconds * (1 - passed) / max(passed, 1e-6)
+        return (
+            f"step {self.steps}, {self.psnr:.1f} dB, {len(self.params['means'])} Gaussians, {memory_gib():.1f} GiB, "
+            f"{int(left) // 60}:{int(left) % 60:02d} left"
+        )
+
+    # One step
+
+    def _division(self, passed: float) -> int:
+        return [division for at, division in self.options.sizes if passed >= at][-1]
+
+    def step(self, passed: float) -> None:
+        """One photo: render, compare, improve, and now and then change the number of Gaussians."""
+        o = self.options
+        k = self._next()
+        degree = min(o.sh_degree, int(passed * 4 * (o.sh_degree + 1)))
+        self._set_rates(passed)
+        loss, square, seen = self._loss(k, self.photos.get(k, self._division(passed)), degree, passed)
+        loss.backward()
+        for name, param in self.params.items():
+            if name != "shN" or degree:
+                self.optimizers[name].step(seen=seen)
+            param.grad = None
+        row = torch.zeros(len(self.train), dtype=torch.bool, device=self.device)
+        row[k] = True
+        for name, wanted in (("exposure", o.exposure and passed > 0.05), ("cameras", o.refine_cameras)):
+            if wanted:
+                self.optimizers[name].step(seen=row)
+            self.views[name].grad = None
+        self.steps += 1
+        self.mean_square[k] = float(square)
+        self._refine(passed)
+
+    def _next(self) -> int:
+        if not self.order:
+            self.order = torch.randperm(len(self.train), generator=self.random).tolist()
+        return self.order.pop()
+
+    def _set_rates(self, passed: float) -> None:
+        for name, optimizer in self.optimizers.items():
+            decay = self.options.means_lr_end**passed if name in ("means", "cameras") else 1.0
+            optimizer.param_groups[0]["lr"] = self.rates[name] * decay * self.rate
+
+    def _loss(self, k: int, photo: Photo, degree: int, passed: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss, mean square of the colours, and which Gaussians are in the picture."""
+        o, p = self.options, self.params
+        weight = o.depth_weight * max(0.0, 1 - 2 * passed) if photo.depth is not None else 0.0
+        h, w = photo.camera.hw
+        scales, opacities = p["scales"].exp(), p["opacities"].sigmoid()
+        sh = torch.cat([p["sh0"], p["shN"]], 1) if degree else p["sh0"]
+        viewmat = photo.camera.cam_from_world.float()
+        if o.refine_cameras:
+            viewmat = _moved(self.views["cameras"][k]) @ viewmat
+        picture, alpha, meta = rasterization(
+            p["means"], p["quats"], scales, opacities, sh, viewmat[None], photo.camera.K.float()[None], w, h,
+            sh_degree=degree, render_mode="RGB+D" if weight else "RGB",
+        )  # fmt: skip
+        loss, square = photometric(picture[0], self.views["exposure"][k], photo.rgb, photo.valid, o.ssim_weight)
+        if weight:
+            s = DEPTH_STRIDE
+            loss = loss + weight * _depth_loss(picture[0, ::s, ::s, 3], alpha[0, ::s, ::s, 0], photo)
+        loss = loss + o.opacity_weight * opacities.mean() + o.scale_weight * scales.mean() / self.extent
+        return loss, square, (meta["radii"][0] > 0).any(-1)
+
+    def _refine(self, passed: float) -> None:
+        """Grow geometrically to the most Gaussians at `grown_at`; the last part of the fit leaves their number."""
+        o, strategy = self.options, self.strategy
+        strategy.refine_start_iter = 1
+        strategy.refine_stop_iter = self.steps + 1 if passed < 0.85 else 0
+        goal = self.first * (max(o.max_gaussians, self.first) / self.first) ** min(1.0, passed / o.grown_at)
+        strategy.growth = max(1.0, goal / len(self.params["means"]))
+        lr = self.optimizers["means"].param_groups[0]["lr"]
+        strategy.step_post_backward(self.params, self.optimizers, self.strategy_state, self.steps, {}, lr)
+
+    # Safety
+
+    def _is_sound(self, good: Mapping[str, Any]) -> bool:
+        """Whether the last photo's error is a number, and not far above those of the last good state."""
+        latest = next(reversed(self.mean_square.values())) if self.mean_square else 0.0
+        return math.isfinite(latest) and not self.psnr < good["psnr"] - 10 * math.log10(DIVERGED)
+
+    def _secure(self, good: dict[str, Any]) -> dict[str, Any]:
+        """Keep the state if it is sound, else return to the last that was, at half the rate."""
+        finite = all(bool(torch.isfinite(p).all()) for p in self.params.values())
+        if finite and self._is_sound(good):
+            self.history.append(
+                {"step": self.steps, "seconds": self.seconds, "psnr": self.psnr, "gaussians": len(self.params["means"])}
+            )
+            return self.snapshot()
+        self.rollbacks += 1
+        if self.rollbacks > MAX_ROLLBACKS:
+            raise FitError(
+                "the fit diverges", found=f"{self.rollbacks} times, last at step {self.steps}",
+                hint="look at the cameras with: geo4d doctor SCENE; or try fewer Gaussians or smaller pictures",
+            )  # fmt: skip
+        rate, rollbacks = 0.5 * self.rate, self.rollbacks
+        at, now = good["steps"], self.steps
+        self.restore(good)
+        self.rate, self.rollbacks = rate, rollbacks
+        self.progress.note(f"the fit diverged at step {now}: back to step {at}, at {self.rate:.3g} of the rate")
+        return good
+
+    def snapshot(self) -> dict[str, Any]:
+        """A copy of all that changes; `restore` takes it."""
+        optimizers = {
+            name: {k: v.clone() if isinstance(v, Tensor) else v for k, v in o.state.get(o.param(), {}).items()}
+            for name, o in self.optimizers.items()
+        }
+        return {
+            "params": {k: p.detach().clone() for k, p in (self.params | self.views).items()},
+            "optimizers": optimizers,
+            "random": self.random.get_state(),
+            "strategy": self.strategy_state["generator"].get_state(),
+            "order": list(self.order),
+            "steps": self.steps, "rate": self.rate, "rollbacks": self.rollbacks, "psnr": self.psnr,
+            "mean_square": dict(self.mean_square), "history": list(self.history),
+        }  # fmt: skip
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Return to a snapshot; time goes on."""
+        for name, value in state["params"].items():
+            group = self.params if name in self.params else self.views
+            group[name] = torch.nn.Parameter(value.clone().to(self.device))
+            moments = {
+                k: v.clone().to(self.device) if isinstance(v, Tensor) else v
+                for k, v in state["optimizers"][name].items()
+            }
+            self.optimizers[name].give(group[name], moments)
+        self.random.set_state(state["random"])
+        self.strategy_state["generator"].set_state(state["strategy"])
+        self.order, self.mean_square = list(state["order"]), dict(state["mean_square"])
+        self.history = list(state["history"])
+        self.steps, self.rate, self.rollbacks = state["steps"], state["rate"], state["rollbacks"]
+
+    # Results
+
+    @torch.no_grad()
+    def gaussians(self) -> Gaussians:
+        """The Gaussians as they are now, without those that are dead, in the mean exposure of the photos; on the CPU."""
+        p = self.params
+        opacity = p["opacities"].sigmoid()
+        keep = opacity > self.strategy.min_opacity
+        sh = torch.cat([p["sh0"], p["shN"]], 1)[keep]
+        if self.options.exposure:
+            sh = _exposed(sh, self.views["exposure"].detach().mean(0))
+        return Gaussians(
+            p["means"][keep].detach().clone(), torch.nn.functional.normalize(p["quats"][keep], dim=-1).detach(),
+            p["scales"][keep].exp().detach(), opacity[keep].detach(), sh.detach(),
+        ).to("cpu")  # fmt: skip
+
+    def _centred_exposure(self) -> Tensor:
+        """Exposures of the photos relative to their mean, in which `gaussians` gives the colours."""
+        exposure = self.views["exposure"].detach().cpu()
+        mean = exposure.mean(0)
+        linear = exposure[:, :, :3] @ torch.linalg.inv(mean[:, :3])
+        return torch.cat([linear, exposure[:, :, 3:] - linear @ mean[:, 3:]], -1)
+
+
+def _parameters(g: Gaussians) -> dict[str, torch.nn.Parameter]:
+    values = {
+        "means": g.means, "scales": g.scales.clamp_min(1e-9).log(), "quats": g.quats_wxyz,
+        "opacities": torch.logit(g.opacity.clamp(1e-4, 1 - 1e-4)), "sh0": g.sh[:, :1], "shN": g.sh[:, 1:],
+    }  # fmt: skip
+    return {k: torch.nn.Parameter(v.clone().contiguous()) for k, v in values.items()}
+
+
+def _exposed(sh: Tensor, exposure: Tensor) -> Tensor:
+    """Coefficients `(g, k, 3)` of the colours after an exposure `(3, 4)`."""
+    out = sh @ exposure[:, :3].T
+    out[:, 0] += (exposure[:, :3].sum(1) * 0.5 + exposure[:, 3] - 0.5) / C0
+    return out
+
+
+def _moved(change: Tensor) -> Tensor:
+    """Rigid transform `(4, 4)` of a small rotation vector (rad) and translation `(6,)`."""
+    zero = change.new_zeros(())
+    x, y, z, a, b, c = change.unbind()
+    rows = [zero, -z, y, a, z, zero, -x, b, -y, x, zero, c, zero, zero, zero, zero]
+    return torch.linalg.matrix_exp(torch.stack(rows).reshape(4, 4))
+
+
+def _depth_loss(depth: Tensor, alpha: Tensor, photo: Photo) -> Tensor:
+    """Mean absolute difference of the logarithms of rendered (accumulated) and measured depth, by confidence."""
+    assert photo.depth is not None
+    known = torch.isfinite(photo.depth) & (alpha > 0.3) & (depth > 0)
+    if not bool(known.any()):
+        return depth.new_zeros(())
+    weight = torch.ones_like(alpha) if photo.confidence is None else photo.confidence
+    error = (torch.log(depth[known] / alpha[known]) - torch.log(photo.depth[known])).abs()
+    return (weight[known] * error).sum() / weight[known].sum().clamp_min(1e-6)
+
+
+def _extent(cameras: list[Camera]) -> float:
+    """Radius of the cameras' positions, in scene units; 1 where they stand on one spot."""
+    centre = torch.stack([c.world_from_cam[:3, 3] for c in cameras])
+    radius = float((centre - centre.mean(0)).norm(dim=-1).max()) * 1.1
+    return radius if radius > 0 else 1.0

@@ -1,0 +1,124 @@
+"""Where Gaussians begin: on the surfaces that the depth maps of the training photos show, else on the sparse points."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from scipy.spatial import cKDTree
+from torch import Tensor
+
+from geo4d.core import pictures
+from geo4d.core.errors import InputError
+from geo4d.core.types import Gaussians, Scene
+from render.rasterizer.spherical_harmonics import C0
+
+MIN_CONFIDENCE = 0.3
+OPACITY = 0.5
+FLATNESS = 0.3
+"""Thickness of a Gaussian on a surface as part of its width."""
+
+
+def initial_gaussians(
+    scene: Scene, count: int, *, frames: Sequence[int] | None = None, sh_degree: int = 0, seed: int = 0
+) -> Gaussians:
+    """At most `count` Gaussians on what the scene knows of its surfaces, coloured by the photos.
+
+    Pixels of the depth maps are drawn at random, equally many per photo; the sparse points are added, so that what has
+    no depth is not empty. Each Gaussian reaches as far as its neighbours, flat along the surface where a normal is
+    known.
+
+    Args:
+        scene: with cameras, and depth or points.
+        count: of Gaussians; fewer where there are fewer points.
+        frames: the photos that may be looked at; all when None.
+        sh_degree: of the colour; all but degree 0 begin at 0.
+        seed: of the choice.
+
+    Raises:
+        InputError: the scene has neither depth nor points.
+    """
+    rng = np.random.default_rng(seed)
+    chosen = list(range(len(scene.frames))) if frames is None else list(frames)
+    with_depth = [i for i in chosen if scene.depth[i] is not None]
+    position, colour, normal = _sparse(scene, chosen, count, rng)
+    left = max(count - len(position), 0)
+    for k, i in enumerate(with_depth):
+        share = left * (k + 1) // len(with_depth) - left * k // len(with_depth)
+        more = _surface(scene, i, share, rng)
+        position, colour, normal = (np.concatenate(pair) for pair in zip((position, colour, normal), more, strict=True))
+    if not len(position):
+        raise InputError(
+            "cannot begin to fit", found="no depth and no points in the scene",
+            accepted="a scene with depth maps or points", hint="geo4d reconstruct PHOTOS -o SCENE",
+        )  # fmt: skip
+    return _gaussians(position, colour, normal, sh_degree)
+
+
+def _sparse(scene: Scene, chosen: Sequence[int], count: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+    """Points of the tracks that the chosen photos see: positions, colours, normals (unknown)."""
+    seen = torch.isin(scene.observations.frame_id, torch.tensor(list(chosen), dtype=torch.int64))
+    index = scene.observations.track_id[seen].unique().numpy()
+    if len(index) > count // 4:
+        index = np.sort(rng.choice(index, count // 4, replace=False))
+    position = scene.observations.p_world.numpy()[index]
+    return position, scene.observations.rgb.numpy()[index], np.full_like(position, np.nan)
+
+
+def _surface(scene: Scene, i: int, count: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+    """Random pixels of one depth map: positions, colours and normals in the world."""
+    depth = scene.depth[i]
+    assert depth is not None
+    confidence = scene.confidence[i]
+    good = torch.isfinite(depth) & (depth > 0)
+    if confidence is not None:
+        good &= confidence.nan_to_num(0.0) >= MIN_CONFIDENCE
+    index = np.flatnonzero(good.numpy())
+    if len(index) > count:
+        index = np.sort(rng.choice(index, count, replace=False))
+    pointmap = scene.pointmap(i)
+    rgb = pictures.resize(scene.frames[i].read(), (depth.shape[0], depth.shape[1])).astype(np.float32) / np.float32(255)
+    facing = scene.camera[i].world_from_cam[:3, 3] - pointmap
+    normal = _normals(pointmap, facing)
+    return tuple(a.reshape(-1, 3)[index] for a in (pointmap.numpy(), rgb, normal.numpy()))
+
+
+def _normals(pointmap: Tensor, facing: Tensor) -> Tensor:
+    """Unit normals `(h, w, 3)` towards the camera, from differences of a pointmap; NaN where a neighbour is unknown."""
+    across, down = torch.full_like(pointmap, torch.nan), torch.full_like(pointmap, torch.nan)
+    across[:, 2:-2] = pointmap[:, 4:] - pointmap[:, :-4]
+    down[2:-2] = pointmap[4:] - pointmap[:-4]
+    normal = torch.linalg.cross(across, down)
+    normal = normal / normal.norm(dim=-1, keepdim=True)
+    return torch.where((normal * facing).sum(-1, keepdim=True) < 0, -normal, normal)
+
+
+def _gaussians(position: np.ndarray, colour: np.ndarray, normal: np.ndarray, sh_degree: int) -> Gaussians:
+    n = len(position)
+    neighbours = min(4, n)
+    width = np.ones(n)
+    if n > 1:
+        distance, _ = cKDTree(position).query(position, k=neighbours, workers=-1)
+        width = np.sqrt((distance[:, 1:] ** 2).mean(1))
+        # Lonely points would fill the picture.
+        width = np.clip(width, 1e-7, 10 * np.median(width) + 1e-7)
+    known = np.isfinite(normal).all(1)
+    scales = np.repeat(width[:, None], 3, 1)
+    scales[known, 2] *= FLATNESS
+    sh = np.zeros((n, (sh_degree + 1) ** 2, 3), np.float32)
+    sh[:, 0] = (colour - 0.5) / C0
+    return Gaussians(
+        torch.from_numpy(position.astype(np.float32)), _turned_to(torch.from_numpy(np.nan_to_num(normal)), known),
+        torch.from_numpy(scales.astype(np.float32)), torch.full((n,), OPACITY), torch.from_numpy(sh),
+    )  # fmt: skip
+
+
+def _turned_to(normal: Tensor, known: np.ndarray) -> Tensor:
+    """Quaternions `(n, 4)` that turn the z axis to a normal; the identity where it is not known."""
+    z = torch.where(torch.from_numpy(known)[:, None], normal, normal.new_tensor([0.0, 0.0, 1.0]))
+    # Half-way between z and the normal; opposite of z, any half turn about x.
+    quat = torch.stack([1 + z[:, 2], -z[:, 1], z[:, 0], torch.zeros_like(z[:, 2])], -1)
+    opposite = quat.norm(dim=-1, keepdim=True) < 1e-6
+    quat = torch.where(opposite, quat.new_tensor([0.0, 1.0, 0.0, 0.0]), quat)
+    return torch.nn.functional.normalize(quat, dim=-1).float()

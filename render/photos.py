@@ -1,0 +1,86 @@
+"""The photos that a fit learns from, at several sizes, with their cameras, masks and depth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from geo4d.core import pictures
+from geo4d.core.types import Camera, Scene
+
+DEPTH_STRIDE = 2
+"""Depth supervises every so many pixels across and down."""
+
+
+@dataclass(frozen=True, eq=False)
+class Photo:
+    """One photo at one size: `rgb (h, w, 3)` uint8, `valid (h, w)` bool, and what was measured of its depth.
+
+    `depth` and `confidence` are those of every `DEPTH_STRIDE`-th pixel, NaN unknown; None without depth.
+    """
+
+    name: str
+    camera: Camera
+    rgb: Tensor
+    valid: Tensor
+    depth: Tensor | None
+    confidence: Tensor | None
+
+
+class Photos:
+    """Photos of a scene at any division of one size, made when they are first looked at and then kept."""
+
+    def __init__(self, scene: Scene, index: list[int], long_side: int, device: str = "cpu") -> None:
+        """`long_side` in pixels of the largest size; smaller photos are not enlarged."""
+        self.scene, self.index, self.long_side, self.device = scene, index, long_side, device
+        self._made: dict[tuple[int, int], Photo] = {}
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def get(self, k: int, division: int = 1) -> Photo:
+        """Photo `k` of the chosen ones, its sides divided by `division`."""
+        key = (k, division)
+        if key not in self._made:
+            self._made[key] = self._make(k, division)
+        return self._made[key]
+
+    def _make(self, k: int, division: int) -> Photo:
+        i = self.index[k]
+        scene, frame = self.scene, self.scene.frames[i]
+        h, w = pictures.fit_hw(frame.hw, min(self.long_side, max(frame.hw)))
+        hw = (max(1, round(h / division)), max(1, round(w / division)))
+        if division == 1:
+            rgb, share = pictures.resize(frame.read(), hw), np.full(hw, 255, np.uint8)
+            if frame.read_mask is not None:
+                share = cv2.resize(frame.read_mask().astype(np.uint8) * 255, hw[::-1], interpolation=cv2.INTER_AREA)
+        else:
+            largest = self.get(k)
+            rgb, share = (
+                cv2.resize(t.cpu().numpy(), hw[::-1], interpolation=cv2.INTER_AREA)
+                for t in (largest.rgb, 255 * largest.valid.to(torch.uint8))
+            )
+        rgb, valid = np.ascontiguousarray(rgb), share == 255
+        depth, confidence = scene.depth[i], scene.confidence[i]
+        sampled = [
+            None if values is None else _sampled(values, hw).to(self.device)
+            for values in (depth, confidence if depth is not None else None)
+        ]
+        return Photo(
+            frame.name, scene.camera[i].resize(hw).to(self.device), torch.from_numpy(rgb).to(self.device),
+            torch.from_numpy(valid).to(self.device), sampled[0],
+            None if sampled[1] is None else sampled[1].nan_to_num(0.0),
+        )  # fmt: skip
+
+
+def _sampled(values: Tensor, hw: tuple[int, int]) -> Tensor:
+    """The nearest values of a map at every `DEPTH_STRIDE`-th pixel of a picture of size `hw`."""
+    rows, columns = (
+        ((torch.arange(0, n, DEPTH_STRIDE) + 0.5) * m / n).long().clamp_max(m - 1)
+        for n, m in zip(hw, values.shape, strict=True)
+    )
+    return values[rows][:, columns].contiguous()
