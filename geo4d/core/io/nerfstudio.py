@@ -203,7 +203,7 @@ def _camera(frame: dict[str, Any], hw: tuple[int, int], original_from_file: torc
     rows = torch.tensor(frame["transform_matrix"], dtype=torch.float64)
     matrix[:3] = rows[:3, :4]
     pose = original_from_file @ matrix @ geometry.OPENGL_FROM_OPENCV
-    return Camera(K, _rigid(pose, where), hw, _distortion(frame, where))
+    return Camera(K, exact_pose(pose, where), hw, _distortion(frame, where))
 
 
 def _focal(frame: dict[str, Any], axis: str, pixels: int) -> float | None:
@@ -211,7 +211,7 @@ def _focal(frame: dict[str, Any], axis: str, pixels: int) -> float | None:
     return 0.5 * pixels / math.tan(0.5 * float(angle)) if angle else None
 
 
-def _rigid(pose: torch.Tensor, where: str) -> torch.Tensor:
+def exact_pose(pose: torch.Tensor, where: str) -> torch.Tensor:
     """The pose with an exact rotation; a common scale of its axes (of an applied transform) is taken out."""
     scale = torch.linalg.det(pose[:3, :3]).abs() ** (1 / 3)
     linear = pose[:3, :3] / scale

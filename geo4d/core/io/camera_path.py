@@ -1,0 +1,156 @@
+"""Trajectories in files: camera_path.json of nerfstudio's viewer in both directions, and transforms.json as a path.
+
+Format of camera_path.json: nerfstudio/cameras/camera_paths.py. Poses are camera to world with OpenGL axes, 16 numbers
+row by row; `fov` is that of the picture's height, in degrees; pixels are square and the axis goes through the middle.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from geo4d.core import geometry
+from geo4d.core.errors import InputError
+from geo4d.core.io import atomic
+from geo4d.core.io.nerfstudio import exact_pose, read_transforms
+from geo4d.core.types import Camera, stack_cameras
+
+ACCEPTED = "camera_path.json of nerfstudio's viewer (a list 'camera_path'), or a transforms.json (a list 'frames')"
+
+
+@dataclass(frozen=True, eq=False)
+class CameraPath:
+    """Cameras in the order of their frames; `time_s` and `fps` where the file says them."""
+
+    camera: Camera
+    time_s: tuple[float, ...] | None = None
+    fps: float | None = None
+    notes: tuple[str, ...] = ()
+    """What of the file was left out."""
+
+
+def write_camera_path(path: Path, camera: Camera, *, fps: float, time_s: tuple[float, ...] | None = None) -> None:
+    """Write a camera_path.json that nerfstudio renders and its viewer loads; every camera is a key frame too.
+
+    The format knows one focal length and no principal point: of other cameras the vertical angle is kept.
+
+    Raises:
+        InputError: the cameras have distortion, the times are not one per camera, or the disk refuses.
+    """
+    if camera.distortion is not None:
+        raise InputError(
+            "cannot write a camera path", found=f"lenses of model {camera.distortion.model}",
+            accepted="pinhole cameras", hint="camera.undistorted()",
+        )  # fmt: skip
+    h, w = camera.hw
+    K, pose = camera.K.reshape(-1, 3, 3), camera.world_from_cam.reshape(-1, 4, 4)
+    if time_s is not None and len(time_s) != len(K):
+        raise InputError("cannot write a camera path", found=f"{len(time_s)} times of {len(K)} cameras")
+    fov_deg = torch.rad2deg(2 * torch.atan(0.5 * h / K[:, 1, 1])).tolist()
+    matrices = (pose @ geometry.OPENGL_FROM_OPENCV).reshape(-1, 16).tolist()
+    step_s = 1 / fps
+    entries, keyframes = [], []
+    for i, (matrix, fov) in enumerate(zip(matrices, fov_deg, strict=True)):
+        time = {} if time_s is None else {"render_time": time_s[i]}
+        entries.append({"camera_to_world": matrix, "fov": fov, "aspect": w / h, **time})
+        keyframes.append(
+            {
+                "matrix": matrix, "fov": fov, "aspect": w / h, "override_transition_enabled": False,
+                "override_transition_sec": None, **time,
+            }
+        )  # fmt: skip
+    atomic.write_json(
+        path,
+        {
+            "default_fov": fov_deg[0], "default_transition_sec": step_s, "keyframes": keyframes,
+            "camera_type": "perspective", "render_height": h, "render_width": w, "fps": fps,
+            "seconds": len(entries) * step_s, "is_cycle": False, "smoothness_value": 0.0, "camera_path": entries,
+            "crop": None,
+        },
+    )  # fmt: skip
+
+
+def read_camera_path(path: Path) -> CameraPath:
+    """Read a camera_path.json; `render_time` counts where every camera has it, as in nerfstudio.
+
+    Raises:
+        InputError: not such a file, not a perspective camera, a pose that is no rotation, or an impossible angle.
+    """
+    content = atomic.read_json(path, "a camera path")
+    try:
+        return _path(content, path)
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise _unreadable(path, f"{type(error).__name__} {error}") from error
+
+
+def _path(content: dict[str, Any], path: Path) -> CameraPath:
+    entries = content["camera_path"]
+    if not isinstance(entries, list) or not entries:
+        raise _unreadable(path, "no cameras in 'camera_path'")
+    kind = content.get("camera_type", "perspective")
+    if kind != "perspective":
+        raise _unreadable(path, f"camera_type {kind!r}", "perspective cameras")
+    hw = round(float(content["render_height"])), round(float(content["render_width"]))
+    if min(hw) < 1:
+        raise _unreadable(path, f"pictures of {hw[1]}x{hw[0]}")
+    cameras = [_camera(entry, hw, f"{path}, camera {i}") for i, entry in enumerate(entries)]
+    times = [entry.get("render_time") for entry in entries]
+    known = all(t is not None for t in times)
+    fps = content.get("fps")
+    notes = ("the crop box of the camera path is not used",) if content.get("crop") else ()
+    return CameraPath(
+        stack_cameras(cameras),
+        tuple(float(t) for t in times) if known else None,
+        float(fps) if fps and float(fps) > 0 else None,
+        notes,
+    )
+
+
+def _camera(entry: dict[str, Any], hw: tuple[int, int], where: str) -> Camera:
+    matrix = torch.tensor(entry["camera_to_world"], dtype=torch.float64).reshape(4, 4)
+    fov_deg = float(entry["fov"])
+    if not 0 < fov_deg < 180:  # NaN compares false
+        raise InputError("cannot read a camera path", found=f"{where}: fov {fov_deg}", accepted="0 to 180 degrees")
+    K = torch.eye(3, dtype=torch.float64)
+    K[0, 0] = K[1, 1] = 0.5 * hw[0] / math.tan(math.radians(fov_deg) / 2)
+    K[0, 2], K[1, 2] = hw[1] / 2, hw[0] / 2
+    return Camera(K, exact_pose(matrix @ geometry.OPENGL_FROM_OPENCV, where), hw)
+
+
+def read_trajectory(path: Path) -> CameraPath:
+    """Cameras of a camera_path.json or a transforms.json, which tells them apart.
+
+    The cameras of a transforms.json count in their order there, without the distortion of their lenses.
+
+    Raises:
+        InputError: neither of them, or cameras of several sizes.
+    """
+    content = atomic.read_json(path, "a trajectory")
+    if "camera_path" in content:
+        return read_camera_path(path)
+    if not isinstance(content.get("frames"), list):
+        keys = ", ".join(map(repr, list(content)[:5])) or "nothing"
+        raise InputError("cannot read a trajectory", found=f"{path}: JSON with {keys}", accepted=ACCEPTED)
+    found = read_transforms(path)
+    if not found.cameras:
+        raise InputError("cannot read a trajectory", found=f"{path}: no cameras", accepted=ACCEPTED)
+    lenses = {c.distortion.model for c in found.cameras.values() if c.distortion}
+    notes = (f"the distortion of the lenses ({', '.join(sorted(lenses))}) is left out",) if lenses else ()
+    times = [found.time_s.get(name) for name in found.cameras]
+    left_out = tuple(w for w in found.warnings if "left out" in w)  # missing pictures do not matter here
+    return CameraPath(
+        stack_cameras([c.undistorted() for c in found.cameras.values()]),
+        tuple(t for t in times if t is not None) if all(t is not None for t in times) else None,
+        None,
+        notes + left_out,
+    )
+
+
+def _unreadable(path: Path, reason: str, accepted: str = ACCEPTED) -> InputError:
+    return InputError("cannot read a camera path", found=f"{path}: {reason}", accepted=accepted)
