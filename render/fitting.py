@@ -172,7 +172,7 @@ class Fitter:
             InputError: as `fit`.
         """
         self.start, self.spent = time.perf_counter(), 0.0
-        self.options, self.progress = options, progress or Progress()
+        self.scene, self.options, self.progress = scene, options, progress or Progress()
         self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         self.train, self.test = split(scene, options.holdout)
         if len(self.train) < FEW_PHOTOS:
@@ -406,7 +406,7 @@ class Fitter:
 
     @torch.no_grad()
     def gaussians(self) -> Gaussians:
-        """The Gaussians as they are now, without those that are dead, in the mean exposure of the photos; on the CPU."""
+        """The Gaussians as they are now but for dead ones, in the mean exposure of the photos; on the CPU."""
         p = self.params
         opacity = p["opacities"].sigmoid()
         keep = opacity > self.strategy.min_opacity

@@ -49,10 +49,20 @@ class Photos:
             self._made[key] = self._make(k, division)
         return self._made[key]
 
+    def hw(self, k: int) -> tuple[int, int]:
+        """Size of photo `k` at division 1."""
+        full = self.scene.frames[self.index[k]].hw
+        return pictures.fit_hw(full, min(self.long_side, max(full)))
+
+    def forget(self, k: int) -> None:
+        """Free the memory of photo `k`."""
+        for key in [key for key in self._made if key[0] == k]:
+            del self._made[key]
+
     def _make(self, k: int, division: int) -> Photo:
         i = self.index[k]
         scene, frame = self.scene, self.scene.frames[i]
-        h, w = pictures.fit_hw(frame.hw, min(self.long_side, max(frame.hw)))
+        h, w = self.hw(k)
         hw = (max(1, round(h / division)), max(1, round(w / division)))
         if division == 1:
             rgb, share = pictures.resize(frame.read(), hw), np.full(hw, 255, np.uint8)

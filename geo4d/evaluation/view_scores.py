@@ -1,0 +1,82 @@
+"""How much renders of Gaussians look like the photos of a scene: PSNR and SSIM per photo and in the mean."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from geo4d.core import metrics
+from geo4d.core.types import Gaussians, Scene
+from render.photos import Photos
+from render.rasterizer.api import rasterization
+
+
+@torch.no_grad()
+def score_views(scene: Scene, gaussians: Gaussians, frames: Sequence[int], *, long_side: int) -> dict[str, Any]:
+    """PSNR and SSIM over the valid pixels of some photos; means over photos, None where there are none.
+
+    `psnr` and `ssim` are raw; under `corrected` the colours of each render are first fitted to its photo by an affine
+    map (least squares over the valid pixels), which takes out what exposure and white balance do.
+
+    Args:
+        scene: its photos and cameras.
+        gaussians: on the CPU.
+        frames: indices of the photos.
+        long_side: of the pictures compared, in pixels; smaller photos are compared as they are.
+    """
+    photos = Photos(scene, list(frames), long_side)
+    images = []
+    for k in range(len(photos)):
+        photo = photos.get(k)
+        render, truth = render_like(gaussians, photo.camera), photo.rgb.float() / 255
+        fitted = _fit_exposure(render, truth, photo.valid)
+        images.append(
+            {
+                "name": photo.name,
+                **_scores(render, truth, photo.valid),
+                "corrected": _scores(fitted, truth, photo.valid),
+            }
+        )
+        photos.forget(k)
+    sizes = sorted({photos.hw(k) for k in range(len(photos))})
+    return {
+        "psnr": _mean([i["psnr"] for i in images]),
+        "ssim": _mean([i["ssim"] for i in images]),
+        "corrected": {key: _mean([i["corrected"][key] for i in images]) for key in ("psnr", "ssim")},
+        "image_size": list(sizes[0]) if len(sizes) == 1 else [list(hw) for hw in sizes],
+        "images": images,
+    }
+
+
+def render_like(gaussians: Gaussians, camera: Any) -> Tensor:
+    """Render `(h, w, 3)` in [0, 1] of one camera before black."""
+    picture, _, _ = rasterization(
+        gaussians.means, gaussians.quats_wxyz, gaussians.scales, gaussians.opacity, gaussians.sh,
+        camera.cam_from_world.float()[None], camera.K.float()[None], camera.hw[1], camera.hw[0],
+        sh_degree=gaussians.sh_degree,
+    )  # fmt: skip
+    return picture[0].clamp(0, 1)
+
+
+def _scores(render: Tensor, truth: Tensor, valid: Tensor) -> dict[str, float]:
+    return {"psnr": metrics.psnr(render, truth, valid), "ssim": metrics.ssim(render, truth, valid)}
+
+
+def _fit_exposure(render: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
+    """The render after the affine map of colours that brings it closest to the photo."""
+    given = torch.cat([render, torch.ones_like(render[..., :1])], -1)
+    x, y = given[valid].double(), truth[valid].double()
+    if not len(x):
+        return render
+    # Ridge towards no change, so that a black picture has an answer too.
+    ridge = 1e-6 * len(x) * torch.eye(4, dtype=torch.float64)
+    start = torch.eye(4, 3, dtype=torch.float64)
+    change = torch.linalg.solve(x.T @ x + ridge, x.T @ (y - x @ start))
+    return (given @ (start + change).float()).clamp(0, 1)
+
+
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None

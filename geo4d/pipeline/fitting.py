@@ -1,0 +1,149 @@
+"""A scene folder gets its Gaussians, and the numbers that say how good they are."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from geo4d.core import threads
+from geo4d.core.errors import InputError
+from geo4d.core.io import atomic
+from geo4d.core.io.gaussians import write_gaussians
+from geo4d.core.io.scene import load_scene, package_version
+from geo4d.core.progress import Progress, memory_gib
+from geo4d.core.types import Scene
+from geo4d.evaluation.view_scores import score_views
+from render.checkpoint import load_checkpoint, save_checkpoint
+from render.fitting import Fit, FitOptions, Fitter
+
+GAUSSIANS, METRICS, CHECKPOINT = "gaussians.ply", "metrics.json", "fit.checkpoint.npz"
+CHECKPOINT_EVERY_S = 60.0
+TRAIN_SHOWN = 8
+"""Training photos that are scored too, to compare with the held-out ones."""
+
+
+def fit_folder(
+    folder: Path,
+    *,
+    options: FitOptions | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+    resume: bool = False,
+    progress: Progress | None = None,
+    command: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Fit Gaussians to a scene folder: gaussians.ply and metrics.json; returns what the command line shows.
+
+    The time budget counts from here, with loading and without the scores at the end. Ctrl-C ends the fit after the
+    step at hand: what there is then is written, and `resume` goes on from there.
+
+    Raises:
+        InputError: no scene, Gaussians that must not be replaced, or options that do not fit.
+        FitError: the loss diverges.
+    """
+    start = time.perf_counter()
+    options, progress = options or FitOptions(), progress or Progress()
+    checkpoint = folder / CHECKPOINT
+    _check(folder, checkpoint, overwrite=overwrite, resume=resume)
+    with progress.stage("load the scene"):
+        scene = load_scene(folder)
+        fitter = Fitter(scene, options, device=device, progress=progress)
+    fitter.start = start
+    if resume:
+        load_checkpoint(checkpoint, fitter)
+        progress.note(f"going on from step {fitter.steps}")
+    with threads.kernels_only(), _stopped_gently(fitter, progress):
+        result = fitter.run(_saving(checkpoint))
+    if result.complete:
+        checkpoint.unlink(missing_ok=True)
+    else:
+        save_checkpoint(checkpoint, fitter)
+    write_gaussians(folder / GAUSSIANS, result.gaussians, up_world=scene.up_world)
+    with progress.stage("score"), threads.kernels_only():
+        metrics = _metrics(scene, result, options, device, command)
+    atomic.write_json(folder / METRICS, metrics)
+    return _summary(folder, metrics, result, time.perf_counter() - start)
+
+
+def _check(folder: Path, checkpoint: Path, *, overwrite: bool, resume: bool) -> None:
+    if resume and not checkpoint.is_file():
+        raise InputError(
+            "there is no fit to go on with", found=f"no {checkpoint}", hint="begin one: leave out --resume"
+        )
+    if (folder / GAUSSIANS).exists() and not (overwrite or resume):
+        raise InputError(
+            "the scene has Gaussians already", found=str(folder / GAUSSIANS),
+            hint="add --overwrite to fit again" + (", or --resume to go on" if checkpoint.is_file() else ""),
+        )  # fmt: skip
+
+
+def _saving(path: Path) -> Callable[[Fitter], None]:
+    """A function for after every step that saves the fit now and then."""
+    last = time.perf_counter()
+
+    def save(fitter: Fitter) -> None:
+        nonlocal last
+        if time.perf_counter() - last > CHECKPOINT_EVERY_S:
+            save_checkpoint(path, fitter)
+            last = time.perf_counter()
+
+    return save
+
+
+@contextmanager
+def _stopped_gently(fitter: Fitter, progress: Progress) -> Iterator[None]:
+    """Let the first Ctrl-C (or kill) end the fit after the step at hand; the second ends it at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if fitter.stopped:
+            raise KeyboardInterrupt
+        fitter.stop()
+        progress.note("stopping after this step; once more to stop at once")
+
+    before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _metrics(scene: Scene, fit: Fit, options: FitOptions, device: str, command: Sequence[str]) -> dict[str, Any]:
+    """What metrics.json holds; see docs/formats.md."""
+    held_out = score_views(scene, fit.gaussians, fit.test, long_side=options.image_size)
+    step = max(1, len(fit.train) // TRAIN_SHOWN)
+    train = score_views(scene, fit.gaussians, fit.train[::step][:TRAIN_SHOWN], long_side=options.image_size)
+    return {
+        "format": "geo4d-metrics", "version": 1,
+        "psnr": held_out["psnr"], "ssim": held_out["ssim"], "corrected": held_out["corrected"],
+        "images": held_out["images"], "image_size": held_out["image_size"] or train["image_size"],
+        "train": train, "holdout": options.holdout, "test": [scene.frames[i].name for i in fit.test],
+        "seed": options.seed, "command": shlex.join(["geo4d", *command]) if command else None,
+        "complete": fit.complete, "steps": fit.steps, "seconds": fit.seconds,
+        "gaussians": len(fit.gaussians), "peak_memory_gib": memory_gib(), "device": device,
+        "options": asdict(options), "history": fit.history, "geo4d": package_version(),
+    }  # fmt: skip
+
+
+def _summary(folder: Path, metrics: dict[str, Any], fit: Fit, seconds: float) -> dict[str, Any]:
+    corrected = metrics["corrected"] or {}
+    result = {
+        "gaussians": len(fit.gaussians), "steps": fit.steps, "photos": len(fit.train), "held out": len(fit.test),
+        "PSNR held out dB": metrics["psnr"], "SSIM held out": metrics["ssim"],
+        "PSNR held out, exposure fitted dB": corrected.get("psnr"), "PSNR training dB": metrics["train"]["psnr"],
+        "seconds": round(seconds, 1), "peak memory GiB": round(metrics["peak_memory_gib"], 2),
+        "written": str(folder / GAUSSIANS), "metrics": str(folder / METRICS),
+        "next": f"geo4d view {folder}" if fit.complete else f"geo4d fit {folder} --resume",
+    }  # fmt: skip
+    return result | ({} if fit.complete else {"exit_code": 130})

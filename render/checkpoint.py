@@ -1,0 +1,108 @@
+"""A fit on disk, so that it can go on after an interruption."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from geo4d.core.errors import InputError
+from geo4d.core.io import atomic
+from geo4d.core.types import Scene
+from render.fitting import FitOptions, Fitter
+
+FORMAT, VERSION = "geo4d-fit", 1
+ENDS = ("steps", "time_budget_s")
+"""Options that may differ when a fit goes on."""
+
+
+def save_checkpoint(path: Path, fitter: Fitter) -> None:
+    """Write all that `load_checkpoint` needs, whole or not at all.
+
+    Raises:
+        InputError: the disk refuses.
+    """
+    state = fitter.snapshot()
+    arrays = {f"params/{k}": v.cpu().numpy() for k, v in state["params"].items()}
+    numbers: dict[str, Any] = {k: state[k] for k in ("order", "steps", "rate", "rollbacks", "history")}
+    numbers |= {"mean_square": list(state["mean_square"].items()), "optimizer_steps": {}}
+    for name, moments in state["optimizers"].items():
+        for key, value in moments.items():
+            if isinstance(value, Tensor):
+                arrays[f"{key}/{name}"] = value.cpu().numpy()
+            else:
+                numbers["optimizer_steps"][name] = value
+    for key in ("random", "strategy"):
+        arrays[key] = state[key].numpy()
+    header = {
+        "format": FORMAT, "version": VERSION, "seconds": fitter.seconds, "first": fitter.first,
+        "run": _fingerprint(fitter.scene, fitter.options), "state": numbers,
+    }  # fmt: skip
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, header=np.array(json.dumps(atomic.to_json(header))), **arrays)
+    atomic.write_bytes(path, buffer.getbuffer())
+
+
+def load_checkpoint(path: Path, fitter: Fitter) -> None:
+    """Go on where the fit stood that wrote `path`.
+
+    Raises:
+        InputError: no such file, damaged, or a fit of another scene or with other options.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+        header = json.loads(str(arrays.pop("header")))
+        if header.get("format") != FORMAT or header.get("version") != VERSION:
+            raise ValueError(f"format {header.get('format')!r}, version {header.get('version')!r}")
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(
+            "cannot go on with the fit", found=f"{path}: {error}", accepted="what an interrupted `geo4d fit` left",
+            hint="begin again: leave out --resume",
+        ) from error  # fmt: skip
+    if header["run"] != _fingerprint(fitter.scene, fitter.options):
+        raise InputError(
+            "cannot go on with the fit", found=f"{path} is of another scene, or was made with other options",
+            accepted="the same command with --resume; only --minutes and --steps may differ",
+            hint="begin again: leave out --resume",
+        )  # fmt: skip
+    numbers = header["state"]
+    fitter.restore(_state(arrays, numbers))
+    fitter.spent, fitter.first = header["seconds"], header["first"]
+
+
+def _state(arrays: Mapping[str, np.ndarray], numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """What `Fitter.restore` takes."""
+    groups: dict[str, dict[str, Tensor]] = {}
+    for key, value in arrays.items():
+        group, _, name = key.partition("/")
+        groups.setdefault(group, {})[name] = torch.from_numpy(value)
+    optimizers: dict[str, dict[str, Any]] = {name: {} for name in groups["params"]}
+    for name, step in numbers["optimizer_steps"].items():
+        optimizers[name] = {
+            "step": step, "exp_avg": groups["exp_avg"][name], "exp_avg_sq": groups["exp_avg_sq"][name]
+        }  # fmt: skip
+    return {
+        **{k: numbers[k] for k in ("order", "steps", "rate", "rollbacks", "history")},
+        "mean_square": {int(k): float(v) for k, v in numbers["mean_square"]},
+        "params": groups["params"], "optimizers": optimizers,
+        "random": groups["random"][""], "strategy": groups["strategy"][""],
+    }  # fmt: skip
+
+
+def _fingerprint(scene: Scene, options: FitOptions) -> str:
+    """Of what must be the same for a fit to go on."""
+    chosen = {k: v for k, v in asdict(options).items() if k not in ENDS}
+    cameras = [
+        (f.name, c.hw, c.K.tolist(), c.world_from_cam.tolist()) for f, c in zip(scene.frames, scene.camera, strict=True)
+    ]
+    return hashlib.sha256(json.dumps([chosen, cameras], default=str).encode()).hexdigest()
