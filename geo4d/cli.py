@@ -138,28 +138,31 @@ def reconstruct(
 
 
 def export(
-    scene: Positional[Path],
+    source: Positional[Path],
     /,
     out: Out,
     *,
-    format: Literal["nerfstudio", "colmap", "ply", "mesh"],
+    format: Literal["nerfstudio", "colmap", "ply", "points", "spz", "splat", "compressed", "glb", "mesh", "rerun"],
     overwrite: bool = False,
     json: bool = False,
 ) -> dict[str, Any]:
-    """A scene in the format of another program.
+    """A scene, or a file of Gaussians, in the format of another program.
 
     Args:
-        scene: a scene folder.
-        out: where to write: a folder for nerfstudio and colmap, a .ply file for ply, .ply or .glb for mesh.
+        source: a scene folder; or a .ply, .spz or .splat file of Gaussians for ply, spz, splat, compressed and glb.
+        out: where to write: a folder for nerfstudio and colmap, else a file: .ply for ply, points and compressed,
+            .ply or .glb for mesh, .rrd for rerun, .spz, .splat, .glb.
         format: nerfstudio (transforms.json and pictures), colmap (images/ and sparse/0/, also what Gaussian splatting
-            programs read), ply (points), mesh (surface from the depth maps).
+            programs read), ply (the Gaussians of a fitted scene, else the points), points, spz, splat and compressed
+            (Gaussians in few bytes), glb (Gaussians or points), mesh (surface from the depth maps), rerun (a
+            recording for the Rerun viewer).
         overwrite: replace what is already there.
         json: print the result as one JSON object on stdout.
     """
     from geo4d.pipeline import exporting
 
     with _terminal(quiet=json) as progress:
-        return exporting.export(scene, format, out, overwrite=overwrite, progress=progress)
+        return exporting.export(source, format, out, overwrite=overwrite, progress=progress)
 
 
 def evaluate(

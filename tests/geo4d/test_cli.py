@@ -68,9 +68,10 @@ def test_depth_is_right(scene: Path, room: Path, capsys: pytest.CaptureFixture[s
     assert scores["confident_scaled"]["abs_rel"] < 0.02
 
 
-@pytest.mark.parametrize("format", ["nerfstudio", "colmap", "ply", "mesh"])
+@pytest.mark.parametrize("format", ["nerfstudio", "colmap", "ply", "points", "glb", "mesh"])
 def test_export(scene: Path, tmp_path: Path, format: str) -> None:
-    out = tmp_path / {"ply": "points.ply", "mesh": "surface.glb"}.get(format, "folder")
+    files = {"ply": "points.ply", "points": "points.ply", "glb": "points.glb", "mesh": "surface.glb"}
+    out = tmp_path / files.get(format, "folder")
     assert main(["export", str(scene), "-o", str(out), "--format", format]) == 0
     assert out.exists()
     assert main(["export", str(scene), "-o", str(out), "--format", format]) == 2, "must not overwrite unasked"

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from PIL import Image
 from geo4d.core import geometry
 from geo4d.core.errors import InputError
 from geo4d.core.io import atomic
-from geo4d.core.io.export import EXPORTS, export_scene
+from geo4d.core.io.export import EXPORTS, NEED_GAUSSIANS, export_scene
+from geo4d.core.io.gaussians import read_gaussians, write_gaussians
 from geo4d.core.io.nerfstudio import read_transforms
 from geo4d.core.io.ply import read_points
 from geo4d.core.io.scene import (
@@ -39,6 +41,7 @@ from geo4d.core.types import (
     Distortion,
     Frame,
     Frames,
+    Gaussians,
     Observations,
     PhotoInfo,
     PointCloud,
@@ -306,11 +309,12 @@ def test_gps_reaches_no_file(scene: Scene, saved: Path, tmp_path: Path) -> None:
         opened.save(picture, exif=exif, **({"quality": 95} if picture.suffix == ".jpg" else {}))
         assert Image.open(picture).getexif().get_ifd(0x8825)
     save_scene(loaded, tmp_path / "again")
-    for name in EXPORTS:
-        export_scene(loaded, name, tmp_path / (name + ".ply" * (name == "ply")))
+    for name, suffix in EXPORTS.items():
+        if name not in NEED_GAUSSIANS:
+            export_scene(loaded, name, tmp_path / (name + suffix))
     written = [
         p
-        for top in ("again", "nerfstudio", "colmap", "ply.ply")
+        for top in ("again", "nerfstudio", "colmap", "ply.ply", "points.ply", "glb.glb")
         for p in [tmp_path / top, *(tmp_path / top).rglob("*")]
     ]
     for path in [p for p in written + list(saved.rglob("*")) if p.is_file()]:
@@ -348,8 +352,9 @@ def test_scene_without_anything_dense(scene: Scene, tmp_path: Path) -> None:
     save_scene(bare, tmp_path / "bare")
     assert_same_scene(bare, load_scene(tmp_path / "bare"))
     assert not (tmp_path / "bare/masks").exists()
-    for name in EXPORTS:
-        export_scene(bare, name, tmp_path / name)
+    for name, suffix in EXPORTS.items():
+        if name not in NEED_GAUSSIANS:
+            export_scene(bare, name, tmp_path / (name + suffix))
 
 
 def damage(saved: Path, to: Path, change: Any) -> Path:
@@ -632,3 +637,99 @@ def test_exports_open_elsewhere(scene: Scene, tmp_path: Path) -> None:
         export_scene(scene, "nerfstudio", tmp_path / "ns", overwrite=True)
     with pytest.raises(InputError, match="nerfstudio, colmap, ply"):
         export_scene(scene, "usdz", tmp_path / "x")
+
+
+@pytest.fixture(scope="module")
+def gaussians() -> Gaussians:
+    g = torch.Generator().manual_seed(0)
+    return Gaussians(
+        torch.rand(50, 3, generator=g), torch.tensor([[1.0, 0, 0, 0]]).repeat(50, 1), torch.full((50, 3), 0.01),
+        torch.full((50,), 0.5), torch.rand(50, 4, 3, generator=g),
+    )  # fmt: skip
+
+
+def test_exports_of_gaussians(scene: Scene, gaussians: Gaussians, tmp_path: Path) -> None:
+    export_scene(scene, "ply", tmp_path / "a.ply", gaussians=gaussians)
+    same(read_gaussians(tmp_path / "a.ply").means, gaussians.means)
+    assert b"comment up_world: " in (tmp_path / "a.ply").read_bytes()[:200]
+    export_scene(scene, "points", tmp_path / "b.ply", gaussians=gaussians)
+    same(read_points(tmp_path / "b.ply").p_world.float(), scene.points.p_world.float())
+    for name in NEED_GAUSSIANS:
+        out = tmp_path / f"{name}{EXPORTS[name]}"
+        with pytest.raises(InputError, match="geo4d fit SCENE"):
+            export_scene(scene, name, out)
+        assert not out.exists()
+        export_scene(scene, name, out, gaussians=gaussians)
+        assert len(read_gaussians(out)) == 50
+        with pytest.raises(InputError, match="--overwrite"):
+            export_scene(scene, name, out, gaussians=gaussians)
+        with pytest.raises(InputError, match=re.escape(f"-o {tmp_path / name}{EXPORTS[name]}")):
+            export_scene(scene, name, tmp_path / f"{name}.obj", gaussians=gaussians)
+    (tmp_path / "folder.ply").mkdir()
+    with pytest.raises(InputError, match="name another file"):
+        export_scene(scene, "ply", tmp_path / "folder.ply", gaussians=gaussians, overwrite=True)
+
+
+def test_exports_of_a_fitted_scene(
+    scene: Scene, gaussians: Gaussians, tmp_path: Path, geo4d: Callable[..., Any]
+) -> None:
+    folder = tmp_path / "scene"
+    save_scene(scene, folder)
+    done = geo4d("export", folder, "-o", tmp_path / "a.spz", "--format", "spz")
+    assert (done.code, list(tmp_path.glob("*.spz"))) == (2, [])
+    assert "geo4d fit" in done.stderr
+    write_gaussians(folder / "gaussians.ply", gaussians)
+    for name, suffix in {"ply": ".ply", "spz": ".spz", "splat": ".splat", "compressed": ".compressed.ply"}.items():
+        done = geo4d("export", folder, "-o", tmp_path / f"a{suffix}", "--format", name, "--json")
+        assert (done.code, done.result["gaussians"]) == (0, 50), done.stderr
+        assert len(read_gaussians(tmp_path / f"a{suffix}")) == 50
+    assert geo4d("export", folder, "-o", tmp_path / "a.glb", "--format", "glb").code == 0
+    assert b"KHR_gaussian_splatting" in (tmp_path / "a.glb").read_bytes()
+    assert geo4d("export", folder, "-o", tmp_path / "p.ply", "--format", "points").code == 0
+    same(read_points(tmp_path / "p.ply").p_world.float(), scene.points.p_world.float())
+    (folder / "gaussians.ply").write_bytes(b"ply\n")
+    done = geo4d("export", folder, "-o", tmp_path / "b.ply", "--format", "ply")
+    assert (done.code, (tmp_path / "b.ply").exists()) == (2, False)
+    assert "gaussians.ply" in done.stderr
+
+
+def test_conversion_of_a_file(gaussians: Gaussians, tmp_path: Path, geo4d: Callable[..., Any]) -> None:
+    write_gaussians(tmp_path / "a.ply", replace(gaussians, quats_wxyz=gaussians.quats_wxyz * 2))
+    files = ["a.ply", "b.spz", "c.compressed.ply", "d.splat", "e.ply"]
+    formats = ["spz", "compressed", "splat", "ply"]
+    for source, out, name in zip(files, files[1:], formats, strict=False):
+        done = geo4d("export", tmp_path / source, "-o", tmp_path / out, "--format", name)
+        assert done.code == 0, done.stderr
+    last = read_gaussians(tmp_path / "e.ply")
+    order = last.means[:, 0].argsort(), gaussians.means[:, 0].argsort()
+    torch.testing.assert_close(last.means[order[0]], gaussians.means[order[1]], atol=2e-3, rtol=0)
+    done = geo4d("export", tmp_path / "a.ply", "-o", tmp_path / "ns", "--format", "nerfstudio")
+    assert (done.code, (tmp_path / "ns").exists()) == (2, False)
+    assert "a scene folder for nerfstudio" in done.stderr
+    assert geo4d("export", tmp_path / "none.ply", "-o", tmp_path / "f.spz", "--format", "spz").code == 2
+    table = bytearray((tmp_path / "a.ply").read_bytes())
+    table[-4:] = np.float32(np.nan).tobytes()
+    (tmp_path / "nan.ply").write_bytes(table)
+    done = geo4d("export", tmp_path / "nan.ply", "-o", tmp_path / "g.spz", "--format", "spz")
+    assert done.code == 0
+    assert "1 of 50 Gaussians left out" in done.stderr
+
+
+def test_rerun_recording(
+    scene: Scene, gaussians: Gaussians, tmp_path: Path, geo4d: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, out = tmp_path / "scene", tmp_path / "a.rrd"
+    save_scene(scene, folder)
+    write_gaussians(folder / "gaussians.ply", gaussians)
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "rerun", None)
+        done = geo4d("export", folder, "-o", out, "--format", "rerun")
+        assert (done.code, out.exists()) == (2, False)
+        assert "pip install 'geo4d[viewer]'" in done.stderr
+    pytest.importorskip("rerun")
+    done = geo4d("export", folder, "-o", out, "--format", "rerun")
+    assert done.code == 0, done.stderr
+    data = out.read_bytes()
+    assert data.startswith(b"RRF2")
+    for entity in ("/world/points", "/world/gaussians", "/world/cameras/", "/picture", "/depth"):
+        assert entity.encode() in data, entity

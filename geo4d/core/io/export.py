@@ -1,4 +1,4 @@
-"""Scenes to other tools: one function per format, with the signature `(scene, out, *, overwrite)`."""
+"""Scenes and their Gaussians to other tools: folders with pictures, and single files."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import torch
 from geo4d.core.errors import InputError
 from geo4d.core.io import atomic
 from geo4d.core.io.colmap import write_colmap
+from geo4d.core.io.gaussian_glb import write_gaussians_glb, write_points_glb
+from geo4d.core.io.gaussians import write_gaussians
 from geo4d.core.io.ply import write_points
 from geo4d.core.io.scene import package_version, picture_files, write_pictures, write_scene_transforms
-from geo4d.core.types import PointCloud, Scene
+from geo4d.core.types import Gaussians, PointCloud, Scene
 
 MARKER = "geo4d.json"
 """Shows that an exported folder is geo4d's own, so that `overwrite` never deletes another tool's data set."""
@@ -45,31 +47,93 @@ def export_colmap(scene: Scene, out: Path, *, overwrite: bool = False) -> None:
         _write_marker(partial, "colmap")
 
 
-def export_ply(scene: Scene, out: Path, *, overwrite: bool = False) -> None:
-    """Write the dense points, or the sparse ones where the scene has no dense ones, as one PLY file.
+def export_points(scene: Scene, format: str, out: Path, *, overwrite: bool = False) -> None:
+    """Write the dense points, or the sparse ones where the scene has no dense ones, as one .ply or .glb file.
 
     Raises:
-        InputError: the file exists, or the disk refuses.
+        InputError: the file exists, its name ends otherwise, or the disk refuses.
     """
-    if out.is_dir() or (out.exists() and not overwrite):
-        raise InputError(
-            f"{str(out)!r} already exists", accepted="a new .ply file", hint="add --overwrite to replace a file"
-        )
-    write_points(out, scene.points if len(scene.points.p_world) else sparse_points(scene))
+    check_file(out, format, overwrite=overwrite)
+    points = scene.points if len(scene.points.p_world) else sparse_points(scene)
+    if format == "glb":
+        write_points_glb(out, points, up_world=scene.up_world)
+    else:
+        write_points(out, points)
 
 
-EXPORTS: dict[str, Callable[..., None]] = {"nerfstudio": export_nerfstudio, "colmap": export_colmap, "ply": export_ply}
+def export_gaussians(
+    gaussians: Gaussians, format: str, out: Path, *, up_world: torch.Tensor | None = None, overwrite: bool = False
+) -> None:
+    """Write Gaussians as one file: `ply`, `spz`, `splat`, `compressed` (a .ply) or `glb`.
 
-
-def export_scene(scene: Scene, format: str, out: Path, *, overwrite: bool = False) -> None:
-    """Write a scene for another tool.
+    Args:
+        gaussians: what to write.
+        format: one of `GAUSSIAN_EXPORTS`.
+        out: the file.
+        up_world: `(3,)` direction against gravity, where it is known.
+        overwrite: replace a file that is there.
 
     Raises:
-        InputError: an unknown format, `out` holds something else, or the disk refuses.
+        InputError: another format, the file exists, its name ends otherwise, or the disk refuses.
     """
+    if format not in GAUSSIAN_EXPORTS:
+        raise InputError(f"cannot export Gaussians to {format!r}", accepted=", ".join(GAUSSIAN_EXPORTS))
+    check_file(out, format, overwrite=overwrite)
+    if format == "glb":
+        write_gaussians_glb(out, gaussians, up_world=up_world)
+    else:
+        write_gaussians(out, gaussians, format=format, up_world=up_world)
+
+
+FOLDERS: dict[str, Callable[..., None]] = {"nerfstudio": export_nerfstudio, "colmap": export_colmap}
+EXPORTS = {
+    "nerfstudio": "", "colmap": "", "ply": ".ply", "points": ".ply", "glb": ".glb", "spz": ".spz", "splat": ".splat",
+    "compressed": ".ply",
+}  # fmt: skip
+"""Format -> how the name of its file ends; nothing for a folder."""
+GAUSSIAN_EXPORTS = ("ply", "spz", "splat", "compressed", "glb")
+NEED_GAUSSIANS = ("spz", "splat", "compressed")
+
+
+def export_scene(
+    scene: Scene, format: str, out: Path, *, gaussians: Gaussians | None = None, overwrite: bool = False
+) -> None:
+    """Write a scene for another tool; `ply` and `glb` are its Gaussians, or its points where it has none.
+
+    Raises:
+        InputError: an unknown format, one that needs Gaussians, `out` holds something else, or the disk refuses.
+    """
+    out = Path(out)
     if format not in EXPORTS:
         raise InputError(f"cannot export to {format!r}", accepted=", ".join(EXPORTS))
-    EXPORTS[format](scene, Path(out), overwrite=overwrite)
+    if format in FOLDERS:
+        FOLDERS[format](scene, out, overwrite=overwrite)
+    elif format in GAUSSIAN_EXPORTS and gaussians is not None:
+        export_gaussians(gaussians, format, out, up_world=scene.up_world, overwrite=overwrite)
+    elif format in NEED_GAUSSIANS:
+        raise InputError(
+            f"cannot export to {format!r}", found="a scene without Gaussians", accepted="a scene with gaussians.ply",
+            hint="geo4d fit SCENE",
+        )  # fmt: skip
+    else:
+        export_points(scene, format, out, overwrite=overwrite)
+
+
+def check_file(out: Path, format: str, *, overwrite: bool, suffix: str | None = None) -> None:
+    """Refuse to write a file over something else, or under a name that says another format.
+
+    Raises:
+        InputError: it exists and must stay, is a folder, or its name does not end in the format's suffix.
+    """
+    suffix = EXPORTS[format] if suffix is None else suffix
+    if out.is_dir() or (out.exists() and not overwrite):
+        hint = "name another file" if out.is_dir() else "add --overwrite to replace a file"
+        raise InputError(f"{str(out)!r} already exists", accepted=f"a new {suffix} file", hint=hint)
+    if out.suffix.lower() != suffix:
+        raise InputError(
+            f"cannot export {format!r} to {str(out)!r}", accepted=f"a file that ends in {suffix}",
+            hint=f"-o {out.with_suffix(suffix)}",
+        )  # fmt: skip
 
 
 def sparse_points(scene: Scene) -> PointCloud:

@@ -1,0 +1,103 @@
+"""Gaussians in files: standard 3DGS PLY, compressed PLY, SPZ and .splat, in both directions.
+
+Values in memory are linear (`geo4d.core.types.Gaussians`); each format's logarithms, axes and orders stay in here. A
+file is in the world of its scene; SPZ, whose axes the format fixes, is turned by 180 degrees about x on the way.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from geo4d.core.errors import InputError
+from geo4d.core.io import atomic, gaussian_packed
+from geo4d.core.io.gaussian_ply import decode_ply, encode_ply
+from geo4d.core.io.gaussian_values import StoredGaussians, from_stored, to_stored
+from geo4d.core.io.ply_elements import read_ply
+from geo4d.core.types import Gaussians
+
+SUFFIXES = {"compressed": ".compressed.ply", "ply": ".ply", "spz": ".spz", "splat": ".splat"}
+"""Format -> how its files' names end; the longest one that fits says what a file is."""
+
+_ENCODERS: dict[str, Callable[[StoredGaussians], bytes | bytearray]] = {
+    "compressed": gaussian_packed.encode_compressed,
+    "spz": gaussian_packed.encode_spz,
+    "splat": gaussian_packed.encode_splat,
+}
+
+
+def gaussian_format(path: Path) -> str | None:
+    """The format of a file of Gaussians by its name: a key of `SUFFIXES`, or None."""
+    name = path.name.lower()
+    return next((kind for kind, suffix in SUFFIXES.items() if name.endswith(suffix)), None)
+
+
+def write_gaussians(
+    path: Path, gaussians: Gaussians, *, format: str | None = None, up_world: torch.Tensor | None = None
+) -> None:
+    """Write Gaussians.
+
+    Only .ply keeps everything: spz, compressed and splat round, have no object ids, and splat no view-dependent
+    colour; compressed also changes the order.
+
+    Args:
+        path: the suffix chooses: .ply, .compressed.ply, .spz or .splat.
+        gaussians: what to write.
+        format: `ply`, `compressed`, `spz` or `splat` whatever the suffix.
+        up_world: `(3,)` direction against gravity, noted in a comment of a .ply.
+
+    Raises:
+        InputError: an unknown suffix, values that the format cannot hold, or the disk refuses.
+    """
+    path = Path(path)
+    kind = format or gaussian_format(path)
+    if kind not in SUFFIXES:
+        raise InputError(f"cannot write Gaussians to {path.name!r}", accepted=", ".join(SUFFIXES.values()))
+    stored = to_stored(gaussians)
+    if kind == "ply":
+        data = encode_ply(stored, None if up_world is None else up_world.numpy())
+    else:
+        data = _ENCODERS[kind](stored)
+    atomic.write_bytes(path, memoryview(data))
+
+
+def read_gaussians(path: Path) -> Gaussians:
+    """Read Gaussians from a .ply (any 3DGS PLY, or a compressed one), .spz or .splat file.
+
+    Gaussians with a number that is not finite, or with a zero rotation, are left out with a warning that counts them.
+    Rotations come out unit with w >= 0.
+
+    Raises:
+        InputError: missing, damaged, not a file of Gaussians, or one without a single finite Gaussian.
+    """
+    path = Path(path)
+    try:
+        stored = _read(path)
+    except OSError as error:
+        raise InputError("cannot read Gaussians", found=f"{path}: {error.strerror or error}") from error
+    gaussians, dropped = from_stored(stored, path)
+    if dropped:
+        warnings.warn(
+            f"{path}: {dropped} of {len(stored)} Gaussians left out: not finite, or of zero rotation", stacklevel=2
+        )
+    return gaussians
+
+
+def _read(path: Path) -> StoredGaussians:
+    kind = gaussian_format(path)
+    if kind is None:
+        raise InputError(
+            "cannot read Gaussians", found=str(path), accepted=f"a file that ends in {', '.join(SUFFIXES.values())}"
+        )
+    if kind == "spz":
+        return gaussian_packed.decode_spz(path)
+    if kind == "splat":
+        return gaussian_packed.decode_splat(path)
+    elements = read_ply(path).elements
+    if "chunk" in elements and "vertex" in elements:
+        return gaussian_packed.decode_compressed(elements, path)
+    return decode_ply(elements.get("vertex", np.zeros(0)), path)
