@@ -165,6 +165,34 @@ def export(
         return exporting.export(source, format, out, overwrite=overwrite, progress=progress)
 
 
+def view(
+    source: Positional[Path],
+    /,
+    *,
+    out: Annotated[Path | None, arg(aliases=["-o"])] = None,
+    port: int = 0,
+    open: bool = True,
+    write_only: bool = False,
+    json: bool = False,
+) -> dict[str, Any]:
+    """The player of a scene in the browser; also writes it as one file, player.html, that opens from disk anywhere.
+
+    Args:
+        source: a scene folder, or a .ply, .spz or .splat file of Gaussians.
+        out: the page (default: player.html in the scene, or beside the file under its name).
+        port: of this machine where the page is served; 0 takes a free one.
+        open: whether to start the browser.
+        write_only: write the page and end.
+        json: print the result as one JSON object on stdout.
+    """
+    from geo4d.pipeline import viewing
+
+    with _terminal(quiet=json) as progress:
+        return viewing.view(
+            source, out=out, port=port, open_browser=open, write_only=write_only, progress=progress
+        )  # fmt: skip
+
+
 def evaluate(
     what: Positional[Literal["poses", "depth"]],
     scene: Positional[Path],
@@ -254,6 +282,7 @@ def bench(*, data: Path | None = None, only: str = "", json: bool = False) -> di
 VERBS: dict[str, Callable[..., dict[str, Any]]] = {
     "reconstruct": reconstruct,
     "export": export,
+    "view": view,
     "evaluate": evaluate,
     "marker": marker,
     "doctor": doctor,

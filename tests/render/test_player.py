@@ -1,0 +1,651 @@
+"""The player: its page in a real browser against the rasteriser, what its controls do, what it says when it cannot."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from geo4d.core import geometry, metrics, procedural
+from geo4d.core.errors import InputError
+from geo4d.core.types import Camera, Frame, Frames, Gaussians, Observations, PointCloud, Scale, Scene
+from render.player import Surface, write_player
+from render.views import render_views
+
+ROOT = Path(os.environ.get("GEO4D_ROOT", Path(__file__).resolve().parents[2]))
+W, H = 320, 240
+FLAGS = (
+    "--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--disable-background-networking",
+    "--disable-component-update",
+)  # fmt: skip
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "microsoft-edge")
+STUCK_S = 150
+
+
+# The scene: a room of boxes, and Gaussians on what its cameras see
+
+
+def _cameras() -> list[Camera]:
+    """Off-centre principal points and unequal focal lengths, so that a mistake in either shows."""
+    batch = procedural.arc_cameras(4, (H, W), seed=3, sweep_rad=1.2)
+    K = batch.K[0].clone()
+    K[0, 0], K[1, 1], K[0, 2], K[1, 2] = 270.0, 262.0, 171.0, 109.0
+    return [Camera(K, pose, (H, W)) for pose in batch.world_from_cam]
+
+
+def _surface_gaussians(cameras: list[Camera], seen: list[tuple[Tensor, Tensor]]) -> Gaussians:
+    """Flat Gaussians of mixed shape at the pixels of small pictures, a little see-through and view-dependent."""
+    positions, sizes = [], []
+    for camera, (rgb, depth) in zip(cameras, seen, strict=True):
+        h, w = rgb.shape[:2]
+        small = camera.resize((h, w))
+        v, u = torch.meshgrid(torch.arange(h) + 0.5, torch.arange(w) + 0.5, indexing="ij")
+        uv_px = torch.stack([u, v], -1).reshape(-1, 2).double()
+        positions.append(small.unproject(uv_px, depth.reshape(-1).double()))
+        sizes.append(depth.reshape(-1) / float(small.K[0, 0]))
+    means, size = torch.cat(positions).float(), torch.cat(sizes)
+    g = torch.Generator().manual_seed(5)
+    n = len(means)
+    sh = 0.08 * torch.randn(n, 4, 3, generator=g)
+    sh[:, 0] = (torch.cat([rgb.reshape(-1, 3) for rgb, _ in seen]) - 0.5) / 0.28209479
+    scales = size[:, None] * (0.35 + 0.5 * torch.rand(n, 3, generator=g)) * torch.tensor([1.0, 1.0, 0.3])
+    quats = torch.nn.functional.normalize(torch.randn(n, 4, generator=g), dim=-1)
+    return Gaussians(means, quats, scales, 0.35 + 0.64 * torch.rand(n, generator=g), sh)
+
+
+Seer = Callable[[procedural.Boxes, list[Camera]], list[tuple[Tensor, Tensor]]]
+
+
+@dataclass(frozen=True)
+class Room:
+    """The generated scene and its page."""
+
+    scene: Scene
+    gaussians: Gaussians
+    page: Path
+
+
+@pytest.fixture(scope="module")
+def room(render: Seer, tmp_path_factory: pytest.TempPathFactory) -> Room:
+    cameras = _cameras()
+    seen = render(procedural.tabletop(3), [c.resize((60, 80)) for c in cameras])
+    gaussians, rgb = _surface_gaussians(cameras, seen), torch.cat([rgb.reshape(-1, 3) for rgb, _ in seen])
+    photos = [Image.fromarray((rgb.numpy() * 255).astype(np.uint8)).resize((W, H)) for rgb, _ in seen]
+    frames = Frames([Frame.from_array(f"photo {i}.jpg", np.asarray(photo)) for i, photo in enumerate(photos)])
+    p_world = gaussians.means.double()
+    nothing = torch.zeros(0, dtype=torch.int64)
+    scene = Scene(
+        frames, tuple(cameras), tuple(cameras), (None,) * 4, (None,) * 4, (None,) * 4,
+        Observations(nothing, nothing, torch.zeros(0, 2, dtype=torch.float64), p_world[:0], rgb[:0]),
+        PointCloud(p_world, rgb, torch.full_like(rgb, torch.nan)), None, Scale("metric", "a ruler", 0.01),
+        torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64), {},
+    )  # fmt: skip
+    page = tmp_path_factory.mktemp("player") / "player.html"
+    surface = Surface(p_world.numpy()[:3], np.array([[0, 1, 2]]))
+    write_player(page, scene, gaussians, name="a <b>room</b> & </script>", surface=surface)
+    return Room(scene, gaussians, page)
+
+
+# The browser
+
+
+def _browser() -> str:
+    named = os.environ.get("GEO4D_BROWSER")
+    found = named or next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    if not found:
+        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed (GEO4D_BROWSER=PATH names another one)")
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _not_stuck() -> Iterator[None]:
+    """A browser that hangs fails the test instead of the suite."""
+
+    def ring(*_: object) -> None:
+        raise TimeoutError(f"the browser did not answer for {STUCK_S} s")
+
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGALRM"):
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(STUCK_S)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@dataclass
+class Page:
+    """A page in the browser; `errors` are what its console and its scripts complained about."""
+
+    page: Any
+    errors: list[str]
+
+    def run(self, script: str) -> Any:
+        """The value of an expression of JavaScript, awaited."""
+        return self.page.evaluate(f"async () => ({script})")
+
+    def picture(self, **options: bool) -> Tensor:
+        """What the canvas shows once the Gaussians are sorted: `(h, w, 3)` in [0, 1]."""
+        url = self.run(f"geo4d.capture({json.dumps(options)})")
+        with Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))) as image:
+            return torch.from_numpy(np.asarray(image.convert("RGB"), np.float32) / 255)
+
+    def depth(self) -> Tensor:
+        """z-depth of the canvas, -1 where nothing is."""
+        values = self.run(f"Array.from(await geo4d.depthMap({W}, {H}))")
+        return torch.tensor(values).reshape(H, W).flip(0)
+
+    def state(self) -> dict[str, Any]:
+        return self.run("geo4d.state()")
+
+    def text(self, selector: str) -> str:
+        return self.page.inner_text(selector)
+
+
+Opener = Callable[..., Page]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed: pip install geo4d[dev]"
+    )
+    executable = _browser()
+    with playwright.sync_playwright() as running:
+        chromium = running.chromium.launch(executable_path=executable, args=list(FLAGS), timeout=60_000)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def open_page(browser: Any) -> Opener:
+    """Opens a file or an address in a window of its own: `open_page(path, fragment="#...")`."""
+
+    def opened(where: Path | str, fragment: str = "", *, size: tuple[int, int] = (W, H), before: str = "") -> Page:
+        context = browser.new_context(viewport={"width": size[0], "height": size[1]}, device_scale_factor=1)
+        page = context.new_page()
+        page.set_default_timeout(60_000)
+        made = Page(page, [])
+        page.on("console", lambda m: made.errors.append(m.text) if m.type in ("error", "warning") else None)
+        page.on("pageerror", lambda e: made.errors.append(str(e)))
+        local = ("file:", "data:", "blob:", "http://127.")
+        page.on("request", lambda r: None if r.url.startswith(local) else made.errors.append(r.url))
+        if before:
+            page.add_init_script(before)
+        page.goto((where.as_uri() if isinstance(where, Path) else where) + fragment)
+        page.wait_for_function("document.documentElement.dataset.state != 'loading'")
+        return made
+
+    return opened
+
+
+@pytest.fixture(scope="module")
+def shared_page(room: Room, open_page: Opener) -> Page:
+    return open_page(room.page)
+
+
+@pytest.fixture
+def page(shared_page: Page) -> Page:
+    """The page of the room, from disk, as it is after loading, but on black."""
+    shared_page.run("[geo4d.setMode('rgb'), geo4d.setBackground('#000000'), geo4d.setMeasuring(false)].length")
+    for layer in ("gaussians", "points", "mesh", "cameras", "photos"):
+        shared_page.run(f"geo4d.setLayer('{layer}', {json.dumps(layer not in ('points', 'mesh'))})")
+    shared_page.run("geo4d.overview({animate: false})")
+    shared_page.page.keyboard.press("Escape")
+    shared_page.page.keyboard.press("Escape")
+    return shared_page
+
+
+# The built file
+
+
+def test_built_page_is_that_of_its_sources() -> None:
+    folder = ROOT / "render/player"
+    files = ["build.mjs", "package-lock.json", "package.json", "tsconfig.json"]
+    files += [f"src/{path.name}" for path in (folder / "src").iterdir()]
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        digest.update(f"{file}\0{(folder / file).read_text('utf-8')}\0".encode())
+    built = (folder / "dist/player.html").read_text("utf-8")
+    stored = re.search(r'<meta name="geo4d-player-sources" content="(\w+)">', built)
+    assert stored is not None
+    assert stored[1] == digest.hexdigest(), "rebuild it: cd render/player && npm ci && npm run build"
+    for library in ("three 0.", "@sparkjsdev/spark 2.2.0", "fflate 0."):
+        assert library in built
+    assert built.count("MIT License") == 3
+
+
+def test_page_is_small_and_asks_for_nothing(room: Room) -> None:
+    text = room.page.read_text("utf-8")
+    assert len(text) < 3.4e6 + 60 * len(room.gaussians) + 9 * 4 / 3 * len(room.scene.points.p_world) + 4 * 60e3
+    assert not re.search(r"""<(script|link|img)[^>]+(src|href)=["']?(https?:|//)""", text)
+
+
+# Pictures
+
+
+def test_loads_from_disk_without_a_complaint(page: Page, room: Room) -> None:
+    assert page.errors == []
+    assert page.text("#title h1") == "a <b>room</b> & </script>"
+    assert "19\u202f200 Gaussians" in page.text("#title p")
+    assert "metric\u00a0±\u00a01\u00a0%" in page.text("#title p")
+    assert page.page.locator("#strip button").count() == 4
+    assert not page.page.is_visible("#timeline")
+    assert page.page.is_visible("#layer-mesh") is False  # the panel is closed
+    assert len(room.gaussians) == 19_200
+
+
+@pytest.mark.parametrize("index", [0, 2])
+def test_picture_at_a_camera_is_the_rasterisers(page: Page, room: Room, index: int) -> None:
+    expected = render_views(room.gaussians, room.scene.camera[index])
+    page.run(f"geo4d.jumpTo({index}, {{animate: false}})")
+    picture = page.picture()
+    assert metrics.ssim(picture, expected.rgb) > 0.98
+    assert metrics.psnr(picture, expected.rgb) > 36
+    assert metrics.ssim(picture.flip(1), expected.rgb) < 0.5  # what is wrong is far from that
+
+
+def test_depth_and_normals_are_those_of_render_views(page: Page, room: Room) -> None:
+    expected = render_views(room.gaussians, room.scene.camera[1], buffers=("depth", "normal_world"))
+    assert expected.normal_world is not None
+    page.run("geo4d.jumpTo(1, {animate: false})")
+    depth = page.depth()
+    known = torch.isfinite(expected.depth)
+    assert ((depth > 0) == known).float().mean() > 0.99
+    both = known & (depth > 0)
+    error = (depth / expected.depth - 1).abs()[both]
+    assert error.median() < 2e-3
+    assert error.quantile(0.99) < 0.03
+    page.run("geo4d.setMode('normal')")
+    colour = page.picture()
+    normal = torch.nn.functional.normalize(2 * colour - 1, dim=-1)
+    both = torch.isfinite(expected.normal_world).all(-1) & (colour.sum(-1) > 0.1)
+    angle = torch.rad2deg(geometry.angle_between(normal, expected.normal_world)[both])
+    assert angle.median() < 2
+    assert both.float().mean() > 0.8
+
+
+def test_depth_is_painted_from_light_near_to_dark_far(page: Page) -> None:
+    page.run("geo4d.jumpTo(1, {animate: false})")
+    page.page.click("#modes [data-mode=depth]")
+    picture, depth = page.picture(), page.depth()
+    low, high = page.state()["depthRange"]
+    assert 0 < low < high
+    grey = picture.mean(-1)
+    near, far = (depth > 0) & (depth < low + 0.15 * (high - low)), depth > low + 0.85 * (high - low)
+    assert grey[near].median() > 0.6 > 0.35 > grey[far].median()
+    assert page.page.is_visible("#legend")
+    assert " m" in page.text("#legend")
+    page.page.keyboard.press("1")
+    assert page.state()["mode"] == "rgb"
+    assert not page.page.is_visible("#legend")
+
+
+# Views
+
+
+def _pose(view: dict[str, Any]) -> Tensor:
+    pose = torch.eye(4, dtype=torch.float64)
+    pose[:3, :3] = geometry.matrix_from_quat(torch.tensor(view["quat_wxyz"], dtype=torch.float64))
+    pose[:3, 3] = torch.tensor(view["position"], dtype=torch.float64)
+    return pose
+
+
+def test_jump_has_the_exact_pose_and_lens(page: Page, room: Room) -> None:
+    page.run("geo4d.jumpTo(1, {animate: false})")
+    page.page.keyboard.press("ArrowRight")
+    page.page.wait_for_function("geo4d.state().exact == 2")
+    view, camera = page.run("geo4d.getView()"), room.scene.camera[2]
+    torch.testing.assert_close(_pose(view), camera.world_from_cam, atol=1e-7, rtol=0)
+    assert [view["lens"][k] for k in ("fx", "fy", "cx", "cy")] == pytest.approx([270, 262, 171, 109])
+    points = room.gaussians.means[::997].double()
+    uv_px, z = camera.project(points)
+    for p, uv, depth in zip(points[z > 0].tolist(), uv_px[z > 0].tolist(), z[z > 0].tolist(), strict=True):
+        pixel = page.run(f"geo4d.pixelOf({p})")
+        assert [pixel["u"], pixel["v"], pixel["depth"]] == pytest.approx([*uv, depth], abs=1e-4)
+    assert page.text("#shot strong") == "photo 2.jpg"
+
+
+def test_window_of_another_shape_shows_the_whole_picture(page: Page, room: Room) -> None:
+    page.page.set_viewport_size({"width": 520, "height": H})
+    page.page.wait_for_function("document.getElementById('view').width == 520")
+    page.run("geo4d.jumpTo(0, {animate: false})")
+    wide = page.picture()
+    page.page.set_viewport_size({"width": W, "height": H})
+    page.page.wait_for_function(f"document.getElementById('view').width == {W}")
+    middle = wide[:, 100 : 100 + W]
+    assert metrics.ssim(middle, render_views(room.gaussians, room.scene.camera[0]).rgb) > 0.97
+
+
+def test_photo_can_be_laid_over_the_picture(page: Page) -> None:
+    page.run("geo4d.jumpTo(1, {animate: false})")
+    page.run("geo4d.settle()")
+    photo = page.page.locator("#photo")
+    assert photo.evaluate("e => e.style.opacity") == "0"
+    page.page.keyboard.down("v")
+    assert photo.evaluate("e => e.style.opacity") == "1"
+    page.page.keyboard.up("v")
+    box = photo.bounding_box()
+    assert box is not None
+    assert [box[k] for k in ("x", "y", "width", "height")] == pytest.approx([0, 0, W, H], abs=0.5)
+
+
+def test_hand_turns_round_the_pivot_and_leaves_the_camera(page: Page) -> None:
+    page.run("geo4d.jumpTo(1, {animate: false})")
+    before = page.run("geo4d.getView()")
+    page.page.mouse.move(W / 2, H / 3)
+    page.page.mouse.down()
+    page.page.mouse.move(W / 2 + 60, H / 3 + 10, steps=4)
+    page.page.mouse.up()
+    page.page.wait_for_function("geo4d.state().exact == -1")
+    page.page.wait_for_timeout(500)
+    after = page.run("geo4d.getView()")
+
+    def pivot(view: dict[str, Any]) -> Tensor:
+        return geometry.transform_points(_pose(view), torch.tensor([[0.0, 0.0, view["focus"]]], dtype=torch.float64))
+
+    torch.testing.assert_close(pivot(before), pivot(after), atol=1e-5, rtol=0)
+    assert (_pose(before)[:3, 3] - _pose(after)[:3, 3]).norm() > 0.05
+    page.page.keyboard.press("f")
+    assert page.state()["manner"] == "fly"
+    page.page.keyboard.down("w")
+    page.page.wait_for_timeout(300)
+    page.page.keyboard.up("w")
+    page.page.keyboard.press("f")
+    moved = _pose(page.run("geo4d.getView()"))[:3, 3] - _pose(after)[:3, 3]
+    forward = _pose(after)[:3, 2]
+    assert float(torch.nn.functional.normalize(moved, dim=0) @ forward) > 0.99
+
+
+def test_link_leads_back_to_the_view(page: Page, room: Room, open_page: Opener) -> None:
+    page.run("geo4d.setView({position: [0.4, -1.1, 0.9], quat_wxyz: [0.5, -0.85, 0.1, -0.1], focus: 1.3})")
+    page.run("geo4d.setMode('depth')")
+    view, link = page.run("geo4d.getView()"), page.run("geo4d.link()")
+    other = open_page(room.page, link, size=(96, 72))
+    assert other.state()["mode"] == "depth"
+    again = other.run("geo4d.getView()")
+    torch.testing.assert_close(_pose(again), _pose(view), atol=1e-6, rtol=0)
+    assert again["lens"] == pytest.approx(view["lens"])
+    assert again["focus"] == pytest.approx(1.3)
+    other.run("location.hash = '#camera=photo 1.jpg'")
+    other.page.wait_for_function("geo4d.state().exact == 1")
+    for nonsense in ("#view=1,2,3", "#view=a,b,c,0,0,0,0&lens=-1", "#camera=77", "#mode=x&t=1e999", "#%E0%A4%A"):
+        other.run(f"location.hash = {json.dumps(nonsense)}")
+        other.page.wait_for_timeout(30)
+        assert all(math.isfinite(v) for v in other.run("geo4d.getView()")["position"])
+    assert other.errors == []
+    other.page.context.close()
+
+
+def test_click_on_a_frustum_jumps_there(page: Page, room: Room) -> None:
+    camera = room.scene.camera[0]
+    centre = camera.unproject(torch.tensor([[W / 2.0, H / 2.0]]).double(), torch.tensor([1e-3], dtype=torch.float64))[0]
+    behind = camera.world_from_cam.clone()
+    behind[:3, 3] -= 0.6 * camera.world_from_cam[:3, 2]
+    quat = geometry.quat_from_matrix(behind[:3, :3]).tolist()
+    page.run(f"geo4d.setView({{position: {behind[:3, 3].tolist()}, quat_wxyz: {quat}}})")
+    at = page.run(f"geo4d.pixelOf({centre.tolist()})")
+    with_cameras = page.picture(overlay=True)
+    page.page.mouse.click(at["u"], at["v"])
+    page.page.wait_for_function("geo4d.state().exact == 0")
+    page.run(f"geo4d.setView({{position: {behind[:3, 3].tolist()}, quat_wxyz: {quat}}})")
+    page.page.keyboard.press("c")
+    assert (with_cameras - page.picture(overlay=True)).abs().max() > 0.3
+    page.page.keyboard.press("c")
+
+
+def test_layers(page: Page) -> None:
+    page.run("geo4d.jumpTo(1, {animate: false})")
+    whole = page.picture()
+    page.page.keyboard.press("g")
+    assert page.picture().max() == 0
+    page.page.keyboard.press("p")
+    points = page.picture()
+    shown = points.sum(-1) > 0
+    assert shown.float().mean() > 0.3
+    assert (points - whole).abs()[shown].mean() < 0.2
+    page.page.click("#layers-button")
+    page.page.uncheck("#layer-points input")
+    assert page.state()["layers"] == {
+        "gaussians": False,
+        "points": False,
+        "mesh": False,
+        "cameras": True,
+        "photos": True,
+    }
+    page.page.check("#layer-mesh input")
+    assert page.state()["layers"]["mesh"]
+    page.page.click("#backgrounds [data-color='#ffffff']")
+    assert page.picture().median() == 1
+    page.page.click("#layers-button")
+
+
+def test_distance_between_two_known_points(page: Page, room: Room) -> None:
+    camera = room.scene.camera[1]
+    uv_px = torch.tensor([[90.0, 90.0], [250.0, 150.0]], dtype=torch.float64)
+    _, truth = procedural.render(procedural.tabletop(3), camera.resize((H // 2, W // 2)), samples=1)
+    ends = camera.unproject(uv_px, torch.stack([truth[int(v) // 2, int(u) // 2] for u, v in uv_px]).double())
+    expected = float((ends[0] - ends[1]).norm())
+    page.run("geo4d.jumpTo(1, {animate: false})")
+    page.page.keyboard.press("m")
+    for u, v in uv_px.tolist():
+        page.page.mouse.click(u, v)
+    page.page.wait_for_function("geo4d.state().measurements.length == 1")
+    (measured,) = page.state()["measurements"]
+    assert measured == pytest.approx(expected, rel=0.02)
+    page.run("geo4d.settle()")
+    label = page.text("#labels div")
+    assert re.fullmatch(r"[\d.]+ (cm|m)", label), label
+    page.page.keyboard.press("Escape")
+    assert page.state()["measurements"] == []
+
+
+def test_time_is_hidden_but_reaches_who_listens(page: Page) -> None:
+    assert page.run("(window.times = [], geo4d.onTime(t => times.push(t)), geo4d.setTime(1.5), times)") == [1.5]
+    assert not page.page.is_visible("#timeline")
+
+
+def test_help_opens_and_closes(page: Page) -> None:
+    page.page.keyboard.press("?")
+    assert page.page.is_visible("#help")
+    assert "measure" in page.text("#help")
+    page.page.keyboard.press("Escape")
+    assert not page.page.is_visible("#help")
+
+
+# What it says when it cannot
+
+
+def _changed(page: Path, to: Path, change: Callable[[str], str]) -> Path:
+    to.write_text(change(page.read_text("utf-8")), "utf-8")
+    return to
+
+
+def _one_letter(text: str) -> str:
+    at = text.index('id="geo4d-gaussians">') + 5000
+    return text[:at] + ("A" if text[at] != "A" else "B") + text[at + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        pytest.param(_one_letter, "checksum is wrong", id="changed"),
+        pytest.param(
+            lambda t: t[: t.index('id="geo4d-gaussians">') + 90_000], "gaussians in this file", id="cut short"
+        ),
+        pytest.param(lambda t: t[: t.index('id="geo4d-scene">') + 900], "cut short", id="cut in the description"),
+        pytest.param(lambda t: t[:2_000_000], "cut short", id="cut in the program"),
+        pytest.param(lambda t: t.replace('"version": 1', '"version": 2', 1), "this page reads", id="newer"),
+    ],
+)
+def test_damaged_page_says_so(
+    room: Room, open_page: Opener, tmp_path: Path, change: Callable[[str], str], says: str
+) -> None:
+    damaged = open_page(_changed(room.page, tmp_path / "damaged.html", change))
+    assert damaged.page.evaluate("document.documentElement.dataset.state") == "failed"
+    assert says in damaged.text("#message")
+    damaged.page.context.close()
+
+
+def test_browser_without_webgl2_is_told(room: Room, open_page: Opener) -> None:
+    hide = "HTMLCanvasElement.prototype.getContext = () => null;"
+    without = open_page(room.page, before=hide)
+    assert "WebGL 2" in without.text("#message")
+    without.page.context.close()
+
+
+# Other pages
+
+
+def test_gaussians_alone_and_points_alone(room: Room, open_page: Opener, tmp_path: Path) -> None:
+    write_player(tmp_path / "gaussians.html", gaussians=room.gaussians.subset(torch.arange(4000)))
+    alone = open_page(tmp_path / "gaussians.html")
+    assert alone.errors == []
+    assert not alone.page.is_visible("#strip")
+    assert alone.picture().std() > 0.01
+    alone.page.context.close()
+    write_player(tmp_path / "points.html", room.scene, max_photos=0, max_points=5000)
+    points = open_page(tmp_path / "points.html", size=(640, 520))
+    assert points.errors == []
+    points.page.click("#strip button:nth-child(3)")
+    points.page.wait_for_function("geo4d.state().exact == 2")
+    assert points.state()["layers"]["points"]
+    assert points.run("geo4d.scene.points.count") == 5000
+    assert points.picture().std() > 0.01
+    points.page.context.close()
+
+
+@pytest.mark.parametrize("unit", [1e-3, 1e4])
+def test_scenes_of_any_size_and_place(room: Room, open_page: Opener, tmp_path: Path, unit: float) -> None:
+    """A relative scene may be of any size: the same picture, and lengths in its own unit."""
+    shift = torch.tensor([7.0, -3.0, 2.0], dtype=torch.float64) * unit
+    similarity = geometry.rigid(unit * torch.eye(3, dtype=torch.float64), shift)
+    scene = room.scene.transformed(similarity, Scale())
+    g = room.gaussians
+    moved = replace(g, means=(g.means * unit + shift).float(), scales=g.scales * unit)
+    write_player(tmp_path / "page.html", scene, moved, max_photos=0)
+    page = open_page(tmp_path / "page.html", size=(W // 2, H // 2))
+    assert page.errors == []
+    page.run("[geo4d.setBackground('#000000'), await geo4d.jumpTo(0, {animate: false})].length")
+    expected = render_views(g, room.scene.camera[0].resize((H // 2, W // 2)))
+    assert metrics.ssim(page.picture(), expected.rgb) > 0.97
+    near = page.run("geo4d.pointAt(80.5, 60.5)")
+    depth = geometry.transform_points(scene.camera[0].cam_from_world, torch.tensor([near], dtype=torch.float64))[0, 2]
+    truth = expected.depth[60, 80]
+    assert float(depth) / unit == pytest.approx(float(truth), rel=0.01)
+    page.page.context.close()
+
+
+def test_far_outliers_and_empty_input(room: Room, tmp_path: Path) -> None:
+    g = room.gaussians.subset(torch.arange(200))
+    means = g.means.clone()
+    means[0] = 1e9
+    write_player(tmp_path / "page.html", gaussians=replace(g, means=means))
+    text = (tmp_path / "page.html").read_text("utf-8")
+    description = json.loads(re.findall(r'id="geo4d-scene">(.*?)</script>', text, re.S)[-1])
+    assert description["gaussians"]["count"] == 199
+    with pytest.raises(InputError, match="nothing to show"):
+        write_player(tmp_path / "empty.html", gaussians=g.subset(torch.arange(0)))
+    assert not (tmp_path / "empty.html").exists()
+
+
+@pytest.mark.slow
+def test_hundred_thousand_gaussians(room: Room, render: Seer, open_page: Opener, tmp_path: Path) -> None:
+    cameras = _cameras()
+    gaussians = _surface_gaussians(cameras, render(procedural.tabletop(3), [c.resize((140, 180)) for c in cameras]))
+    assert len(gaussians) == 100_800
+    held = write_player(tmp_path / "page.html", room.scene, gaussians)
+    assert held["bytes"] < 10e6
+    start = time.perf_counter()
+    page = open_page(tmp_path / "page.html")
+    assert page.errors == []
+    page.run("[geo4d.setBackground('#000000'), await geo4d.jumpTo(2, {animate: false})].length")
+    assert metrics.ssim(page.picture(), render_views(gaussians, cameras[2]).rgb) > 0.97
+    assert time.perf_counter() - start < 120
+    page.page.context.close()
+
+
+# geo4d view
+
+
+def test_view_writes_and_serves_one_page_to_this_machine(room: Room, open_page: Opener, tmp_path: Path) -> None:
+    from geo4d.core.io.gaussians import write_gaussians
+    from geo4d.pipeline import viewing
+
+    file = tmp_path / "garden.spz"
+    write_gaussians(file, room.gaussians.subset(torch.arange(3000)))
+    result = viewing.write_page(file)
+    assert result["player"] == str(tmp_path / "garden.html")
+    assert result["gaussians"] == 3000
+    with viewing.serve(Path(result["player"])) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        assert server.server_address[0] == "127.0.0.1"
+        page = open_page(f"http://127.0.0.1:{server.server_port}/")
+        assert page.errors == []
+        assert page.text("#title h1") == "garden"
+        fetched = page.run(
+            "(await Promise.all(['/', '/player.html', '/garden.spz', '/../'].map(p => fetch(p)))).map(r => r.status)"
+        )
+        assert fetched == [200, 200, 404, 200]
+        page.page.context.close()
+        assert _status(server.server_port, "evil.example") == 403
+        with pytest.raises(InputError, match="port"), viewing.serve(Path(result["player"]), server.server_port):
+            pass
+        server.shutdown()
+        thread.join(10)
+
+
+def _status(port: int, host: str) -> int:
+    from http.client import HTTPConnection
+
+    connection = HTTPConnection("127.0.0.1", port, timeout=10)
+    connection.request("GET", "/", headers={"Host": f"{host}:{port}"})
+    status = connection.getresponse().status
+    connection.close()
+    return status
+
+
+def test_view_of_a_scene_folder(room: Room, tmp_path: Path, geo4d: Callable[..., Any]) -> None:
+    from geo4d.core.io.gaussians import write_gaussians
+    from geo4d.core.io.ply import write_mesh
+    from geo4d.core.io.scene import save_scene
+
+    folder = tmp_path / "scene"
+    save_scene(room.scene, folder)
+    unfitted = geo4d("view", folder, "--write-only", "--json")
+    assert unfitted.code == 0, unfitted.stderr
+    assert "geo4d fit" in unfitted.stderr
+    assert "gaussians" not in unfitted.result
+    write_gaussians(folder / "gaussians.ply", room.gaussians)
+    write_mesh(folder / "mesh.ply", room.scene.points.p_world.numpy()[:4], np.array([[0, 1, 2], [1, 2, 3]]))
+    fitted = geo4d("view", folder, "--write-only", "--json")
+    held = cast(dict[str, Any], fitted.result)
+    assert (held["gaussians"], held["photos"], held["faces"]) == (19_200, 4, 2)
+    assert (folder / "player.html").stat().st_size == pytest.approx(1e6 * held["size_mb"], rel=0.01)
+    (folder / "mine.html").write_text("my page")
+    refused = geo4d("view", folder, "--write-only", "-o", folder / "mine.html")
+    assert refused.code == 2
+    assert "not a player" in refused.stderr
+    assert (folder / "mine.html").read_text() == "my page"
+    for wrong in (tmp_path / "nowhere", tmp_path / "nothing.ply"):
+        assert geo4d("view", wrong, "--write-only").code == 2
