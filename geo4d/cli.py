@@ -193,6 +193,60 @@ def view(
         )  # fmt: skip
 
 
+def render(
+    scene: Positional[Path],
+    /,
+    out: Out,
+    *,
+    trajectory: str = "orbit",
+    modalities: str = "rgb,depth",
+    frames: int | None = None,
+    fps: float | None = None,
+    width: int | None = None,
+    height: int | None = None,
+    background: str = "black",
+    gaussians: Path | None = None,
+    holdout: int = 8,
+    zoom: bool = False,
+    overwrite: bool = False,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    seed: int = 0,
+    json: bool = False,
+) -> dict[str, Any]:
+    """Videos and maps of a scene's Gaussians along a path.
+
+    Args:
+        scene: a scene folder with Gaussians (geo4d fit).
+        out: the folder to make: a video and a file per frame of every modality, and the cameras.
+        trajectory: orbit, spiral, spline (through the places of the photos), dolly, held-out, or a file: a
+            camera_path.json of nerfstudio's viewer or a transforms.json.
+        modalities: comma list of rgb, depth, normal, alpha, edge, segmentation, flow.
+        frames: how many (default: 120; of a file all).
+        fps: frames per second of the videos (default: 30, or what the file says).
+        width: of the pictures (default: that of the photos, their longer side at most 960).
+        height: of the pictures; where only one is given the other keeps the proportions.
+        background: black, white, or R,G,B of 0 to 255.
+        gaussians: a file of Gaussians instead of the scene's own.
+        holdout: with --trajectory held-out: every k-th photo of the sorted names.
+        zoom: with --trajectory dolly: zoom so that what is looked at keeps its size.
+        overwrite: replace a folder that an earlier run made.
+        device: where to compute; cuda needs gsplat.
+        seed: nothing here is random.
+        json: print the result as one JSON object on stdout.
+    """
+    del seed
+    from geo4d.pipeline import rendering
+
+    options = rendering.RenderOptions(
+        trajectory=trajectory, modalities=modalities, frames=frames, fps=fps, width=width, height=height,
+        background=background, gaussians=gaussians, holdout=holdout, zoom=zoom, device=device,
+    )  # fmt: skip
+    with _terminal(quiet=json) as progress:
+        return rendering.render_folder(
+            scene, out, options, overwrite=overwrite, progress=progress, command=sys.argv[1:]
+        )
+
+
 def evaluate(
     what: Positional[Literal["poses", "depth"]],
     scene: Positional[Path],
@@ -283,6 +337,7 @@ VERBS: dict[str, Callable[..., dict[str, Any]]] = {
     "reconstruct": reconstruct,
     "export": export,
     "view": view,
+    "render": render,
     "evaluate": evaluate,
     "marker": marker,
     "doctor": doctor,
@@ -337,7 +392,9 @@ def main(argv: list[str] | None = None) -> int:
             )
         return error.exit_code
     except KeyboardInterrupt:
-        sys.stderr.write("geo4d: interrupted; what was finished is kept: the same command with --resume goes on\n")
+        kept = args[:1] in (["reconstruct"], ["fit"])
+        then = "what was finished is kept: the same command with --resume goes on" if kept else "nothing was written"
+        sys.stderr.write(f"geo4d: interrupted; {then}\n")
         return 130
     except BrokenPipeError:
         return 0

@@ -1,0 +1,273 @@
+"""Videos and maps of a scene's Gaussians along a path."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from geo4d.core import pictures, threads
+from geo4d.core.errors import InputError, MissingDependencyError
+from geo4d.core.io import atomic
+from geo4d.core.io.buffers import MODALITIES, NEEDED_BUFFERS, BufferWriter
+from geo4d.core.io.camera_path import CameraPath, read_trajectory, write_camera_path
+from geo4d.core.io.gaussians import read_gaussians
+from geo4d.core.io.nerfstudio import write_transforms
+from geo4d.core.io.scene import load_scene, package_version
+from geo4d.core.progress import Progress
+from geo4d.core.types import Camera, Gaussians, Scene
+from render import trajectories
+from render.views import iterate_views, single_cameras
+
+MARKER = "render.json"
+GAUSSIANS = "gaussians.ply"
+LONG_SIDE = 960
+FRAMES = 120
+COLOURS = {"black": (0.0, 0.0, 0.0), "white": (1.0, 1.0, 1.0)}
+
+
+@dataclass(frozen=True)
+class RenderOptions:
+    """What of a scene is rendered, and how; names are those of the command line."""
+
+    trajectory: str = "orbit"
+    modalities: str = "rgb,depth"
+    frames: int | None = None
+    fps: float | None = None
+    width: int | None = None
+    height: int | None = None
+    background: str = "black"
+    gaussians: Path | None = None
+    holdout: int = 8
+    zoom: bool = False
+    device: str = "auto"
+
+
+def render_folder(
+    folder: Path,
+    out: Path,
+    options: RenderOptions | None = None,
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    command: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Render the Gaussians of a scene folder into a folder, whole or not at all; returns what the command line shows.
+
+    Raises:
+        InputError: no scene or no Gaussians, a trajectory or an option that does not fit, pictures larger than the
+            memory, or an output that must not be replaced.
+    """
+    options, progress, start = options or RenderOptions(), progress or Progress(), time.perf_counter()
+    modalities = _modalities(options.modalities)
+    background = parse_colour(options.background)
+    atomic.check_replaceable(out, overwrite=overwrite, marker=MARKER)
+    with progress.stage("load the scene"):
+        scene = load_scene(folder)
+        gaussians = load_gaussians(folder, options.gaussians)
+        device = choose_device(options.device)
+        path = _path(scene, options, progress)
+    if "segmentation" in modalities and gaussians.object_id is None:
+        raise InputError(
+            "cannot render a segmentation", found="Gaussians without object ids", hint=f"geo4d segment {folder}"
+        )
+    with atomic.whole_folder(out, overwrite=overwrite, marker=MARKER) as partial, atomic.full_disk_errors(partial):
+        facts = _render(scene, gaussians.to(device), path, modalities, background, partial, progress)
+        run = {
+            "format": "geo4d-render", "version": 1, "geo4d": package_version(),
+            "command": shlex.join(["geo4d", *command]) if command else None,
+            "scene": str(folder), "gaussians": len(gaussians), "trajectory": options.trajectory,
+            "background": background, "scale": {"kind": scene.scale.kind, "source": scene.scale.source},
+            "hw": path.camera.hw, "frames": len(path.camera.K), "fps": path.fps, "modalities": facts,
+        }  # fmt: skip
+        atomic.write_json(partial / MARKER, run)
+    return _summary(out, path, modalities, progress, time.perf_counter() - start)
+
+
+def _modalities(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    unknown = [name for name in names if name not in MODALITIES]
+    if unknown or not names:
+        found = ", ".join(map(repr, unknown)) or "nothing"
+        raise InputError("unknown modalities", found=found, accepted=f"a comma list of {', '.join(MODALITIES)}")
+    return list(dict.fromkeys(names))
+
+
+def parse_colour(text: str) -> tuple[float, float, float]:
+    """A colour in [0, 1]: black, white, or R,G,B of 0 to 255 (of 0 to 1 where one has a decimal point).
+
+    Raises:
+        InputError: another text.
+    """
+    if text in COLOURS:
+        return COLOURS[text]
+    try:
+        parts = [float(part) for part in text.split(",")]
+        most = 1 if "." in text else 255
+        if len(parts) != 3 or not all(0 <= p <= most for p in parts):
+            raise ValueError
+    except ValueError as error:
+        raise InputError(
+            "cannot use this background",
+            found=repr(text),
+            accepted="black, white, or R,G,B",
+            hint="--background 255,255,255",
+        ) from error
+    return parts[0] / most, parts[1] / most, parts[2] / most
+
+
+def load_gaussians(folder: Path, file: Path | None = None) -> Gaussians:
+    """The Gaussians of a scene folder, or of any file.
+
+    Raises:
+        InputError: there are none, or the file cannot be read.
+    """
+    path = file or folder / GAUSSIANS
+    if file is None and not path.is_file():
+        raise InputError(
+            "the scene has no Gaussians", found=f"no {path}", hint=f"geo4d fit {folder}, or give --gaussians FILE"
+        )
+    return read_gaussians(path)
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is the GPU where there is one that gsplat can use, else the CPU.
+
+    Raises:
+        InputError, MissingDependencyError: a GPU was asked for and there is none, or no gsplat.
+    """
+    import importlib.util
+
+    with_gsplat, with_gpu = importlib.util.find_spec("gsplat") is not None, torch.cuda.is_available()
+    if name == "cuda" and not with_gpu:
+        raise InputError("cannot use --device cuda", found="no CUDA device", accepted="--device auto or cpu")
+    if name == "cuda" and not with_gsplat:
+        raise MissingDependencyError(
+            "--device cuda needs gsplat", found="gsplat is not installed", hint="pip install gsplat"
+        )
+    return torch.device("cuda" if name != "cpu" and with_gpu and with_gsplat else "cpu")
+
+
+# The path
+
+
+def _path(scene: Scene, options: RenderOptions, progress: Progress) -> CameraPath:
+    """The cameras of the trajectory that was asked for, at the size that was asked for."""
+    name = options.trajectory
+    fps = 30.0 if options.fps is None else options.fps
+    if not 0 < fps <= 1000:
+        raise InputError("cannot use --fps", found=f"{fps:g}", accepted="more than 0, at most 1000")
+    if options.frames is not None and options.frames < 1:
+        raise InputError("cannot use --frames", found=str(options.frames), accepted="1 or more")
+    hw = _size(options, _usual_size(scene))
+    if name in trajectories.PATHS:
+        frames = options.frames or FRAMES
+        if options.zoom and name != "dolly":
+            raise InputError("cannot use --zoom", found=f"--trajectory {name}", accepted="--trajectory dolly")
+        if name == "dolly":
+            return CameraPath(trajectories.dolly(scene, frames, hw, zoom=options.zoom), fps=fps)
+        return CameraPath(trajectories.PATHS[name](scene, frames, hw), fps=fps)
+    if name == "held-out":
+        return _thinned(CameraPath(trajectories.held_out(scene, hw, holdout=options.holdout), fps=fps), options)
+    if not Path(name).is_file():
+        raise InputError(
+            "unknown trajectory", found=f"{name!r}, which is no file",
+            accepted=f"{', '.join(trajectories.PATHS)}, held-out, or a camera_path.json or transforms.json",
+        )  # fmt: skip
+    given = read_trajectory(Path(name))
+    for note in given.notes:
+        progress.note(f"{name}: {note}")
+    hw = _size(options, given.camera.hw)
+    return _thinned(
+        CameraPath(trajectories.refit(given.camera, hw), given.time_s, options.fps or given.fps or 30.0), options
+    )
+
+
+def _thinned(path: CameraPath, options: RenderOptions) -> CameraPath:
+    """At most --frames of given cameras, evenly."""
+    n = len(path.camera.K)
+    if options.frames is None or options.frames >= n:
+        return path
+    keep = torch.linspace(0, n - 1, options.frames).round().long()
+    camera = Camera(path.camera.K[keep], path.camera.world_from_cam[keep], path.camera.hw)
+    times = None if path.time_s is None else tuple(path.time_s[i] for i in keep.tolist())
+    return CameraPath(camera, times, path.fps)
+
+
+def _usual_size(scene: Scene) -> tuple[int, int]:
+    """The most frequent size of the photos, at most 960 long, even."""
+    sizes = [f.hw for f in scene.frames]
+    h, w = pictures.fit_hw(max(sizes, key=sizes.count), LONG_SIDE)
+    return max(2, h - h % 2), max(2, w - w % 2)
+
+
+def _size(options: RenderOptions, usual: tuple[int, int]) -> tuple[int, int]:
+    """The size asked for; where one side is given the other keeps the proportions, even."""
+    h, w = usual
+    for name, value in (("--width", options.width), ("--height", options.height)):
+        if value is not None and value < 1:
+            raise InputError(f"cannot use {name}", found=str(value), accepted="1 or more")
+    if options.width is None and options.height is None:
+        return usual
+    if options.height is None:
+        assert options.width is not None
+        return max(2, 2 * round(options.width * h / w / 2)), options.width
+    return options.height, options.width or max(2, 2 * round(options.height * w / h / 2))
+
+
+# Rendering
+
+
+def _render(
+    scene: Scene, gaussians: Gaussians, path: CameraPath, modalities: Sequence[str],
+    background: tuple[float, float, float], partial: Path, progress: Progress,
+) -> dict[str, Any]:  # fmt: skip
+    """Fill the folder; returns what the files of each modality hold."""
+    camera, fps = path.camera, path.fps or 30.0
+    views = iterate_views(
+        gaussians, camera, background=background, buffers=[NEEDED_BUFFERS[m] for m in modalities if m in NEEDED_BUFFERS]
+    )  # refuses at once what does not fit
+    largest = 0 if gaussians.object_id is None or not len(gaussians) else int(gaussians.object_id.max())
+    writer = BufferWriter(
+        partial, modalities, camera.hw, fps=fps, metric=scene.scale.kind == "metric", largest_id=largest
+    )
+    try:
+        with progress.stage("render", total=len(camera.K)) as advance, threads.kernels_only():
+            for view in views:
+                writer.add(view)
+                advance()
+        with progress.stage("write videos"):
+            facts = writer.finish()
+    except BaseException:
+        writer.close()
+        raise
+    names = [f"{modalities[0]}/{i:05d}.png" for i in range(len(camera.K))]
+    times = path.time_s or tuple(i / fps for i in range(len(names)))
+    write_transforms(
+        partial / "cameras.json",
+        dict(zip(names, single_cameras(camera), strict=True)),
+        time_s=dict(zip(names, times, strict=True)),
+    )
+    write_camera_path(partial / "camera_path.json", camera, fps=fps, time_s=path.time_s)
+    return facts
+
+
+def _summary(
+    out: Path, path: CameraPath, modalities: Sequence[str], progress: Progress, seconds: float
+) -> dict[str, Any]:
+    h, w = path.camera.hw
+    count = len(path.camera.K)
+    return {
+        "render": str(out),
+        "frames": count,
+        "size": f"{w}x{h}",
+        "videos": [str(out / f"{m}.mp4") for m in modalities],
+        "cameras": str(out / "cameras.json"),
+        "seconds per frame": progress.seconds.get("render", 0.0) / count,
+        "seconds": round(seconds, 1),
+    }
