@@ -142,20 +142,22 @@ def export(
     /,
     out: Out,
     *,
-    format: Literal["nerfstudio", "colmap", "ply", "points", "spz", "splat", "compressed", "glb", "mesh", "rerun"],
+    format: Literal[
+        "nerfstudio", "colmap", "ply", "points", "spz", "splat", "compressed", "glb", "mesh", "html", "rerun"
+    ],
     overwrite: bool = False,
     json: bool = False,
 ) -> dict[str, Any]:
     """A scene, or a file of Gaussians, in the format of another program.
 
     Args:
-        source: a scene folder; or a .ply, .spz or .splat file of Gaussians for ply, spz, splat, compressed and glb.
+        source: a scene folder; or a .ply, .spz or .splat file of Gaussians for ply, spz, splat, compressed, glb, html.
         out: where to write: a folder for nerfstudio and colmap, else a file: .ply for ply, points and compressed,
-            .ply or .glb for mesh, .rrd for rerun, .spz, .splat, .glb.
+            .ply or .glb for mesh, .rrd for rerun, .spz, .splat, .glb, .html.
         format: nerfstudio (transforms.json and pictures), colmap (images/ and sparse/0/, also what Gaussian splatting
             programs read), ply (the Gaussians of a fitted scene, else the points), points, spz, splat and compressed
-            (Gaussians in few bytes), glb (Gaussians or points), mesh (surface from the depth maps), rerun (a
-            recording for the Rerun viewer).
+            (Gaussians in few bytes), glb (Gaussians or points), mesh (surface from the depth maps), html (the page of
+            `geo4d view`), rerun (a recording for the Rerun viewer).
         overwrite: replace what is already there.
         json: print the result as one JSON object on stdout.
     """

@@ -16,7 +16,7 @@ from geo4d.core.types import Gaussians, Scene
 
 GAUSSIANS = "gaussians.ply"
 """Of a scene that was fitted."""
-FORMATS = (*EXPORTS, "mesh", "rerun")
+FORMATS = (*EXPORTS, "mesh", "html", "rerun")
 
 
 def _write_mesh(scene: Scene, out: Path, *, overwrite: bool, progress: Progress) -> None:
@@ -33,6 +33,15 @@ def _write_rerun(scene: Scene, gaussians: Gaussians | None, out: Path, *, overwr
 
     check_file(out, "rerun", overwrite=overwrite, suffix=".rrd")
     write_rerun(out, scene, gaussians)
+
+
+def _write_html(source: Path, out: Path, *, overwrite: bool, progress: Progress) -> dict[str, Any]:
+    from geo4d.pipeline.viewing import write_page
+
+    check_file(out, "html", overwrite=overwrite, suffix=".html")
+    held = write_page(source, out=out, progress=progress)
+    held.pop("player")
+    return {"exported": str(out), "format": "html", "formats": ", ".join(FORMATS), **held}
 
 
 def read_noted(path: Path, progress: Progress) -> Gaussians:
@@ -59,7 +68,7 @@ def export(
 
     Args:
         source: a scene folder, or a .ply, .spz or .splat file.
-        format: one of `FORMATS`; of a file only those of Gaussians.
+        format: one of `FORMATS`; of a file only those of Gaussians and html.
         out: the folder or file to write.
         overwrite: replace what is there.
         progress: shows what happens.
@@ -69,6 +78,8 @@ def export(
         MissingDependencyError: `rerun` without rerun-sdk.
     """
     progress = progress or Progress()
+    if format == "html":
+        return _write_html(source, out, overwrite=overwrite, progress=progress)
     if gaussian_format(source) is not None and not source.is_dir():
         return _convert(source, format, out, overwrite=overwrite, progress=progress)
     scene = load_scene(source)
@@ -90,7 +101,7 @@ def _convert(source: Path, format: str, out: Path, *, overwrite: bool, progress:
     if format not in GAUSSIAN_EXPORTS:
         raise InputError(
             f"cannot export a file of Gaussians to {format!r}", found=str(source),
-            accepted=f"{', '.join(GAUSSIAN_EXPORTS)}; or a scene folder for {format}",
+            accepted=f"{', '.join(GAUSSIAN_EXPORTS)}, html; or a scene folder for {format}",
         )  # fmt: skip
     gaussians = read_noted(source, progress)
     with progress.stage(f"export {format}"):

@@ -715,6 +715,21 @@ def test_conversion_of_a_file(gaussians: Gaussians, tmp_path: Path, geo4d: Calla
     assert "1 of 50 Gaussians left out" in done.stderr
 
 
+def test_page_of_a_scene_and_of_a_file(
+    scene: Scene, gaussians: Gaussians, tmp_path: Path, geo4d: Callable[..., Any]
+) -> None:
+    save_scene(scene, tmp_path / "scene")
+    write_gaussians(tmp_path / "a.ply", gaussians)
+    for source, out in (("scene", "s.html"), ("a.ply", "a.html")):
+        done = geo4d("export", tmp_path / source, "-o", tmp_path / out, "--format", "html", "--json")
+        assert done.code == 0, done.stderr
+        assert done.result.get("gaussians", 0) == 50 * (source == "a.ply")
+        assert b"</html>" in (tmp_path / out).read_bytes()
+        done = geo4d("export", tmp_path / source, "-o", tmp_path / out, "--format", "html")
+        assert (done.code, "--overwrite" in done.stderr) == (2, True)
+        assert geo4d("export", tmp_path / source, "-o", tmp_path / out, "--format", "html", "--overwrite").code == 0
+
+
 def test_rerun_recording(
     scene: Scene, gaussians: Gaussians, tmp_path: Path, geo4d: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
