@@ -30,6 +30,8 @@ SHARP_PX2 = 0.01
 STEEPEST = 0.15
 """The plane of a Gaussian may change depth by this share within one standard deviation on the picture; a needle that
 points at the camera would change it without bounds."""
+OF_DEPTH = 0.1
+"""Weight of the depth's normal; that of perfectly flat Gaussians is 1."""
 NORMAL_RADIUS_PX = 2
 SAME_SURFACE = 0.05
 """Neighbours whose inverse depth differs by a larger share lie on another surface."""
@@ -39,7 +41,7 @@ STRIP_PX = 1 << 16
 """Pixels that are worked on at a time, so that they stay in the cache."""
 IDS_PER_PASS = 32
 _RENDERING_BYTES, _RESULT_BYTES = 80, 20
-_BYTES = {"normal_world": (30, 12), "object_id": (260, 8), "flow_px": (30, 8)}
+_BYTES = {"normal_world": (60, 12), "object_id": (260, 8), "flow_px": (30, 8)}
 """Per pixel: at most in use for one camera, and kept of it; beside colour, alpha and depth. Measured."""
 
 
@@ -56,8 +58,8 @@ def render_views(
 
     - `depth`: where alpha is at least 0.5; the alpha-weighted harmonic mean of the depths of the Gaussians' planes. At
       the edge of an object pixels that show both it and what lies behind have a depth between the two.
-    - `normal_world`: of the plane fitted to 1 / depth in 5x5 pixels, leaving out neighbours that differ by more than
-      5 %; NaN where fewer than 6 remain. The Gaussians' own shortest axes are far noisier, also after fitting.
+    - `normal_world`: the Gaussians' shortest axes, turned to the camera and blended, each weighing by how flat its
+      Gaussian is, and a tenth of the depth's normal, which decides where they are round (`normals_from_depth`).
     - `object_id`: of the object whose Gaussians weigh most together in the pixel, counting the background (id 0) as
       an object; 0 where alpha is less than 0.5. One pass more per 32 ids that the camera sees.
     - `flow_px`: by depth and the two cameras, whether or not the point is hidden in the next one; NaN where that has
@@ -163,11 +165,15 @@ def _view(
 ) -> Buffers:  # fmt: skip
     """All maps of one camera; colour and the planes of depth are blended in one pass."""
     paint: Callable[..., Tensor] = cpu.colours if backend == "cpu" else spherical_harmonics.colours
-    colour = paint(gaussians.sh_degree, gaussians.sh, gaussians.means, camera.cam_from_world.float())
-    features = torch.cat([colour, _inverse_depth_planes(gaussians, camera)], -1)
-    picture, alpha, drawn = _blend(gaussians, features, camera, backend)
+    features = [
+        paint(gaussians.sh_degree, gaussians.sh, gaussians.means, camera.cam_from_world.float()),
+        _inverse_depth_planes(gaussians, camera),
+    ]
+    if "normal_world" in buffers:
+        features.append(_shortest_axes(gaussians, camera))
+    picture, alpha, drawn = _blend(gaussians, torch.cat(features, -1), camera, backend)
     rgb = picture[..., :3] if background is None else picture[..., :3] + (1 - alpha[..., None]) * background
-    depth = _depth(picture[..., 3:], alpha)
+    depth = _depth(picture[..., 3:6], alpha)
     object_id = None
     if "object_id" in buffers and gaussians.object_id is not None:
         object_id = _object_ids(gaussians, gaussians.object_id, camera, alpha, drawn, backend)
@@ -176,7 +182,7 @@ def _view(
         alpha,
         depth,
         camera,
-        normals_from_depth(depth, camera) if "normal_world" in buffers else None,
+        _normals(picture[..., 6:], alpha, depth, camera) if "normal_world" in buffers else None,
         object_id,
         _flow(depth, camera, following) if "flow_px" in buffers else None,
     )
@@ -239,10 +245,29 @@ def _depth(planes: Tensor, alpha: Tensor) -> Tensor:
     return torch.where((alpha >= SOLID) & (inverse > 0), alpha / inverse, torch.full_like(alpha, torch.nan))
 
 
-def normals_from_depth(depth: Tensor, camera: Camera) -> Tensor:
-    """Normals `(h, w, 3)` in the world, towards the camera, of a depth map `(h, w)`; see `render_views`.
+def _shortest_axes(gaussians: Gaussians, camera: Camera) -> Tensor:
+    """Shortest axes `(g, 3)` in the world, towards the camera; their length is 0 for a sphere, 1 for a disc."""
+    scales, order = gaussians.scales.sort(-1)
+    rotation = geometry.matrix_from_quat(gaussians.quats_wxyz)
+    axis = rotation.gather(-1, order[:, None, :1].expand(-1, 3, 1))[..., 0]
+    away = ((gaussians.means - camera.world_from_cam[:3, 3].float()) * axis).sum(-1, keepdim=True) > 0
+    flat = 1 - scales[:, :1] / scales[:, 1:2].clamp_min(1e-20)
+    return flat.clamp(0, 1) * torch.where(away, -axis, axis)
 
-    1 / depth is linear in the pixel exactly on planes, so nothing depends on how oblique they are seen.
+
+def _normals(axes: Tensor, alpha: Tensor, depth: Tensor, camera: Camera) -> Tensor:
+    """Normals of blended axes `(h, w, 3)` and of the depth; NaN where alpha is low or neither says anything."""
+    mixed = axes / alpha[..., None].clamp_min(SOLID) + OF_DEPTH * normals_from_depth(depth, camera).nan_to_num()
+    length = mixed.norm(dim=-1, keepdim=True)
+    known = (alpha[..., None] >= SOLID) & (length > 1e-3)
+    return torch.where(known, mixed / torch.where(known, length, 1.0), torch.full_like(mixed, torch.nan))
+
+
+def normals_from_depth(depth: Tensor, camera: Camera) -> Tensor:
+    """Normals `(h, w, 3)` in the world, towards the camera, of a depth map `(h, w)`.
+
+    Of the plane fitted to 1 / depth in 5x5 pixels, leaving out neighbours that differ by more than 5 %; NaN where fewer
+    than 6 remain. 1 / depth is linear in the pixel exactly on planes, so nothing depends on how oblique they are seen.
     """
     r, (h, w) = NORMAL_RADIUS_PX, camera.hw
     padded = torch.nn.functional.pad((1 / depth)[None, None], (r, r, r, r), value=torch.nan)[0, 0]
