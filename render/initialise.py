@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 from torch import Tensor
 
 from geo4d.core import pictures
@@ -99,11 +99,11 @@ def _gaussians(position: np.ndarray, colour: np.ndarray, normal: np.ndarray, sh_
     neighbours = min(4, n)
     width = np.ones(n)
     if n > 1:
-        distance, _ = cKDTree(position).query(position, k=neighbours, workers=-1)
+        distance, _ = KDTree(position).query(position, k=neighbours, workers=-1)
         width = np.sqrt((distance[:, 1:] ** 2).mean(1))
         # Lonely points would fill the picture.
         width = np.clip(width, 1e-7, 10 * np.median(width) + 1e-7)
-    known = np.isfinite(normal).all(1)
+    known = np.asarray(np.isfinite(normal).all(1))
     scales = np.repeat(width[:, None], 3, 1)
     scales[known, 2] *= FLATNESS
     sh = np.zeros((n, (sh_degree + 1) ** 2, 3), np.float32)

@@ -58,7 +58,7 @@ class Adam(torch.optim.Optimizer):
         if not param.is_cuda and param.dtype == torch.float32:
             rows = len(param)
             flags = np.ones(rows, np.bool_) if seen is None else seen.numpy()
-            arrays = (param, param.grad, state["exp_avg"], state["exp_avg_sq"])
+            arrays: tuple[Any, ...] = (param, param.grad, state["exp_avg"], state["exp_avg_sq"])
             flat = [t.detach().contiguous().numpy().reshape(rows, -1) for t in arrays]
             adam(flat[0], flat[1], flat[2], flat[3], flags, F(rate), F(beta1), F(beta2), F(root), F(eps))
             return

@@ -518,11 +518,15 @@ class Gaussians:
 
     def to(self, device: str | torch.device) -> "Gaussians":
         """Move to a device."""
-        return Gaussians(**{k: None if (v := getattr(self, k)) is None else v.to(device) for k in GAUSSIAN_FIELDS})
+        return self._each(lambda v: v.to(device))
 
     def subset(self, index: Tensor) -> "Gaussians":
         """The Gaussians of an index or a mask."""
-        return Gaussians(**{k: None if (v := getattr(self, k)) is None else v[index] for k in GAUSSIAN_FIELDS})
+        return self._each(lambda v: v[index])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Gaussians":
+        values: dict[str, Any] = {k: getattr(self, k) for k in GAUSSIAN_FIELDS}
+        return Gaussians(**{k: None if v is None else change(v) for k, v in values.items()})
 
 
 GAUSSIAN_FIELDS = ("means", "quats_wxyz", "scales", "opacity", "sh", "object_id")

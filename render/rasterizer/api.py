@@ -10,7 +10,7 @@ from torch import Tensor
 
 from geo4d.core.errors import InputError
 from render.rasterizer import reference, spherical_harmonics
-from render.rasterizer.cpu import View, colours, rasterize
+from render.rasterizer.cpu import View, colours, conics, rasterize
 
 RenderMode = Literal["RGB", "D", "ED", "RGB+D", "RGB+ED"]
 Backend = Literal["auto", "cpu", "reference", "cuda"]
@@ -162,7 +162,7 @@ def _draw_cpu(
     picture, alpha, made = rasterize(means, quats, scales, opacities, features, viewmat, K, view)
     radii = torch.from_numpy(made.radius).ceil().int()
     return picture, alpha, {
-        "means2d": torch.from_numpy(made.mean), "conics": torch.from_numpy(made.conic),
+        "means2d": torch.from_numpy(made.mean), "conics": torch.from_numpy(conics(made.shape)),
         "depths": torch.from_numpy(made.depth), "opacities": torch.from_numpy(made.opacity), "radii": radii,
     }  # fmt: skip
 

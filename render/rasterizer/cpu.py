@@ -35,13 +35,12 @@ class Prepared:
     """Projected Gaussians and the lists of the tiles; see the kernels that make them."""
 
     mean: np.ndarray
-    conic: np.ndarray
+    shape: np.ndarray
     depth: np.ndarray
     opacity: np.ndarray
     radius: np.ndarray
     count: np.ndarray
-    gaussians: np.ndarray
-    slots: np.ndarray
+    entries: np.ndarray
     start: np.ndarray
     slot_start: np.ndarray
 
@@ -53,17 +52,17 @@ def prepare(
     """Project, find the tiles of every Gaussian and list every tile's Gaussians front to back; float32 arrays."""
     _begin()
     width, height = view.width, view.height
-    mean, conic, depth, opacity, radius, rows = kernels.project(
+    mean, shape, depth, opacity, radius, rows = kernels.project(
         means, quats, scales, opacities, viewmat, K, width, height,
         F(view.near), F(view.far), F(view.eps2d), view.antialiased, F(view.radius_clip),
     )  # fmt: skip
     row_start = _starts(rows[:, 1] - rows[:, 0])
-    columns, count = kernels.spans(mean, conic, opacity, radius, rows, row_start, width, height)
+    columns, count = kernels.spans(mean, shape, opacity, radius, rows, row_start, width, height)
     slot_start = _starts(count)
     across, down = -(-width // kernels.TILE), -(-height // kernels.TILE)
     order = kernels.order_by_depth(depth, np.flatnonzero(count).astype(np.int32))
-    gaussians, slots, start = kernels.bins(order, rows, row_start, columns, slot_start, across, across * down)
-    return Prepared(mean, conic, depth, opacity, radius, count, gaussians, slots, start, slot_start)
+    entries, start = kernels.bins(order, rows, row_start, columns, slot_start, across, across * down)
+    return Prepared(mean, shape, depth, opacity, radius, count, entries, start, slot_start)
 
 
 @functools.cache
@@ -71,6 +70,12 @@ def _begin() -> None:
     """Once in a process, before the first kernel."""
     threads.announce_compilation("the CPU rasteriser", kernels.blend)
     threads.launch()
+
+
+def conics(shape: np.ndarray) -> np.ndarray:
+    """Inverse covariances (xx, xy, yy) of `kernels.project`'s shapes, `(n, 3)`."""
+    A, k, c = shape.T
+    return np.stack([A, k * A, c + k * k * A], -1)
 
 
 def _starts(counts: np.ndarray) -> np.ndarray:
@@ -91,8 +96,8 @@ class _Rasterize(torch.autograd.Function):
         prepared = prepare(shapes[0], shapes[1], shapes[2], shapes[3], shapes[4], shapes[5], view)
         padded = _padded(features, prepared, view)
         picture, left = kernels.blend(
-            prepared.mean, prepared.conic, prepared.opacity, prepared.radius, padded,
-            prepared.gaussians, prepared.start, view.width, view.height,
+            prepared.mean, prepared.shape, prepared.opacity, prepared.radius, padded, prepared.entries,
+            prepared.start, view.width, view.height,
         )  # fmt: skip
         meta["prepared"] = prepared
         ctx.view, ctx.shapes, ctx.prepared, ctx.padded = view, shapes, prepared, padded
@@ -106,9 +111,8 @@ class _Rasterize(torch.autograd.Function):
         slope = np.zeros(ctx.picture.shape, np.float32)
         slope[..., :count] = d_picture.numpy()
         rows = kernels.unblend(
-            prepared.mean, prepared.conic, prepared.opacity, prepared.radius, ctx.padded,
-            prepared.gaussians, prepared.slots, prepared.start,
-            ctx.picture, ctx.left, slope, -_plain(d_alpha), view.width, view.height,
+            prepared.mean, prepared.shape, prepared.opacity, prepared.radius, ctx.padded, prepared.entries,
+            prepared.start, ctx.picture, ctx.left, slope, -_plain(d_alpha), view.width, view.height,
         )  # fmt: skip
         sums = kernels.gather(rows, prepared.slot_start)
         means, quats, scales, opacities, viewmat, K = ctx.shapes
@@ -126,10 +130,10 @@ class _Rasterize(torch.autograd.Function):
 
 
 def _padded(features: Tensor, prepared: Prepared, view: View) -> np.ndarray:
-    """Features, the depth where it is asked for, and zeros up to a multiple of the kernels' group."""
+    """Features, the depth where it is asked for, and zeros up to 3 or a multiple of the kernels' group."""
     n, d = features.shape
     total = d + (view.depth_feature >= 0)
-    out = np.zeros((n, -(-max(total, 1) // kernels.GROUP) * kernels.GROUP), np.float32)
+    out = np.zeros((n, 3 if total <= 3 else -(-total // kernels.GROUP) * kernels.GROUP), np.float32)
     out[:, :d] = features.detach().numpy()
     if view.depth_feature >= 0:
         out[:, view.depth_feature] = prepared.depth
@@ -150,14 +154,15 @@ class _Colours(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, degree: int, coefficients: Tensor, means: Tensor, centre: Tensor) -> Tensor:
         given = _plain(coefficients), _plain(means), _plain(centre)
-        colour = kernels.colours(degree, *given)
+        colour = kernels.colours(degree, given[0], given[1], given[2])
         ctx.degree, ctx.given, ctx.colour = degree, given, colour
         ctx.dtypes = coefficients.dtype, means.dtype, centre.dtype
         return torch.from_numpy(colour)
 
     @staticmethod
     def backward(ctx: Any, d_colour: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
-        slopes = kernels.colour_slopes(ctx.degree, *ctx.given, ctx.colour, _plain(d_colour))
+        coefficients, means, centre = ctx.given
+        slopes = kernels.colour_slopes(ctx.degree, coefficients, means, centre, ctx.colour, _plain(d_colour))
         return None, *(torch.from_numpy(g).to(dtype) for g, dtype in zip(slopes, ctx.dtypes, strict=True))
 
 

@@ -19,11 +19,13 @@ PIXELS = TILE * TILE
 GROUP = 4
 """Features are blended in groups of so many."""
 GRADIENTS = 6
-"""Of one Gaussian in one tile, besides its features: mean x, y, conic xx, xy, yy, opacity."""
+"""Of one Gaussian in one tile, besides its features: mean x, y, shape (3), opacity."""
+SPREAD = 8
+"""Every so many rows of tiles go to one thread, so that threads share what is crowded and what is empty."""
 BATCH = 16
 """Gaussians that a tile blends before it looks whether all of its pixels have stopped."""
 RECORD = 7
-"""What is copied of a Gaussian besides its features: mean x, y, radius y, conic xx, xy, yy, opacity."""
+"""What is copied of a Gaussian besides its features: mean x, y, radius y, shape (3), opacity."""
 CHUNKS = 32
 """Parts of a sum over Gaussians; fixed, so that its rounding does not depend on the number of threads."""
 SORT_PARTS = 8
@@ -82,11 +84,14 @@ def _determinant(a, b, c):
 def project(means, quats, scales, opacities, view, K, width, height, near, far, eps2d, antialiased, min_radius):
     """Gaussians on the picture.
 
-    Returns mean (n, 2), conic (n, 3), depth (n,), opacity (n,) after compensation, radius (n, 2) px at which alpha
+    Returns mean (n, 2), shape (n, 3), depth (n,), opacity (n,) after compensation, radius (n, 2) px at which alpha
     falls to 1/255 (0 where not kept), and the tile rows (n, 2) that each may touch, as first and last + 1.
+
+    The shape (A, k, c) stands for the inverse covariance: its form is A (x + k y)^2 + c y^2, never negative however it
+    is rounded; with the covariance (xx, xy, yy): A = yy / det, k = -xy / yy, c = 1 / yy.
     """
     n = len(means)
-    mean, conic = np.zeros((n, 2), np.float32), np.zeros((n, 3), np.float32)
+    mean, shape = np.zeros((n, 2), np.float32), np.zeros((n, 3), np.float32)
     depth, opacity = np.zeros(n, np.float32), np.zeros(n, np.float32)
     radius, rows = np.zeros((n, 2), np.float32), np.zeros((n, 2), np.int32)
     for chunk in numba.prange(CHUNKS):
@@ -112,7 +117,7 @@ def project(means, quats, scales, opacities, view, K, width, height, near, far, 
                 o *= math.sqrt(max(sharp / det, F(0.0)))
             depth[g], opacity[g] = z, o
             mean[g, 0], mean[g, 1] = K[0, 0] * x / z + K[0, 2], K[1, 1] * y / z + K[1, 2]
-            conic[g, 0], conic[g, 1], conic[g, 2] = c / det, -b / det, a / det
+            shape[g, 0], shape[g, 1], shape[g, 2] = c / det, -b / c, F(1.0) / c
             if not o > MIN_ALPHA:
                 continue
             # A little more than exact: what rounding would lose at the rim stays in.
@@ -126,7 +131,7 @@ def project(means, quats, scales, opacities, view, K, width, height, near, far, 
             radius[g, 0], radius[g, 1] = rx, ry
             rows[g, 0] = np.int32(max(v - ry, F(0.0))) // TILE
             rows[g, 1] = np.int32(min(v + ry, F(height - 1))) // TILE + 1
-    return mean, conic, depth, opacity, radius, rows
+    return mean, shape, depth, opacity, radius, rows
 
 
 @numba.njit(**fast)
@@ -138,7 +143,7 @@ def _smear(T, Rq, scale, M):
 
 
 @numba.njit(parallel=True, **fast)
-def spans(mean, conic, opacity, radius, rows, row_start, width, height):
+def spans(mean, shape, opacity, radius, rows, row_start, width, height):
     """Tiles that each Gaussian touches at a pixel centre, exactly: columns first, last + 1 per tile row (m, 2), those
     of Gaussian g from `row_start[g]` on; and how many tiles that are (n,).
     """
@@ -148,10 +153,10 @@ def spans(mean, conic, opacity, radius, rows, row_start, width, height):
         for g in range(chunk * n // CHUNKS, (chunk + 1) * n // CHUNKS):
             if rows[g, 0] == rows[g, 1]:
                 continue
-            A, B, C = conic[g, 0], conic[g, 1], conic[g, 2]
+            A, k, c = shape[g, 0], shape[g, 1], shape[g, 2]
             reach = F(2.0) * math.log(F(255.0) * opacity[g]) * F(1.001) + F(1e-5)
-            # Where the ellipse is widest, y / x = covariance xy / xx = -B / C.
-            top, ry = -B / C * radius[g, 0], radius[g, 1]
+            # Where the ellipse is widest, y / x = covariance xy / xx.
+            top, ry = -A * k / (c + A * k * k) * radius[g, 0], radius[g, 1]
             u, v = mean[g, 0], mean[g, 1]
             for row in range(rows[g, 0], rows[g, 1]):
                 low = max(F(row * TILE) + F(0.499) - v, -ry)
@@ -159,9 +164,9 @@ def spans(mean, conic, opacity, radius, rows, row_start, width, height):
                 if low > high:
                     continue
                 y = min(max(top, low), high)
-                right = (-B * y + math.sqrt(max(B * B * y * y - A * (C * y * y - reach), F(0.0)))) / A
+                right = math.sqrt(max(reach - c * y * y, F(0.0)) / A) - k * y
                 y = min(max(-top, low), high)
-                left = (-B * y - math.sqrt(max(B * B * y * y - A * (C * y * y - reach), F(0.0)))) / A
+                left = -math.sqrt(max(reach - c * y * y, F(0.0)) / A) - k * y
                 # Pixel centres from left to right, with a hair to spare.
                 first = max(F(0.0), math.ceil(min(max(u + left, F(-1.0)), F(width + 1)) - F(0.501)))
                 last = min(F(width - 1), math.floor(min(max(u + right, F(-1.0)), F(width + 1)) - F(0.499)))
@@ -207,7 +212,7 @@ def order_by_depth(depth, index):
 
 @numba.njit(parallel=True, cache=True, nogil=True)
 def bins(order, rows, row_start, columns, slot_start, across, tiles):
-    """What every tile blends, front to back: Gaussians and slots (m,), and where each tile begins (tiles + 1,).
+    """What every tile blends, front to back: entries (m, 2) of Gaussian and slot, and where tiles begin (tiles + 1,).
 
     A slot is one Gaussian in one tile, numbered by Gaussian: those of Gaussian g are `slot_start[g]` and on.
     """
@@ -229,7 +234,7 @@ def bins(order, rows, row_start, columns, slot_start, across, tiles):
             place[chunk, tile] = total
             total += here
     start[tiles] = total
-    gaussians, slots = np.zeros(total, np.int32), np.zeros(total, np.int32)
+    entries = np.zeros((total, 2), np.int32)
     for chunk in numba.prange(CHUNKS):
         for i in range(chunk * n // CHUNKS, (chunk + 1) * n // CHUNKS):
             g = order[i]
@@ -239,10 +244,10 @@ def bins(order, rows, row_start, columns, slot_start, across, tiles):
                 for column in range(columns[at, 0], columns[at, 1]):
                     tile = row * across + column
                     to = place[chunk, tile]
-                    gaussians[to], slots[to] = g, slot
+                    entries[to, 0], entries[to, 1] = g, slot
                     place[chunk, tile] = to + 1
                     slot += 1
-    return gaussians, slots, start
+    return entries, start
 
 
 # Planes of a tile's buffer, PIXELS apart: what is left of the light (negative once a pixel has stopped), pixel centres,
@@ -250,56 +255,60 @@ def bins(order, rows, row_start, columns, slot_start, across, tiles):
 # gradient by what is left times what is left, gradient times colour. Then the features, then their gradients.
 LEFT, PX, PY, WEIGHT, FALL, ALPHA, COMING, BEHIND, DOT, FEATURES = (PIXELS * k for k in range(10))
 
-# exp(x) = p(x / 16)^16 on [-ln 255 - 0.1, 0]: a least-squares fit of relative error 4e-8 in p.
+# exp(16 y) = p(y)^16 for 16 y in [-ln 255 - 0.1, 0]: p is exp's series; its relative error there is 2e-7.
 E0, E1, E2, E3, E4, E5 = F(1.0), F(1.0), F(0.5), F(1 / 6), F(1 / 24), F(1 / 120)
-LOWEST = F(-5.65)
+SIXTEENTH = F(1 / 16)
+LOWEST = F(-5.65 / 16)
 
 
 @numba.njit(**fast)
-def _fall(x):
-    """exp(x) for x in [LOWEST, 0]."""
-    y = x * F(1 / 16)
+def _seen(t, base, a, o):
+    """Falloff exp(16 (a t^2 + base)) and alpha of a Gaussian of opacity `o`; alpha 0 where faint."""
+    y = max(a * t * t + base, LOWEST)
     p = E0 + y * (E1 + y * (E2 + y * (E3 + y * (E4 + y * E5))))
     p = p * p
     p = p * p
     p = p * p
-    return p * p
-
-
-@numba.njit(**fast)
-def _seen(dx, dy, A, B, C, o):
-    """Falloff and alpha of a Gaussian of opacity `o` and conic (A, B, C) beside its centre; alpha 0 where faint."""
-    x = F(-0.5) * (A * dx * dx + C * dy * dy) - B * dx * dy
-    fall = _fall(max(x, LOWEST))
+    fall = p * p
     alpha = min(o * fall, MAX_ALPHA)
-    return fall, (alpha if (alpha >= MIN_ALPHA) & (x <= F(0.0)) else F(0.0))
+    return fall, (alpha if alpha >= MIN_ALPHA else F(0.0))
 
 
 @numba.njit(**fast)
-def _blend_four(v, count, u, w, A, B, C, o, f0, f1, f2, f3):
-    """Blends one Gaussian with four features over the first `count` pixels of a buffer."""
-    for p in range(count):
-        _, alpha = _seen(v[p + PX] - u, v[p + PY] - w, A, B, C, o)
-        left = v[p]
-        rest = left - left * alpha
-        goes_on = (left > F(0.0)) & (rest > MIN_LEFT)
-        weight = left * alpha if goes_on else F(0.0)
-        v[p] = rest if goes_on else -abs(left)
-        v[p + FEATURES] += weight * f0
-        v[p + FEATURES + PIXELS] += weight * f1
-        v[p + FEATURES + 2 * PIXELS] += weight * f2
-        v[p + FEATURES + 3 * PIXELS] += weight * f3
+def _blend(v, rows, u, dy, A, k, c, o, f):
+    """Blends one Gaussian with three or four features `f` over the first rows of a buffer.
+
+    `dy` is where the first row's pixel centres are below the Gaussian's. Row by row, since most of the form is the
+    same along a row.
+    """
+    a = F(-0.5) * SIXTEENTH * A
+    for row in range(rows):
+        e, shift, base = v[row * TILE :], u - k * dy, F(-0.5) * SIXTEENTH * c * dy * dy
+        dy += F(1.0)
+        for p in range(TILE):
+            _, alpha = _seen(e[p + PX] - shift, base, a, o)
+            left = e[p]
+            weight = left * alpha
+            rest = left - weight
+            goes_on = rest > MIN_LEFT
+            weight = weight if goes_on else F(0.0)
+            e[p] = rest if goes_on else -abs(left)
+            for i in range(len(f)):
+                e[p + FEATURES + i * PIXELS] += weight * f[i]
 
 
 @numba.njit(**fast)
-def _weigh(v, count, u, w, A, B, C, o):
-    """As `_blend_four`, but only the weight, falloff and alpha are kept, for features in several groups."""
+def _weigh(v, count, u, w, A, k, c, o):
+    """As `_blend`, but only the weight, falloff and alpha are kept, for features in several groups."""
+    a, c = F(-0.5) * SIXTEENTH * A, F(-0.5) * SIXTEENTH * c
     for p in range(count):
-        fall, alpha = _seen(v[p + PX] - u, v[p + PY] - w, A, B, C, o)
+        dy = v[p + PY] - w
+        fall, alpha = _seen(v[p + PX] - u + k * dy, c * dy * dy, a, o)
         left = v[p]
-        rest = left - left * alpha
-        goes_on = (left > F(0.0)) & (rest > MIN_LEFT)
-        v[p + WEIGHT] = left * alpha if goes_on else F(0.0)
+        weight = left * alpha
+        rest = left - weight
+        goes_on = rest > MIN_LEFT
+        v[p + WEIGHT] = weight if goes_on else F(0.0)
         v[p + FALL] = fall
         v[p + ALPHA] = alpha if goes_on else F(0.0)
         v[p] = rest if goes_on else -abs(left)
@@ -317,12 +326,12 @@ def _add_four(v, f, count, f0, f1, f2, f3):
 
 
 @numba.njit(**fast)
-def _collect(gaussians, many, mean, conic, opacity, radius, features, batch):
+def _collect(entries, many, mean, shape, opacity, radius, features, batch):
     """Copies what blending needs of so many Gaussians: the processor waits for their memory together, not in turn."""
     for i in range(many):
-        g = gaussians[i]
+        g = entries[i, 0]
         batch[i, 0], batch[i, 1], batch[i, 2] = mean[g, 0], mean[g, 1], radius[g, 1]
-        batch[i, 3], batch[i, 4], batch[i, 5], batch[i, 6] = conic[g, 0], conic[g, 1], conic[g, 2], opacity[g]
+        batch[i, 3], batch[i, 4], batch[i, 5], batch[i, 6] = shape[g, 0], shape[g, 1], shape[g, 2], opacity[g]
         for k in range(features.shape[1]):
             batch[i, RECORD + k] = features[g, k]
 
@@ -353,17 +362,30 @@ def _all_stopped(v):
     return most <= F(0.0)
 
 
+@numba.njit(**fast)
+def _turns(down):
+    """Rows of tiles in the order in which they are worked on."""
+    out, n = np.zeros(down, np.int64), 0
+    for first in range(SPREAD):
+        for row in range(first, down, SPREAD):
+            out[n] = row
+            n += 1
+    return out
+
+
 @numba.njit(parallel=True, **fast)
-def blend(mean, conic, opacity, radius, features, gaussians, start, width, height):
+def blend(mean, shape, opacity, radius, features, entries, start, width, height):
     """Pictures of features (h, w, d) without a background, and what is left of the light (h, w).
 
-    `features` (n, d) with d a multiple of GROUP.
+    `features` (n, d) with d = 3 or a multiple of GROUP.
     """
     d = features.shape[1]
     across = (width + TILE - 1) // TILE
     picture, left = np.zeros((height, width, d), np.float32), np.ones((height, width), np.float32)
-    for tile in numba.prange(len(start) - 1):
-        row, column = tile // across, tile % across
+    turns = _turns((len(start) - 1) // across)
+    for i_tile in numba.prange(len(start) - 1):
+        row, column = turns[i_tile // across], i_tile % across
+        tile = row * across + column
         if start[tile] == start[tile + 1]:
             continue
         v = np.zeros(FEATURES + d * PIXELS, np.float32)
@@ -371,23 +393,24 @@ def blend(mean, conic, opacity, radius, features, gaussians, start, width, heigh
         top, batch = F(row * TILE), np.zeros((BATCH, RECORD + d), np.float32)
         for first_of_batch in range(start[tile], start[tile + 1], BATCH):
             many = min(BATCH, start[tile + 1] - first_of_batch)
-            _collect(gaussians[first_of_batch:], many, mean, conic, opacity, radius, features, batch)
+            _collect(entries[first_of_batch:], many, mean, shape, opacity, radius, features, batch)
             for i in range(many):
                 b = batch[i]
                 first, last = _rows_of(b[1], b[2], top)
-                count = (last - first + 1) * TILE
-                if count <= 0:
+                rows = last - first + 1
+                if rows <= 0:
                     continue
-                part = v[first * TILE :]
-                if d == GROUP:
-                    _blend_four(
-                        part, count, b[0], b[1], b[3], b[4], b[5], b[6],
-                        b[RECORD], b[RECORD + 1], b[RECORD + 2], b[RECORD + 3],
-                    )  # fmt: skip
+                part, dy = v[first * TILE :], top + F(first) + F(0.5) - b[1]
+                if d == 3:
+                    _blend(part, rows, b[0], dy, b[3], b[4], b[5], b[6], (b[RECORD], b[RECORD + 1], b[RECORD + 2]))
+                elif d == GROUP:
+                    f = (b[RECORD], b[RECORD + 1], b[RECORD + 2], b[RECORD + 3])
+                    _blend(part, rows, b[0], dy, b[3], b[4], b[5], b[6], f)
                 else:
+                    count = rows * TILE
                     _weigh(part, count, b[0], b[1], b[3], b[4], b[5], b[6])
                     for k in range(0, d, GROUP):
-                        f = b[RECORD + k :]
+                        f = (b[RECORD + k], b[RECORD + k + 1], b[RECORD + k + 2], b[RECORD + k + 3])
                         _add_four(part, part[FEATURES + k * PIXELS :], count, f[0], f[1], f[2], f[3])
             if _all_stopped(v):
                 break
@@ -401,19 +424,68 @@ def blend(mean, conic, opacity, radius, features, gaussians, start, width, heigh
 
 
 @numba.njit(**fast)
-def _unblend_four(v, count, u, w, A, B, C, o, f0, f1, f2, f3, g, out):
-    """Derivatives of one Gaussian with four features over the first `count` pixels, summed into `out` (10,).
+def _write_slopes(A, k, c, opacity, t1, t1y, t2, y1, y2, out):
+    """Derivatives by mean, shape and opacity from sums of the slope of ln alpha times t, t dy, t^2, dy, dy^2.
+
+    ln alpha = -(A t^2 + c dy^2) / 2 with t = dx + k dy.
+    """
+    out[0], out[1] = A * t1, k * A * t1 + c * y1
+    out[2], out[3], out[4], out[5] = F(-0.5) * t2, -A * t1y, F(-0.5) * y2, opacity
+
+
+@numba.njit(**fast)
+def _unblend(v, count, u, w, A, k, c, o, f, g, out):
+    """Derivatives of one Gaussian with three features over the first `count` pixels, summed into `out` (9,).
 
     `g` are the planes of the pictures' gradients. Front to back like the blending itself: with q = gradient dot
     features, S = gradient dot all that lies behind: dL/dalpha = left q - (S - left_at_the_end dL/dleft) / (1 - alpha).
     """
-    mx = my = ca = cb = cc = so = s0 = s1 = s2 = s3 = F(0.0)
+    t1 = t1y = t2 = y1 = y2 = so = s0 = s1 = s2 = F(0.0)
+    a, low = F(-0.5) * SIXTEENTH * A, F(-0.5) * SIXTEENTH * c
+    f0, f1, f2 = f
     for p in range(count):
-        dx, dy = v[p + PX] - u, v[p + PY] - w
-        fall, alpha = _seen(dx, dy, A, B, C, o)
+        dy = v[p + PY] - w
+        t = v[p + PX] - u + k * dy
+        fall, alpha = _seen(t, low * dy * dy, a, o)
         left = v[p]
         rest = left - left * alpha
-        goes_on = (left > F(0.0)) & (rest > MIN_LEFT)
+        goes_on = rest > MIN_LEFT
+        alpha = alpha if goes_on else F(0.0)
+        weight = left * alpha
+        v[p] = rest if goes_on else -abs(left)
+        g0, g1, g2 = g[p], g[p + PIXELS], g[p + 2 * PIXELS]
+        q = g0 * f0 + g1 * f1 + g2 * f2
+        coming = v[p + COMING] - weight * q
+        v[p + COMING] = coming
+        slope = left * q - (coming - v[p + BEHIND]) / (F(1.0) - alpha)
+        slope = slope if (alpha > F(0.0)) & (o * fall <= MAX_ALPHA) else F(0.0)
+        so += slope * fall
+        slope *= alpha
+        t1 += slope * t
+        t1y += slope * t * dy
+        t2 += slope * t * t
+        y1 += slope * dy
+        y2 += slope * dy * dy
+        s0 += weight * g0
+        s1 += weight * g1
+        s2 += weight * g2
+    _write_slopes(A, k, c, so, t1, t1y, t2, y1, y2, out)
+    out[6], out[7], out[8] = s0, s1, s2
+
+
+@numba.njit(**fast)
+def _unblend_four(v, count, u, w, A, k, c, o, f, g, out):
+    """As `_unblend`, with four features."""
+    t1 = t1y = t2 = y1 = y2 = so = s0 = s1 = s2 = s3 = F(0.0)
+    a, low = F(-0.5) * SIXTEENTH * A, F(-0.5) * SIXTEENTH * c
+    f0, f1, f2, f3 = f
+    for p in range(count):
+        dy = v[p + PY] - w
+        t = v[p + PX] - u + k * dy
+        fall, alpha = _seen(t, low * dy * dy, a, o)
+        left = v[p]
+        rest = left - left * alpha
+        goes_on = rest > MIN_LEFT
         alpha = alpha if goes_on else F(0.0)
         weight = left * alpha
         v[p] = rest if goes_on else -abs(left)
@@ -425,16 +497,16 @@ def _unblend_four(v, count, u, w, A, B, C, o, f0, f1, f2, f3, g, out):
         slope = slope if (alpha > F(0.0)) & (o * fall <= MAX_ALPHA) else F(0.0)
         so += slope * fall
         slope *= alpha
-        mx += slope * (A * dx + B * dy)
-        my += slope * (B * dx + C * dy)
-        ca += slope * dx * dx
-        cb += slope * dx * dy
-        cc += slope * dy * dy
+        t1 += slope * t
+        t1y += slope * t * dy
+        t2 += slope * t * t
+        y1 += slope * dy
+        y2 += slope * dy * dy
         s0 += weight * g0
         s1 += weight * g1
         s2 += weight * g2
         s3 += weight * g3
-    out[0], out[1], out[2], out[3], out[4], out[5] = mx, my, F(-0.5) * ca, -cb, F(-0.5) * cc, so
+    _write_slopes(A, k, c, so, t1, t1y, t2, y1, y2, out)
     out[6], out[7], out[8], out[9] = s0, s1, s2, s3
 
 
@@ -454,9 +526,9 @@ def _dot_four(v, g, count, f0, f1, f2, f3, out):
 
 
 @numba.njit(**fast)
-def _unweigh(v, before, count, u, w, A, B, C, o, out):
+def _unweigh(v, before, count, u, w, A, k, c, o, out):
     """Derivatives of one Gaussian's shape and opacity from the planes of `_weigh` and `_dot_four`."""
-    mx = my = ca = cb = cc = so = F(0.0)
+    t1 = t1y = t2 = y1 = y2 = so = F(0.0)
     for p in range(count):
         alpha, fall, q = v[p + ALPHA], v[p + FALL], v[p + DOT]
         v[p + DOT] = F(0.0)
@@ -466,25 +538,26 @@ def _unweigh(v, before, count, u, w, A, B, C, o, out):
         slope = slope if (alpha > F(0.0)) & (o * fall <= MAX_ALPHA) else F(0.0)
         so += slope * fall
         slope *= alpha
-        dx, dy = v[p + PX] - u, v[p + PY] - w
-        mx += slope * (A * dx + B * dy)
-        my += slope * (B * dx + C * dy)
-        ca += slope * dx * dx
-        cb += slope * dx * dy
-        cc += slope * dy * dy
-    out[0], out[1], out[2], out[3], out[4], out[5] = mx, my, F(-0.5) * ca, -cb, F(-0.5) * cc, so
+        dy = v[p + PY] - w
+        t = v[p + PX] - u + k * dy
+        t1 += slope * t
+        t1y += slope * t * dy
+        t2 += slope * t * t
+        y1 += slope * dy
+        y2 += slope * dy * dy
+    _write_slopes(A, k, c, so, t1, t1y, t2, y1, y2, out)
 
 
 @numba.njit(parallel=True, **fast)
-def unblend(
-    mean, conic, opacity, radius, features, gaussians, slots, start, picture, left, d_picture, d_left, width, height
-):
+def unblend(mean, shape, opacity, radius, features, entries, start, picture, left, d_picture, d_left, width, height):
     """Derivatives per slot (m, GRADIENTS + d) from those of `picture` and `left`; slots that add nothing are 0."""
     d = features.shape[1]
     across = (width + TILE - 1) // TILE
-    rows = np.zeros((len(slots), GRADIENTS + d), np.float32)
-    for tile in numba.prange(len(start) - 1):
-        row, column = tile // across, tile % across
+    rows = np.zeros((len(entries), GRADIENTS + d), np.float32)
+    turns = _turns((len(start) - 1) // across)
+    for i_tile in numba.prange(len(start) - 1):
+        row, column = turns[i_tile // across], i_tile % across
+        tile = row * across + column
         if start[tile] == start[tile + 1]:
             continue
         v, gradient = np.zeros(FEATURES, np.float32), np.zeros(d * PIXELS, np.float32)
@@ -506,27 +579,27 @@ def unblend(
         top, batch = F(row * TILE), np.zeros((BATCH, RECORD + d), np.float32)
         for first_of_batch in range(start[tile], start[tile + 1], BATCH):
             many = min(BATCH, start[tile + 1] - first_of_batch)
-            _collect(gaussians[first_of_batch:], many, mean, conic, opacity, radius, features, batch)
+            _collect(entries[first_of_batch:], many, mean, shape, opacity, radius, features, batch)
             for i in range(many):
                 b = batch[i]
                 first, last = _rows_of(b[1], b[2], top)
                 count = (last - first + 1) * TILE
                 if count <= 0:
                     continue
-                part, slope, out = v[first * TILE :], gradient[first * TILE :], rows[slots[first_of_batch + i]]
-                if d == GROUP:
-                    _unblend_four(
-                        part, count, b[0], b[1], b[3], b[4], b[5], b[6],
-                        b[RECORD], b[RECORD + 1], b[RECORD + 2], b[RECORD + 3], slope, out,
-                    )  # fmt: skip
+                part, slope = v[first * TILE :], gradient[first * TILE :]
+                out = rows[entries[first_of_batch + i, 1]]
+                if d == 3:
+                    f = (b[RECORD], b[RECORD + 1], b[RECORD + 2])
+                    _unblend(part, count, b[0], b[1], b[3], b[4], b[5], b[6], f, slope, out)
+                elif d == GROUP:
+                    f4 = (b[RECORD], b[RECORD + 1], b[RECORD + 2], b[RECORD + 3])
+                    _unblend_four(part, count, b[0], b[1], b[3], b[4], b[5], b[6], f4, slope, out)
                 else:
                     before[:] = v[:PIXELS]
                     _weigh(part, count, b[0], b[1], b[3], b[4], b[5], b[6])
                     for k in range(0, d, GROUP):
-                        f = b[RECORD + k :]
-                        _dot_four(
-                            part, slope[k * PIXELS :], count, f[0], f[1], f[2], f[3], out[GRADIENTS + k :]
-                        )  # fmt: skip
+                        r = b[RECORD + k :]
+                        _dot_four(part, slope[k * PIXELS :], count, r[0], r[1], r[2], r[3], out[GRADIENTS + k :])
                     _unweigh(part, before[first * TILE :], count, b[0], b[1], b[3], b[4], b[5], b[6], out)
             if _all_stopped(v):
                 break
@@ -576,11 +649,14 @@ def unproject(
             c = M[1, 0] * M[1, 0] + M[1, 1] * M[1, 1] + M[1, 2] * M[1, 2]
             sharp = _determinant(a, b, c)
             det = _determinant(a + eps2d, b, c + eps2d)
-            A, B, C = (c + eps2d) / det, -b / det, (a + eps2d) / det
-            # Conic to covariance: d(S^-1) = -S^-1 dS S^-1, with the off-diagonal entry standing for both.
-            gA, gB, gC = sums[g, 2], F(0.5) * sums[g, 3], sums[g, 4]
-            p, q, r, s = gA * A + gB * B, gA * B + gB * C, gB * A + gC * B, gB * B + gC * C
-            da, db, dc = -(A * p + B * r), -(A * q + B * s), -(B * q + C * s)
+            # From the shape (A, k = lean, 1 / yy) to the covariance (xx, xy, yy).
+            yy = c + eps2d
+            lean = -b / yy
+            by_A, by_lean = sums[g, 2] * (yy / det) * (yy / det), sums[g, 3] / yy
+            da, db = -by_A, F(-2.0) * lean * by_A - by_lean
+            dc = -lean * lean * by_A - lean * by_lean - sums[g, 4] / (yy * yy)
+            # What follows takes the entry xy for one of two.
+            db *= F(0.5)
             d_opacities[g] = sums[g, 5]
             if antialiased and sharp > F(0.0):
                 # opacity' = opacity sqrt(sharp / det)
