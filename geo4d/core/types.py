@@ -525,8 +525,10 @@ class Gaussians:
         return self._each(lambda v: v[index])
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Gaussians":
-        values: dict[str, Any] = {k: getattr(self, k) for k in GAUSSIAN_FIELDS}
-        return Gaussians(**{k: None if v is None else change(v) for k, v in values.items()})
+        return Gaussians(
+            change(self.means), change(self.quats_wxyz), change(self.scales), change(self.opacity), change(self.sh),
+            None if self.object_id is None else change(self.object_id),
+        )  # fmt: skip
 
 
 GAUSSIAN_FIELDS = ("means", "quats_wxyz", "scales", "opacity", "sh", "object_id")
