@@ -15,6 +15,9 @@ from geo4d.core.types import Camera, Scene
 DEPTH_STRIDE = 2
 """Depth supervises every so many pixels across and down."""
 
+MOST_BYTES = 1 << 30
+"""Of pictures that are kept; what is looked at again is decoded again."""
+
 
 @dataclass(frozen=True, eq=False)
 class Photo:
@@ -32,12 +35,13 @@ class Photo:
 
 
 class Photos:
-    """Photos of a scene at any division of one size, made when they are first looked at and then kept."""
+    """Photos of a scene at any division of one size, made when they are looked at and kept while there is room."""
 
     def __init__(self, scene: Scene, index: list[int], long_side: int, device: str = "cpu") -> None:
         """`long_side` in pixels of the largest size; smaller photos are not enlarged."""
         self.scene, self.index, self.long_side, self.device = scene, index, long_side, device
         self._made: dict[tuple[int, int], Photo] = {}
+        self._bytes = 0
 
     def __len__(self) -> int:
         return len(self.index)
@@ -45,9 +49,14 @@ class Photos:
     def get(self, k: int, division: int = 1) -> Photo:
         """Photo `k` of the chosen ones, its sides divided by `division`."""
         key = (k, division)
-        if key not in self._made:
-            self._made[key] = self._make(k, division)
-        return self._made[key]
+        photo = self._made.pop(key, None)
+        if photo is None:
+            photo = self._make(k, division)
+            self._bytes += photo.rgb.numel()
+        self._made[key] = photo  # last, as the one used last
+        while self._bytes > MOST_BYTES and len(self._made) > 1:
+            self._drop(next(iter(self._made)))
+        return photo
 
     def hw(self, k: int) -> tuple[int, int]:
         """Size of photo `k` at division 1."""
@@ -57,7 +66,10 @@ class Photos:
     def forget(self, k: int) -> None:
         """Free the memory of photo `k`."""
         for key in [key for key in self._made if key[0] == k]:
-            del self._made[key]
+            self._drop(key)
+
+    def _drop(self, key: tuple[int, int]) -> None:
+        self._bytes -= self._made.pop(key).rgb.numel()
 
     def _make(self, k: int, division: int) -> Photo:
         i = self.index[k]

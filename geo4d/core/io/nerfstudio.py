@@ -73,6 +73,8 @@ def write_transforms(
         raise InputError("cannot write transforms.json", found=f"{len(masks)} masks of {len(cameras)} frames")
     shared = next(iter(lenses.values()), {}) if len({tuple(v.items()) for v in lenses.values()}) == 1 else {}
     content: dict[str, Any] = {"camera_model": models.pop() if models else "OPENCV", **shared}
+    # Said although it is the identity: nerfstudio guesses another one where it finds a COLMAP model beside the file.
+    content["applied_transform"] = torch.eye(4)[:3]
     if points:
         content["ply_file_path"] = points
     content["frames"] = [
