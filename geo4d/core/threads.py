@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,14 +38,22 @@ def kernels_only() -> Iterator[None]:
 
 
 def launch() -> None:
-    """Start Numba's threads so that they sleep while they wait; nothing happens where they run already."""
+    """Start Numba's threads so that they sleep while they wait; nothing happens where they run already.
+
+    OpenMP reads its environment when it is loaded, which torch has done with a copy of its own. RTLD_DEEPBIND keeps
+    Numba from using that one.
+    """
     from numba.np.ufunc import parallel
 
-    known = os.environ.get(WAIT)
+    known, flags = os.environ.get(WAIT), getattr(sys, "getdlopenflags", int)()
     os.environ.setdefault(WAIT, "PASSIVE")
     try:
+        if hasattr(os, "RTLD_DEEPBIND"):
+            sys.setdlopenflags(flags | os.RTLD_DEEPBIND)
         parallel._launch_threads()
     finally:
+        if hasattr(os, "RTLD_DEEPBIND"):
+            sys.setdlopenflags(flags)
         if known is None:
             del os.environ[WAIT]
 
