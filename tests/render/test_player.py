@@ -11,6 +11,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -67,8 +69,9 @@ def _surface_gaussians(cameras: list[Camera], seen: list[tuple[Tensor, Tensor]])
     sh = 0.08 * torch.randn(n, 4, 3, generator=g)
     sh[:, 0] = (torch.cat([rgb.reshape(-1, 3) for rgb, _ in seen]) - 0.5) / 0.28209479
     scales = size[:, None] * (0.35 + 0.5 * torch.rand(n, 3, generator=g)) * torch.tensor([1.0, 1.0, 0.3])
+    scales[::3] *= 0.15  # smaller than a pixel: there the rasteriser's blur decides
     quats = torch.nn.functional.normalize(torch.randn(n, 4, generator=g), dim=-1)
-    return Gaussians(means, quats, scales, 0.35 + 0.64 * torch.rand(n, generator=g), sh)
+    return Gaussians(means, quats, scales, 0.6 + 0.39 * torch.rand(n, generator=g), sh)
 
 
 Seer = Callable[[procedural.Boxes, list[Camera]], list[tuple[Tensor, Tensor]]]
@@ -259,8 +262,8 @@ def test_picture_at_a_camera_is_the_rasterisers(page: Page, room: Room, index: i
     expected = render_views(room.gaussians, room.scene.camera[index])
     page.run(f"geo4d.jumpTo({index}, {{animate: false}})")
     picture = page.picture()
-    assert metrics.ssim(picture, expected.rgb) > 0.98
-    assert metrics.psnr(picture, expected.rgb) > 36
+    assert metrics.ssim(picture, expected.rgb) > 0.985
+    assert metrics.psnr(picture, expected.rgb) > 40
     assert metrics.ssim(picture.flip(1), expected.rgb) < 0.5  # what is wrong is far from that
 
 
@@ -523,14 +526,19 @@ def test_gaussians_alone_and_points_alone(room: Room, open_page: Opener, tmp_pat
     assert not alone.page.is_visible("#strip")
     assert alone.picture().std() > 0.01
     alone.page.context.close()
-    write_player(tmp_path / "points.html", room.scene, max_photos=0, max_points=5000)
-    points = open_page(tmp_path / "points.html", size=(640, 520))
+    write_player(tmp_path / "still.html", room.scene, max_photos=0, max_points=5000)
+    moving = lambda text: text.replace('"time": null', '"time": {"start_s": 1.0, "end_s": 3.0}')  # noqa: E731
+    points = open_page(_changed(tmp_path / "still.html", tmp_path / "points.html", moving), "#t=2.5", size=(640, 520))
     assert points.errors == []
     points.page.click("#strip button:nth-child(3)")
     points.page.wait_for_function("geo4d.state().exact == 2")
     assert points.state()["layers"]["points"]
     assert points.run("geo4d.scene.points.count") == 5000
     assert points.picture().std() > 0.01
+    assert points.page.is_visible("#timeline")
+    assert points.text("#timeline output") == "2.50 s"
+    points.run("geo4d.setTime(9)")
+    assert points.state()["time_s"] == 3
     points.page.context.close()
 
 
@@ -623,6 +631,21 @@ def _status(port: int, host: str) -> int:
     status = connection.getresponse().status
     connection.close()
     return status
+
+
+def test_view_shows_the_page_until_it_is_interrupted(room: Room, tmp_path: Path) -> None:
+    from geo4d.core.io.gaussians import write_gaussians
+
+    write_gaussians(tmp_path / "few.ply", room.gaussians.subset(torch.arange(50)))
+    command = [sys.executable, "-m", "geo4d.cli", "view", str(tmp_path / "few.ply"), "--no-open"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stderr is not None
+        address = next(found for line in running.stderr if (found := re.search(r"http://127\.0\.0\.1:(\d+)/", line)))
+        assert _status(int(address[1]), "localhost") == 200
+        running.send_signal(signal.SIGINT)
+        out, _ = running.communicate(timeout=60)
+    assert running.returncode == 0
+    assert "few.html" in out
 
 
 def test_view_of_a_scene_folder(room: Room, tmp_path: Path, geo4d: Callable[..., Any]) -> None:

@@ -8,14 +8,15 @@ function patched(program: string, piece: string, by: string): string {
 
 /**
  * Spark's vertex program with the slope of the projection held beyond 15 % outside of the window (3DGS; else Gaussians beside
- * the picture become needles across it), and with what `render.render_views` calls the plane of a Gaussian: 1 / depth at
- * a pixel, where along its ray the Gaussian most likely is; linear in the pixel. STEEPEST is that of render/views.py.
+ * the picture become needles across it), and with what `render.render_views` asks of a Gaussian: its plane, 1 / depth at a
+ * pixel, where along its ray the Gaussian most likely is, linear in the pixel; and its shortest axis, as long as it is flat.
+ * STEEPEST is that of render/views.py.
  */
 export function splatVertex(original: string): string {
   const declared = patched(
     original,
     "out vec2 vSplatUv;",
-    "out vec2 vSplatUv;\nout float vInverseDepth;\nconst float STEEPEST = 0.15;\nconst float LEAST_DETERMINANT = 0.09;",
+    "out vec2 vSplatUv;\nout float vInverseDepth;\nflat out vec3 vAxis;\nconst float STEEPEST = 0.15;\nconst float LEAST_DETERMINANT = 0.09;",
   );
   const held = patched(
     declared,
@@ -33,32 +34,39 @@ export function splatVertex(original: string): string {
     vec2 withDepth = -vec2(dot(J[0], cov3D[2]), dot(J[1], cov3D[2]));
     vec2 slope = vec2(d * withDepth.x - b * withDepth.y, a * withDepth.y - b * withDepth.x) / max(a * d - b * b, LEAST_DETERMINANT);
     float deviation = sqrt(max(dot(slope, withDepth), 1e-20));
-    vInverseDepth = 1.0 / depth + dot(slope, pixelOffset) * min(STEEPEST * depth / deviation, 1.0) / (depth * depth);`,
+    vInverseDepth = 1.0 / depth + dot(slope, pixelOffset) * min(STEEPEST * depth / deviation, 1.0) / (depth * depth);
+    vec4 turn = quatQuat(renderToViewQuat, quaternion);
+    vec3 shortest = scales.x <= min(scales.y, scales.z) ? vec3(1.0, 0.0, 0.0) : scales.y <= scales.z ? vec3(0.0, 1.0, 0.0) : vec3(0.0, 0.0, 1.0);
+    vec3 axis = quatVec(turn, shortest);
+    float least = min(scales.x, min(scales.y, scales.z));
+    float middle = max(min(scales.x, scales.y), min(max(scales.x, scales.y), scales.z));
+    vAxis = (dot(axis, viewCenter) > 0.0 ? -axis : axis) * clamp(1.0 - least / max(middle, 1e-20), 0.0, 1.0);`,
   );
 }
 
-/** Spark's fragment program with the largest alpha of the rasteriser, and a pass that blends 1 / depth instead of colours. */
+/** Spark's fragment program with the largest alpha of the rasteriser, and passes that blend 1 / depth (1) or axes (2). */
 export function splatFragment(original: string): string {
   const declared = patched(
     original,
     "in vec2 vSplatUv;",
-    "in vec2 vSplatUv;\nin float vInverseDepth;\nuniform float uDepthPass;\nuniform float uDepthUnit;",
+    "in vec2 vSplatUv;\nin float vInverseDepth;\nflat in vec3 vAxis;\nuniform float uPass;\nuniform float uDepthUnit;",
   );
   const held = patched(declared, "if (rgba.a < minAlpha) {", "rgba.a = min(rgba.a, 0.999);\n    if (rgba.a < minAlpha) {");
   return patched(
     held,
     "fragColor = vec4(rgba.rgb * rgba.a, rgba.a);",
-    "fragColor = vec4(uDepthPass > 0.5 ? vec3(vInverseDepth * uDepthUnit, 0.0, 0.0) * rgba.a : rgba.rgb * rgba.a, rgba.a);",
+    `vec3 blended = uPass > 1.5 ? vAxis : uPass > 0.5 ? vec3(vInverseDepth * uDepthUnit, 0.0, 0.0) : rgba.rgb;
+    fragColor = vec4(blended * rgba.a, rgba.a);`,
   );
 }
 
 const DEPTH_OUTPUT = `
-uniform float uDepthPass;
+uniform float uPass;
 uniform float uDepthUnit;
 in float vDepth;
 out vec4 fragColor;
 void show(vec3 rgb) {
-  fragColor = uDepthPass > 0.5 ? vec4(uDepthUnit / vDepth, 0.0, 0.0, 1.0) : vec4(rgb, 1.0);
+  fragColor = vec4(uPass > 1.5 ? vec3(0.0) : uPass > 0.5 ? vec3(uDepthUnit / vDepth, 0.0, 0.0) : rgb, 1.0);
 }`;
 
 export const POINT_VERTEX = `
@@ -198,11 +206,12 @@ export const SCREEN_VERTEX = `
 void main() { gl_Position = vec4(position.xy, 0.0, 1.0); }`;
 
 /**
- * Depth by a ramp of colours, or normals as colours 0.5 + 0.5 n in the axes of the world. A normal is that of the plane
- * fitted to 1 / depth, which is linear in the pixel on planes, in 5 x 5 pixels of one surface, as in `render.render_views`.
+ * Depth by a ramp of colours, or normals as colours 0.5 + 0.5 n in the axes of the world: as in `render.render_views`, the
+ * blended axes of the Gaussians, and with a tenth of the weight the plane fitted to 1 / depth in 5 x 5 pixels of one surface.
  */
 export const SCREEN_FRAGMENT = `
 uniform sampler2D uDepthMap;
+uniform sampler2D uAxisMap; // in three's axes of the camera
 uniform sampler2D uRamp;
 uniform float uNormals;
 uniform vec2 uRange;
@@ -215,6 +224,7 @@ uniform mat3 uWorldFromCam;
 out vec4 fragColor;
 const float SOLID = 0.5;
 const float SAME_SURFACE = 0.05;
+const float OF_DEPTH = 0.1;
 
 /** unit / depth, or -1 where little is. */
 float inverseAt(ivec2 p) {
@@ -252,9 +262,10 @@ void main() {
     float t = clamp((uDepthUnit / inverse - uRange.x) / (uRange.y - uRange.x), 0.0, 1.0);
     rgb = texture(uRamp, vec2(t, 0.5)).rgb;
   } else if (inverse > 0.0) {
-    vec3 normal = normalAt(p, inverse);
-    if (dot(normal, normal) == 0.0) alpha = 0.0;
-    rgb = 0.5 + 0.5 * (uWorldFromCam * normal);
+    vec4 axis = texelFetch(uAxisMap, p, 0);
+    vec3 normal = axis.xyz * vec3(1.0, -1.0, -1.0) / max(axis.a, SOLID) + OF_DEPTH * normalAt(p, inverse);
+    if (length(normal) <= 1e-3) alpha = 0.0;
+    rgb = 0.5 + 0.5 * (uWorldFromCam * normalize(normal));
   }
   fragColor = vec4(mix(uBackground, rgb, alpha), 1.0);
 }`;

@@ -39,7 +39,8 @@ export class Stage {
   private view: View;
   private readonly background = new THREE.Color("#0d1014");
   private readonly depthType: THREE.TextureDataType;
-  private depthMap: THREE.WebGLRenderTarget;
+  private readonly depthMap: THREE.WebGLRenderTarget;
+  private readonly axisMap: THREE.WebGLRenderTarget;
   private readonly screen: THREE.Mesh<THREE.BufferGeometry, THREE.ShaderMaterial>;
   private frame = 0;
   private moved = true;
@@ -57,9 +58,10 @@ export class Stage {
     this.renderer.autoClear = false;
     this.near = Math.min(NEAR, 2e-3 * data.bounds.radius);
     this.far = FAR_RADII * data.bounds.radius;
-    this.shared = { uDepthPass: { value: 0 }, uDepthUnit: { value: data.bounds.radius } };
+    this.shared = { uPass: { value: 0 }, uDepthUnit: { value: data.bounds.radius } };
     this.depthType = this.renderer.extensions.has("EXT_float_blend") ? THREE.FloatType : THREE.HalfFloatType;
-    this.depthMap = this.newDepthMap(1, 1);
+    this.depthMap = this.newMap(1, 1);
+    this.axisMap = this.newMap(1, 1);
     this.screen = this.newScreen();
     new ResizeObserver(() => this.resize()).observe(canvas);
     this.resize();
@@ -85,7 +87,7 @@ export class Stage {
     return this.renderer.getDrawingBufferSize(new THREE.Vector2());
   }
 
-  private newDepthMap(width: number, height: number): THREE.WebGLRenderTarget {
+  private newMap(width: number, height: number): THREE.WebGLRenderTarget {
     return new THREE.WebGLRenderTarget(width, height, {
       type: this.depthType,
       format: THREE.RGBAFormat,
@@ -241,7 +243,8 @@ export class Stage {
       renderer.render(this.world, this.camera);
       return;
     }
-    this.renderDepth();
+    this.renderMap("depthMap", 1);
+    if (this.mode === "normal") this.renderMap("axisMap", 2);
     this.setScreen();
     renderer.render(this.screen, this.camera);
     if (overlay) {
@@ -250,22 +253,24 @@ export class Stage {
     }
   }
 
-  private renderDepth(): void {
+  /** Draw 1 / depth (pass 1) or axes (pass 2) of the window. */
+  private renderMap(name: "depthMap" | "axisMap", pass: 1 | 2): void {
     const { x, y } = this.buffer;
-    if (this.depthMap.width !== x || this.depthMap.height !== y) this.depthMap.setSize(x, y);
-    this.depthMap.scissorTest = false;
-    this.intoDepth(this.depthMap);
+    const map = this[name];
+    if (map.width !== x || map.height !== y) map.setSize(x, y);
+    map.scissorTest = false;
+    this.into(map, pass);
   }
 
-  private intoDepth(target: THREE.WebGLRenderTarget): void {
+  private into(target: THREE.WebGLRenderTarget, pass: 1 | 2): void {
     const { renderer } = this;
-    this.shared.uDepthPass.value = 1;
+    this.shared.uPass.value = pass;
     renderer.setRenderTarget(target);
     renderer.setClearColor(0x000000, 0);
     renderer.clear();
     renderer.render(this.world, this.camera);
     renderer.setRenderTarget(null);
-    this.shared.uDepthPass.value = 0;
+    this.shared.uPass.value = 0;
   }
 
   private setFocal(height: number): void {
@@ -295,6 +300,7 @@ export class Stage {
       depthWrite: false,
       uniforms: {
         uDepthMap: { value: null },
+        uAxisMap: { value: null },
         uRamp: { value: rampTexture() },
         uNormals: { value: 0 },
         uRange: { value: new THREE.Vector2(0, 1) },
@@ -317,6 +323,7 @@ export class Stage {
     const k = fitted(this.view.lens, x, y);
     const rgb = this.background.getRGB({ r: 0, g: 0, b: 0 }, THREE.SRGBColorSpace);
     uniforms.uDepthMap.value = this.depthMap.texture;
+    uniforms.uAxisMap.value = this.axisMap.texture;
     uniforms.uNormals.value = this.mode === "normal" ? 1 : 0;
     uniforms.uRange.value.set(...this.depthRange);
     uniforms.uBackground.value.set(rgb.r, rgb.g, rgb.b);
@@ -347,9 +354,9 @@ export class Stage {
 
   /** z-depths of a picture of the window at another size, row by row from below; -1 where nothing is. */
   readDepth(width: number, height: number): Float32Array {
-    const target = this.newDepthMap(width, height);
+    const target = this.newMap(width, height);
     this.setFocal(height);
-    this.intoDepth(target);
+    this.into(target, 1);
     const depths = this.readMap(target, 0, 0, width, height);
     target.dispose();
     return depths;
@@ -385,7 +392,7 @@ export class Stage {
     const least = pixels?.x ?? 0;
     pixels?.setX(10); // points are easier to hit than to see
     this.setFocal(h);
-    this.intoDepth(this.depthMap);
+    this.into(this.depthMap, 1);
     pixels?.setX(least);
     const [depth] = this.readMap(this.depthMap, x, y, 1, 1);
     this.depthMap.scissorTest = false;
