@@ -61,7 +61,7 @@ def _products(x, y, n, xx, yy, xy):
 def expose(picture, exposure, target, valid):
     """Planes (3, h, w) of the picture after `exposure` (3, 4), and of the photo in [0, 1] (uint8 in).
 
-    Where `valid` is 0 both are the photo.
+    Where `valid` is 0 both are 0, so that windows that reach there see nothing of either.
     """
     h, w = valid.shape
     x, y = np.zeros((3, h, w), np.float32), np.zeros((3, h, w), np.float32)
@@ -72,8 +72,8 @@ def expose(picture, exposure, target, valid):
                 p = picture[row, i]
                 seen = r * p[0] + g * p[1] + b * p[2] + s
                 photo = F(target[row, i, c]) * F(1 / 255)
-                x[c, row, i] = seen if valid[row, i] else photo
-                y[c, row, i] = photo
+                x[c, row, i] = seen if valid[row, i] else F(0.0)
+                y[c, row, i] = photo if valid[row, i] else F(0.0)
     return x, y
 
 

@@ -40,13 +40,15 @@ class _Photometric(torch.autograd.Function):
         inside = valid.numpy()
         x, y = kernels.expose(p, a, photo.numpy(), inside)
         weight = _interior(valid).numpy()
-        pixels, windows = 3.0 * max(int(inside.sum()), 1), 3.0 * max(float(weight.sum()), 1.0)
-        similar, slope = kernels.similarity(x, y, weight) if ssim_weight else (windows, np.zeros_like(x))
+        pixels, windows = 3.0 * max(int(inside.sum()), 1), 3.0 * float(weight.sum())
+        similar, slope = windows, np.zeros_like(x)  # without a window pictures are not unlike
+        if ssim_weight and windows:
+            similar, slope = kernels.similarity(x, y, weight)
         sums = kernels.absolute(
-            x, y, inside, np.float32((1 - ssim_weight) / pixels), slope, np.float32(-ssim_weight / windows)
+            x, y, inside, np.float32((1 - ssim_weight) / pixels), slope, np.float32(-ssim_weight / max(windows, 1.0))
         )
         ctx.saved = p, a, slope
-        loss = (1 - ssim_weight) * sums[0] / pixels + ssim_weight * (1 - similar / windows)
+        loss = (1 - ssim_weight) * sums[0] / pixels + ssim_weight * (windows - similar) / max(windows, 1.0)
         square = torch.tensor(sums[1] / pixels)
         ctx.mark_non_differentiable(square)
         return torch.tensor(loss, dtype=picture.dtype), square
@@ -70,9 +72,8 @@ def _photometric_torch(
     picture: Tensor, exposure: Tensor, photo: Tensor, valid: Tensor, ssim_weight: float
 ) -> tuple[Tensor, Tensor]:
     """The same in torch: the oracle of the kernels, and what runs on a GPU."""
-    y = photo.to(picture.dtype) / 255
-    x = picture[..., :3] @ exposure[:, :3].T + exposure[:, 3]
-    x = torch.where(valid[..., None], x, y)
+    y = torch.where(valid[..., None], photo.to(picture.dtype) / 255, 0.0)
+    x = torch.where(valid[..., None], picture[..., :3] @ exposure[:, :3].T + exposure[:, 3], 0.0)
     pixels = 3 * valid.sum().clamp_min(1)
     one, square = (x - y).abs().sum() / pixels, (x - y).detach().square().sum() / pixels
     weight = _interior(valid).to(picture.dtype)
@@ -80,5 +81,5 @@ def _photometric_torch(
     if min(valid.shape) < kernels.WINDOW:
         return (1 - ssim_weight) * one, square
     similar = metrics.ssim_map(x, y)
-    mean = (similar * weight[b:-b, b:-b, None]).sum() / (3 * weight.sum()).clamp_min(1)
-    return (1 - ssim_weight) * one + ssim_weight * (1 - mean), square
+    mean = ((1 - similar) * weight[b:-b, b:-b, None]).sum() / (3 * weight.sum()).clamp_min(1)
+    return (1 - ssim_weight) * one + ssim_weight * mean, square

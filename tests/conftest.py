@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
@@ -13,11 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from geo4d.core.threads import wait_calmly
+
 if TYPE_CHECKING:
     from torch import Tensor
 
     from geo4d.core.procedural import Boxes
-    from geo4d.core.types import Camera
+    from geo4d.core.types import Camera, Observations, Scene
+
+wait_calmly()  # threads that spin while they wait make a suite minutes longer on a machine with other work
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -102,6 +107,73 @@ def _render(boxes: Boxes, cameras: Sequence[Camera]) -> list[tuple[Tensor, Tenso
 def render() -> Callable[[Boxes, Sequence[Camera]], list[tuple[Tensor, Tensor]]]:
     """`procedural.render` of several cameras at once."""
     return _render
+
+
+@pytest.fixture(scope="session")
+def generated_scene() -> Callable[..., Scene]:
+    """A function that makes a `Scene` of a generated tabletop with exact cameras, depth and tracks: `_generate`."""
+    return _generate
+
+
+def _generate(count: int = 7, hw: tuple[int, int] = (60, 80), *, depth: bool = True, points: bool = True) -> Scene:
+    """Photos `photo 0.png`, ... on an arc; `depth` and `points` say whether the scene knows its surfaces by them."""
+    import torch
+
+    from geo4d.core.types import Frame, Frames, PointCloud, Scale, Scene
+
+    cameras, rendered = _generated_photos(count, hw)
+    frames = Frames(
+        [Frame.from_array(f"photo {i}.png", (rgb.numpy() * 255 + 0.5).astype("uint8")) for i, (rgb, _) in
+         enumerate(rendered)]
+    )  # fmt: skip
+    observations = _tracks(cameras, rendered, 60 if points else 0)
+    unknown = (None,) * count
+    return Scene(
+        frames, cameras, cameras, tuple(d.clone() for _, d in rendered) if depth else unknown,
+        tuple(torch.ones_like(d) for _, d in rendered) if depth else unknown, unknown, observations,
+        PointCloud(observations.p_world, observations.rgb, torch.full_like(observations.rgb, torch.nan)), None,
+        Scale("metric", "generated", 0.0), torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64), {},
+    )  # fmt: skip
+
+
+@functools.cache
+def _generated_photos(count: int, hw: tuple[int, int]) -> tuple[tuple[Camera, ...], list[tuple[Tensor, Tensor]]]:
+    import dataclasses
+
+    from geo4d.core import procedural
+
+    batch = procedural.arc_cameras(count, hw, seed=1, sweep_rad=1.2)
+    cameras = tuple(
+        dataclasses.replace(batch, K=batch.K[i], world_from_cam=batch.world_from_cam[i]) for i in range(count)
+    )
+    return cameras, _render(procedural.tabletop(3), cameras)
+
+
+def _tracks(cameras: Sequence[Camera], rendered: list[tuple[Tensor, Tensor]], per_photo: int) -> Observations:
+    """Points at random pixels of every photo, seen by all photos in which nothing hides them."""
+    import torch
+
+    from geo4d.core.types import Observations
+
+    g, (h, w) = torch.Generator().manual_seed(0), cameras[0].hw
+    pixel = [torch.randint(h * w, (per_photo,), generator=g) for _ in cameras]
+    uv = [torch.stack([p % w, p // w], -1) + 0.5 for p in pixel]
+    p_world = torch.cat(
+        [c.unproject(x.double(), d.flatten()[p]) for c, x, p, (_, d) in zip(cameras, uv, pixel, rendered, strict=True)]
+    )
+    rgb = torch.cat([c.reshape(-1, 3)[p] for p, (c, _) in zip(pixel, rendered, strict=True)])
+    track, frame, seen_at = [], [], []
+    for i, (camera, (_, depth)) in enumerate(zip(cameras, rendered, strict=True)):
+        uv_px, z = camera.project(p_world)
+        inside = ((uv_px > 0) & (uv_px < torch.tensor([w, h]))).all(-1)
+        column, row = uv_px.nan_to_num(0.0).long().clamp_min(0).unbind(-1)
+        surface = depth[row.clamp_max(h - 1), column.clamp_max(w - 1)]
+        visible = (inside & ((z - surface).abs() < 0.02 * z)).nonzero()[:, 0]
+        track.append(visible)
+        frame.append(torch.full_like(visible, i))
+        seen_at.append(uv_px[visible])
+    order = torch.argsort(torch.cat(track) * len(cameras) + torch.cat(frame))
+    return Observations(torch.cat(track)[order], torch.cat(frame)[order], torch.cat(seen_at)[order], p_world, rgb)
 
 
 @dataclass(frozen=True)
