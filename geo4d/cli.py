@@ -250,29 +250,54 @@ def render(
 
 
 def evaluate(
-    what: Positional[Literal["poses", "depth"]],
+    what: Positional[Literal["poses", "depth", "views"]],
     scene: Positional[Path],
     /,
     *,
-    reference: Path,
+    reference: Path | None = None,
     depth_K: str | None = None,
     depth_unit_m: float = 0.001,
+    gaussians: Path | None = None,
+    holdout: int | None = None,
+    all: bool = False,
+    image_size: int | None = None,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
     json: bool = False,
 ) -> dict[str, Any]:
-    """Scores of a scene against a reference.
+    """Scores of a scene against a reference, or of its Gaussians against its photos.
 
     Args:
-        what: poses (pairwise AUC at 1, 3, 5 and 30 degrees, trajectory error) or depth (AbsRel and its kin).
+        what: poses (pairwise AUC at 1, 3, 5 and 30 degrees, trajectory error), depth (AbsRel and its kin), or views
+            (PSNR and SSIM of renders, with pictures in SCENE/views.html).
         scene: a scene folder.
         reference: poses: transforms.json, COLMAP model, scene folder, folder of camera or pose files; depth: folder of
-            16-bit PNG or npz.
+            16-bit PNG or npz; views: none, the scene's photos are the reference.
         depth_K: intrinsics of the reference depth where they differ from the photo's: fx,fy,cx,cy.
         depth_unit_m: metres per unit of a 16-bit PNG.
+        gaussians: views: a file of Gaussians instead of the scene's own.
+        holdout: views: compare every k-th photo of the sorted names (default: those that the fit held out).
+        all: views: compare all photos.
+        image_size: views: longer side in pixels of the pictures compared (default: that of the fit).
+        device: views: where to render; cuda needs gsplat.
         json: print the result as one JSON object on stdout.
     """
-    del json
     from geo4d import evaluation
 
+    if what == "views":
+        from geo4d.pipeline.rendering import choose_device
+
+        with _terminal(quiet=json) as progress:
+            result = evaluation.evaluate_views(
+                scene, gaussians=gaussians, holdout=holdout, every=all, image_size=image_size,
+                device=str(choose_device(device)), progress=progress,
+            )  # fmt: skip
+        if not json:
+            result["images"] = [f"{i['name']}  {i['psnr'] or 0:.2f} dB  {i['ssim'] or 0:.3f}" for i in result["images"]]
+        return result
+    if reference is None:
+        raise InputError(
+            f"evaluate {what} needs a reference", hint=f"geo4d evaluate {what} {scene} --reference FILE_OR_FOLDER"
+        )
     if what == "poses":
         return evaluation.evaluate_poses(scene, reference)
     return evaluation.evaluate_depth(scene, reference, depth_K=depth_K, unit_m=depth_unit_m)

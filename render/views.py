@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from geo4d.core import geometry
+from geo4d.core import geometry, threads
 from geo4d.core.errors import InputError
 from geo4d.core.memory import memory_bytes
 from geo4d.core.types import Buffers, Camera, Gaussians
@@ -153,7 +153,7 @@ def _views(
     one = next(cameras)
     while one is not None:
         following = next(cameras, None)
-        with torch.no_grad():
+        with torch.no_grad(), threads.kernels_only():
             view = _view(gaussians, one, following, background, buffers, chosen)
         yield view
         one = following

@@ -1,6 +1,26 @@
 """Scores against references."""
 
-from geo4d.evaluation.depth import evaluate_depth
-from geo4d.evaluation.poses import evaluate_poses
+from __future__ import annotations
 
-__all__ = ["evaluate_depth", "evaluate_poses"]
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from geo4d.evaluation.depth import evaluate_depth
+    from geo4d.evaluation.poses import evaluate_poses
+    from geo4d.evaluation.views import evaluate_views
+
+_EXPORTS = {
+    "evaluate_depth": "geo4d.evaluation.depth",
+    "evaluate_poses": "geo4d.evaluation.poses",
+    "evaluate_views": "geo4d.evaluation.views",
+}
+
+__all__ = ["evaluate_depth", "evaluate_poses", "evaluate_views"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'geo4d.evaluation' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_EXPORTS[name]), name)

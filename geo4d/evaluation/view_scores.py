@@ -10,7 +10,7 @@ from torch import Tensor
 
 from geo4d.core import metrics
 from geo4d.core.types import Gaussians, Scene
-from render.photos import Photos
+from render.photos import Photo, Photos
 from render.rasterizer.api import rasterization
 
 
@@ -31,15 +31,7 @@ def score_views(scene: Scene, gaussians: Gaussians, frames: Sequence[int], *, lo
     images = []
     for k in range(len(photos)):
         photo = photos.get(k)
-        render, truth = render_like(gaussians, photo.camera), photo.rgb.float() / 255
-        fitted = _fit_exposure(render, truth, photo.valid)
-        images.append(
-            {
-                "name": photo.name,
-                **_scores(render, truth, photo.valid),
-                "corrected": _scores(fitted, truth, photo.valid),
-            }
-        )
+        images.append(score_view(photo, render_like(gaussians, photo.camera)))
         photos.forget(k)
     sizes = sorted({photos.hw(k) for k in range(len(photos))})
     return {
@@ -48,6 +40,17 @@ def score_views(scene: Scene, gaussians: Gaussians, frames: Sequence[int], *, lo
         "corrected": {key: _mean([i["corrected"][key] for i in images]) for key in ("psnr", "ssim")},
         "image_size": list(sizes[0]) if len(sizes) == 1 else [list(hw) for hw in sizes],
         "images": images,
+    }
+
+
+def score_view(photo: Photo, render: Tensor) -> dict[str, Any]:
+    """Name and scores of one photo, raw and `corrected`; see `score_views`."""
+    truth = photo.rgb.float() / 255
+    fitted = _fit_exposure(render, truth, photo.valid)
+    return {
+        "name": photo.name,
+        **_scores(render, truth, photo.valid),
+        "corrected": _scores(fitted, truth, photo.valid),
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from importlib import resources
 from pathlib import Path
@@ -40,12 +40,17 @@ def write_report(
     sections = _failed(facts, small) if facts.get("failure") else _reconstructed(facts, small, scene)
     top = [overview.header(facts), overview.verdict_section(facts), overview.tiles(facts)]
     parts = [*top, html.navigation(sections, _CHAPTERS), *sections]
-    assets = resources.files("recon.report") / "assets"
-    style, script, page = ((assets / f"page.{kind}").read_text("utf-8") for kind in ("css", "js", "html"))
-    title = escape(f"{facts.get('title') or 'Photos'} · geo4d report")
-    whole = Template(page).substitute(title=title, style=style, script=script, body="\n".join(filter(None, parts)))
+    whole = assemble(f"{facts.get('title') or 'Photos'} · geo4d report", parts)
     # A file name may hold bytes that are not text; they become question marks here and stay what they are on the disk.
     atomic.write_bytes(path, whole.encode("utf-8", errors="replace"))
+
+
+def assemble(title: str, parts: Sequence[str], *, style: str = "") -> str:
+    """A whole page, style and script in it; `style` is CSS beside that of all pages."""
+    assets = resources.files("recon.report") / "assets"
+    css, script, page = ((assets / f"page.{kind}").read_text("utf-8") for kind in ("css", "js", "html"))
+    body = "\n".join(filter(None, parts))
+    return Template(page).substitute(title=escape(title), style=css + style, script=script, body=body)
 
 
 def _reconstructed(facts: ReportFacts, small: Mapping[str, np.ndarray], scene: Scene | None) -> list[str]:

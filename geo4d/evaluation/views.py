@@ -1,0 +1,169 @@
+"""Renders of a scene's Gaussians against its photos: scores, and a page that shows where they differ."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from geo4d.core import colouring, pictures, threads
+from geo4d.core.errors import InputError
+from geo4d.core.io import atomic
+from geo4d.core.io.buffers import to_uint8
+from geo4d.core.io.gaussians import read_gaussians
+from geo4d.core.io.scene import load_scene
+from geo4d.core.progress import Progress
+from geo4d.core.types import Scene
+from geo4d.evaluation.view_scores import render_like, score_view
+from geo4d.evaluation.views_page import Comparison, write_views_page
+from render.photos import Photos
+from render.trajectories import held_out_indices
+
+LONG_SIDE = 960
+LARGEST_ERROR = 0.25
+"""Difference of colours, of 1, that the error maps show as the strongest."""
+_SHOWN_PX = ((12, 640), (40, 480), (10**9, 320))
+"""Up to so many photos are shown so large."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which photos are compared, and whether the Gaussians were fitted without them (None: nobody says)."""
+
+    index: list[int]
+    words: str
+    unseen: bool | None
+
+
+def evaluate_views(
+    folder: Path,
+    *,
+    gaussians: Path | None = None,
+    holdout: int | None = None,
+    every: bool = False,
+    image_size: int | None = None,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """PSNR and SSIM of renders at the cameras of photos, ready for JSON; writes SCENE/views.html.
+
+    Compared are the photos that metrics.json names as held out; without it, or with `every`, all photos. Means are
+    over photos, scores over the valid pixels of each; `corrected` are those after the colours of each render were
+    fitted to its photo by an affine map.
+
+    Args:
+        folder: a scene folder.
+        gaussians: a file of Gaussians instead of the scene's own.
+        holdout: compare every `holdout`-th photo of the sorted names instead.
+        every: compare all photos.
+        image_size: longer side of the pictures compared; by default that of the fit, else 960.
+        device: where to render.
+        progress: hears of the photos.
+
+    Raises:
+        InputError: no scene, no Gaussians, or nothing to compare.
+    """
+    progress = progress or Progress()
+    folder = Path(folder)
+    scene = load_scene(folder)
+    file = gaussians or folder / "gaussians.ply"
+    if gaussians is None and not file.is_file():
+        raise InputError("the scene has no Gaussians", found=f"no {file}", hint=f"geo4d fit {folder}")
+    splats = read_gaussians(file).to(device)
+    fitted = _metrics(folder) if gaussians is None else {}
+    choice = choose(scene, fitted, holdout=holdout, every=every)
+    size = _image_size(fitted, image_size)
+    comparisons: list[Comparison] = []
+    photos = Photos(scene, choice.index, size, device)
+    shown = next(px for count, px in _SHOWN_PX if len(photos) <= count)
+    stage = progress.stage("compare views", total=len(photos))
+    with torch.no_grad(), threads.kernels_only(), stage as advance:
+        for k in range(len(photos)):
+            photo = photos.get(k)
+            render = render_like(splats, photo.camera)
+            scores = score_view(photo, render)
+            triple = (photo.rgb.cpu().numpy(), to_uint8(render.cpu().numpy()), _error_map(photo, render))
+            comparisons.append(Comparison(scores, *(_small(p, shown) for p in triple)))
+            photos.forget(k)
+            advance()
+    result = _result(comparisons, choice, file, size)
+    result["report"] = str(folder / "views.html")
+    write_views_page(folder / "views.html", folder.resolve().name, result, comparisons, len(splats), LARGEST_ERROR)
+    return atomic.to_json(result)
+
+
+def _metrics(folder: Path) -> dict[str, Any]:
+    path = folder / "metrics.json"
+    return atomic.read_json(path, "the metrics of a fit") if path.is_file() else {}
+
+
+def choose(scene: Scene, fitted: dict[str, Any], *, holdout: int | None = None, every: bool = False) -> Choice:
+    """Which photos to compare; `fitted` is what metrics.json says.
+
+    Raises:
+        InputError: metrics.json is of other photos, or both ways to choose were given.
+    """
+    names = scene.frames.names
+    if holdout is not None and every:
+        raise InputError("choose one of --all and --holdout", found="both")
+    test = [str(name) for name in fitted.get("test") or []]
+    missing = [name for name in test if name not in names]
+    if missing:
+        raise InputError(
+            "metrics.json is not of this scene", found=f"held-out photos that the scene does not have: {missing[0]}",
+            accepted="metrics.json of geo4d fit for the photos in the scene", hint="--holdout 8, or --all",
+        )  # fmt: skip
+    if holdout is not None:
+        index = held_out_indices(names, holdout)
+        unseen = None if "test" not in fitted else {names[i] for i in index} <= set(test)
+        return Choice(index, f"photos 0, {holdout}, {2 * holdout}, ... by name", unseen)
+    if test and not every:
+        return Choice([names.index(name) for name in test], "photos that the fit has not seen", True)
+    unseen = None if "test" not in fitted else False
+    return Choice(sorted(range(len(names)), key=lambda i: names[i]), "all photos", unseen)
+
+
+def _image_size(fitted: dict[str, Any], asked: int | None) -> int:
+    if asked is not None:
+        if asked < 11:
+            raise InputError("cannot use --image-size", found=str(asked), accepted="11 or more")
+        return asked
+    option = (fitted.get("options") or {}).get("image_size")
+    return int(option) if option else LONG_SIDE
+
+
+def _error_map(photo: Any, render: torch.Tensor) -> np.ndarray:
+    """Mean difference over the channels as colours; dark where the photo may not be used."""
+    difference = (render - photo.rgb.float() / 255).abs().mean(-1)
+    difference = torch.where(photo.valid, difference, torch.nan).cpu().numpy()
+    return colouring.turbo(difference / LARGEST_ERROR)
+
+
+def _small(picture: np.ndarray, long_side: int) -> np.ndarray:
+    return pictures.resize(picture, pictures.fit_hw((picture.shape[0], picture.shape[1]), long_side))
+
+
+def _result(comparisons: Sequence[Comparison], choice: Choice, file: Path, size: int) -> dict[str, Any]:
+    images = [c.scores for c in comparisons]
+    corrected = [i["corrected"] for i in images]
+    return {
+        "gaussians": str(file),
+        "compared": choice.words,
+        "photos": len(images),
+        "seen_in_fitting": None if choice.unseen is None else not choice.unseen,
+        "image_size": size,
+        **{key: _mean([i[key] for i in images]) for key in ("psnr", "ssim")},
+        "corrected": {key: _mean([c[key] for c in corrected]) for key in ("psnr", "ssim")},
+        "images": images,
+    }
+
+
+def _mean(values: list[float]) -> float | None:
+    """Over the photos that have a score: one whose mask leaves nothing has none."""
+    known = [v for v in values if not math.isnan(v)]
+    return sum(known) / len(known) if known else None

@@ -1,0 +1,182 @@
+"""`geo4d render`: a folder that is whole or absent, whose files agree with each other and with the scene."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from geo4d.core.errors import InputError
+from geo4d.core.io.buffers import MODALITIES
+from geo4d.core.io.camera_path import read_camera_path
+from geo4d.core.io.gaussians import read_gaussians, write_gaussians
+from geo4d.core.io.nerfstudio import read_transforms
+from geo4d.core.io.scene import load_scene
+from geo4d.core.progress import Progress
+from geo4d.pipeline.rendering import RenderOptions, parse_colour, render_folder
+from render import render_views
+
+Geo4D = Callable[..., Any]
+
+
+def picture(path: Path) -> np.ndarray:
+    with Image.open(path) as opened:
+        return np.asarray(opened)
+
+
+def test_all_modalities_along_an_orbit(photographed: Path, tmp_path: Path, geo4d: Geo4D) -> None:
+    out = tmp_path / "out"
+    done = geo4d(
+        "render", photographed, "-o", out, "--modalities", ",".join(MODALITIES), "--frames", 4, "--fps", 10, "--json"
+    )
+    assert done.code == 0, done.stderr
+    assert (done.result["frames"], done.result["size"]) == (4, "80x60")
+    facts = json.loads((out / "render.json").read_text())
+    assert facts["format"] == "geo4d-render"
+    assert list(facts["modalities"]) == list(MODALITIES)
+    assert facts["modalities"]["depth"]["png_step"] == 0.001  # the scene is metric
+    for modality in MODALITIES:
+        with av.open(str(out / f"{modality}.mp4")) as video:
+            assert sum(1 for _ in video.decode(video=0)) == 4
+        assert len(list((out / modality).glob("*.flo" if modality == "flow" else "*.png"))) == (
+            3 if modality == "flow" else 4
+        )
+    assert set(np.unique(picture(out / "segmentation/00000.png"))) == {0, 1, 2}
+    cameras = read_transforms(out / "cameras.json")
+    path = read_camera_path(out / "camera_path.json")
+    torch.testing.assert_close(
+        torch.stack([c.world_from_cam for c in cameras.cameras.values()]), path.camera.world_from_cam
+    )
+    assert [f.relative_to(out).as_posix() for f in cameras.files.values()] == [f"rgb/{i:05d}.png" for i in range(4)]
+    assert all(f.is_file() for f in cameras.files.values())
+    assert list(cameras.time_s.values()) == pytest.approx([0, 0.1, 0.2, 0.3])
+    # The depth of a frame is that of the Gaussians from the camera beside it.
+    expected = render_views(read_gaussians(photographed / "gaussians.ply"), path.camera)
+    np.testing.assert_allclose(np.load(out / "depth/00002.npz")["depth"], expected.depth[2].numpy(), rtol=1e-4)
+
+
+def test_held_out_frames_are_the_photos(photographed: Path, tmp_path: Path) -> None:
+    options = RenderOptions(trajectory="held-out", holdout=4, modalities="rgb")
+    result = render_folder(photographed, tmp_path / "out", options)
+    assert result["frames"] == 3
+    scene = load_scene(photographed)
+    for i, k in enumerate((0, 4, 8)):
+        photo, mask = scene.frames[k].read(), scene.frames[k].mask
+        close = np.abs(picture(tmp_path / f"out/rgb/{i:05d}.png").astype(int) - photo).max(-1) <= 1
+        assert close[mask.numpy() if mask is not None else slice(None)].all()
+
+
+def test_a_rendered_path_can_be_rendered_again(photographed: Path, tmp_path: Path) -> None:
+    first = render_folder(photographed, tmp_path / "a", RenderOptions("spiral", "rgb", frames=3, width=64))
+    assert first["size"] == "64x48"
+    for file in ("camera_path.json", "cameras.json"):
+        again = RenderOptions(str(tmp_path / "a" / file), "rgb", background="black")
+        result = render_folder(photographed, tmp_path / "b", again, overwrite=True)
+        assert (result["frames"], result["size"]) == (3, "64x48")
+        for i in range(3):
+            a, b = (picture(tmp_path / f / f"rgb/{i:05d}.png").astype(int) for f in "ab")
+            assert np.abs(a - b).max() <= 1
+    thin = RenderOptions(str(tmp_path / "a/camera_path.json"), "rgb", frames=2, height=30)
+    assert render_folder(photographed, tmp_path / "c", thin)["size"] == "40x30"
+    assert len(list((tmp_path / "c/rgb").iterdir())) == 2
+
+
+def test_times_of_a_path_are_kept(photographed: Path, tmp_path: Path) -> None:
+    render_folder(photographed, tmp_path / "a", RenderOptions("dolly", "rgb", frames=3, zoom=True))
+    path = tmp_path / "a/camera_path.json"
+    content = json.loads(path.read_text())
+    for entry, time_s in zip(content["camera_path"], (5.0, 5.5, 7.0), strict=True):
+        entry["render_time"] = time_s
+    (tmp_path / "timed.json").write_text(json.dumps(content | {"fps": 12}))
+    render_folder(photographed, tmp_path / "b", RenderOptions(str(tmp_path / "timed.json"), "rgb"))
+    assert read_camera_path(tmp_path / "b/camera_path.json").time_s == (5.0, 5.5, 7.0)
+    assert list(read_transforms(tmp_path / "b/cameras.json").time_s.values()) == [5.0, 5.5, 7.0]
+    assert json.loads((tmp_path / "b/render.json").read_text())["fps"] == 12
+
+
+def test_the_background_lies_behind(photographed: Path, tmp_path: Path) -> None:
+    render_folder(photographed, tmp_path / "a", RenderOptions("orbit", "rgb,alpha", frames=1, background="10,200,30"))
+    nothing = picture(tmp_path / "a/alpha/00000.png") == 0
+    assert nothing.any()
+    assert (picture(tmp_path / "a/rgb/00000.png")[nothing] == (10, 200, 30)).all()
+
+
+def test_an_interrupted_run_leaves_nothing(photographed: Path, tmp_path: Path) -> None:
+    class Stopped(Progress):
+        def _shown(self, name: str, total: int | None) -> Any:
+            if name == "write videos":
+                raise KeyboardInterrupt
+            return super()._shown(name, total)
+
+    with pytest.raises(KeyboardInterrupt):
+        render_folder(photographed, tmp_path / "out", RenderOptions(frames=2), progress=Stopped())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_there_is_not_replaced_unasked(photographed: Path, tmp_path: Path) -> None:
+    out, options = tmp_path / "out", RenderOptions("orbit", "rgb", frames=1)
+    render_folder(photographed, out, options)
+    with pytest.raises(InputError, match="--overwrite"):
+        render_folder(photographed, out, options)
+    render_folder(photographed, out, RenderOptions("orbit", "alpha", frames=1), overwrite=True)
+    assert not (out / "rgb").exists()
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match="did not write"):
+        render_folder(photographed, foreign, options, overwrite=True)
+    assert (foreign / "thesis.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (RenderOptions(modalities="rgb,colour"), "'colour'"),
+        (RenderOptions(modalities=","), "unknown modalities"),
+        (RenderOptions(trajectory="loop"), "held-out, or a camera_path"),
+        (RenderOptions(frames=0), "--frames"),
+        (RenderOptions(fps=0), "--fps"),
+        (RenderOptions(width=0), "--width"),
+        (RenderOptions(background="red"), "black, white, or R,G,B"),
+        (RenderOptions(zoom=True), "--zoom"),
+        (RenderOptions(trajectory="held-out", holdout=0), "hold out"),
+        (RenderOptions(gaussians=Path("no.ply")), "no.ply"),
+        (RenderOptions(width=10**6, height=10**6), "GB of memory"),
+    ],
+)
+def test_what_cannot_be_rendered_is_said(photographed: Path, tmp_path: Path, options: RenderOptions, said: str) -> None:
+    with pytest.raises(InputError) as error:
+        render_folder(photographed, tmp_path / "out", options)
+    assert said in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_no_trajectory_is_said(photographed: Path, tmp_path: Path, geo4d: Geo4D) -> None:
+    done = geo4d("render", photographed, "-o", tmp_path / "out", "--trajectory", photographed / "points.ply")
+    assert done.code == 2
+    assert "trajectory" in done.stderr
+
+
+def test_segmentation_needs_objects(photographed: Path, tmp_path: Path) -> None:
+    gaussians = read_gaussians(photographed / "gaussians.ply")
+    plain = tmp_path / "plain.splat"  # has no place for ids
+    write_gaussians(plain, gaussians)
+    with pytest.raises(InputError, match="geo4d segment"):
+        render_folder(photographed, tmp_path / "out", RenderOptions(modalities="segmentation", gaussians=plain))
+    render_folder(photographed, tmp_path / "out", RenderOptions("orbit", "rgb", frames=1, gaussians=plain))
+
+
+def test_colours_are_read() -> None:
+    assert parse_colour("white") == (1, 1, 1)
+    assert parse_colour("255,0,51") == (1, 0, 0.2)
+    assert parse_colour("0.5, 1, 0") == (0.5, 1, 0)
+    for text in ("256,0,0", "1.5,0,0", "1,2", "a,b,c", ""):
+        with pytest.raises(InputError, match="background"):
+            parse_colour(text)
