@@ -55,7 +55,8 @@ class Adam(torch.optim.Optimizer):
         (beta1, beta2), lr, eps = group["betas"], group["lr"], group["eps"]
         correction1, correction2 = 1 - beta1 ** state["step"], 1 - beta2 ** state["step"]
         rate, root = lr / correction1, math.sqrt(correction2)
-        if not param.is_cuda and param.dtype == torch.float32:
+        kept = param, state["exp_avg"], state["exp_avg_sq"]
+        if not param.is_cuda and param.dtype == torch.float32 and all(t.is_contiguous() for t in kept):
             rows = len(param)
             flags = np.ones(rows, np.bool_) if seen is None else seen.numpy()
             arrays: tuple[Any, ...] = (param, param.grad, state["exp_avg"], state["exp_avg_sq"])
