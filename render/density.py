@@ -85,6 +85,7 @@ class MCMC:
         self._share(params, optimizers, source)
         for param in params.values():
             param[dead] = param[source]
+        _stop(params, optimizers, dead)
         return len(dead)
 
     def _add(self, params: Params, optimizers: Optimizers, state: dict[str, Any]) -> int:
@@ -106,10 +107,7 @@ class MCMC:
         opacity = opacity.clamp(self.min_opacity, 1 - 1e-6)
         params["opacities"][index] = torch.logit(opacity).reshape(-1, *params["opacities"].shape[1:])
         params["scales"][index] += factor.log()[:, None]
-        for name, param in params.items():
-            for value in optimizers[name].state.get(param, {}).values():
-                if isinstance(value, Tensor) and value.shape[:1] == param.shape[:1]:
-                    value[index] = 0
+        _stop(params, optimizers, index)
 
     def _wander(self, params: Params, state: dict[str, Any], lr: float) -> None:
         """Noise along each Gaussian's own shape, for those that are nearly transparent."""
@@ -134,7 +132,7 @@ def shared(opacity: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
         count: `(n,)` N; those above 51 count as 51.
     """
     count = count.clamp_max(MAX_COPIES)
-    part = 1 - (1 - opacity.double()) ** (1 / count)
+    part = 1 - (1 - opacity.double()) ** (1 / count.double())
     total = torch.zeros_like(part)
     for n in count.unique().tolist():
         mine = count == n
@@ -150,6 +148,14 @@ def _draw(weight: Tensor, count: int, state: dict[str, Any]) -> Tensor:
     total = weight.double().cumsum(0)
     at = torch.rand(count, dtype=torch.float64, generator=state["generator"], device=weight.device) * total[-1]
     return torch.searchsorted(total, at).clamp_max(len(weight) - 1)
+
+
+def _stop(params: Params, optimizers: Optimizers, index: Tensor) -> None:
+    """Take the momentum from some Gaussians."""
+    for name, param in params.items():
+        for value in optimizers[name].state.get(param, {}).values():
+            if isinstance(value, Tensor) and value.shape[:1] == param.shape[:1]:
+                value[index] = 0
 
 
 def _replace(params: Params, optimizers: Optimizers, name: str, value: Tensor) -> None:
