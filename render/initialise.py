@@ -42,7 +42,7 @@ def initial_gaussians(
     rng = np.random.default_rng(seed)
     chosen = list(range(len(scene.frames))) if frames is None else list(frames)
     with_depth = [i for i in chosen if scene.depth[i] is not None]
-    position, colour, normal = _sparse(scene, chosen, count, rng)
+    position, colour, normal = _sparse(scene, chosen, count // 4 if with_depth else count, rng)
     left = max(count - len(position), 0)
     for k, i in enumerate(with_depth):
         share = left * (k + 1) // len(with_depth) - left * k // len(with_depth)
@@ -57,11 +57,11 @@ def initial_gaussians(
 
 
 def _sparse(scene: Scene, chosen: Sequence[int], count: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
-    """Points of the tracks that the chosen photos see: positions, colours, normals (unknown)."""
+    """At most `count` points of tracks that the chosen photos see: positions, colours, normals (unknown)."""
     seen = torch.isin(scene.observations.frame_id, torch.tensor(list(chosen), dtype=torch.int64))
     index = scene.observations.track_id[seen].unique().numpy()
-    if len(index) > count // 4:
-        index = np.sort(rng.choice(index, count // 4, replace=False))
+    if len(index) > count:
+        index = np.sort(rng.choice(index, count, replace=False))
     position = scene.observations.p_world.numpy()[index]
     return position, scene.observations.rgb.numpy()[index], np.full_like(position, np.nan)
 
@@ -70,15 +70,17 @@ def _surface(scene: Scene, i: int, count: int, rng: np.random.Generator) -> tupl
     """Random pixels of one depth map: positions, colours and normals in the world."""
     depth = scene.depth[i]
     assert depth is not None
-    confidence = scene.confidence[i]
+    frame, confidence, hw = scene.frames[i], scene.confidence[i], (depth.shape[0], depth.shape[1])
     good = torch.isfinite(depth) & (depth > 0)
+    if frame.read_mask is not None:
+        good &= torch.from_numpy(pictures.resize(frame.read_mask().astype(np.uint8) * 255, hw) == 255)
+    pointmap = torch.where(good[..., None], scene.pointmap(i), torch.nan)
     if confidence is not None:
         good &= confidence.nan_to_num(0.0) >= MIN_CONFIDENCE
     index = np.flatnonzero(good.numpy())
     if len(index) > count:
         index = np.sort(rng.choice(index, count, replace=False))
-    pointmap = scene.pointmap(i)
-    rgb = pictures.resize(scene.frames[i].read(), (depth.shape[0], depth.shape[1])).astype(np.float32) / np.float32(255)
+    rgb = pictures.resize(frame.read(), hw).astype(np.float32) / np.float32(255)
     facing = scene.camera[i].world_from_cam[:3, 3] - pointmap
     normal = _normals(pointmap, facing)
     return tuple(a.reshape(-1, 3)[index] for a in (pointmap.numpy(), rgb, normal.numpy()))
