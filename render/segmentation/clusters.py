@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import torch
 from scipy import ndimage
-from scipy.spatial import cKDTree
 
 from geo4d.core.errors import InputError
 from geo4d.core.types import Gaussians
@@ -186,10 +185,10 @@ def _grow(
     centres = gaussians.means.numpy().astype(np.float64)
     height, least = plane.height(centres), ABOVE * plane.noise
     base = np.flatnonzero((numbers == 0) & (height > BASE * plane.noise) & (height <= least + cube))
-    distance, nearest = cKDTree(plane.plan(points[low])).query(plane.plan(centres[base]), distance_upper_bound=cube)
+    distance, index = surfaces.nearest(plane.plan(points[low]), plane.plan(centres[base]), cube)
     inside = np.isfinite(distance)
-    numbers[base[inside]] = thing[low][nearest[inside]] + 1
+    numbers[base[inside]] = thing[low][index[inside]] + 1
     rest = np.flatnonzero((numbers == 0) & near)
-    distance, nearest = cKDTree(points).query(centres[rest], distance_upper_bound=pieces.LINK * cube)
+    distance, index = surfaces.nearest(points, centres[rest], pieces.LINK * cube)
     close = np.isfinite(distance)
-    numbers[rest[close]] = thing[nearest[close]] + 1
+    numbers[rest[close]] = thing[index[close]] + 1

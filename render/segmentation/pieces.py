@@ -11,7 +11,9 @@ import numpy as np
 from scipy.sparse import coo_matrix, csr_matrix, diags
 from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import ArpackError, eigsh
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
+
+from render.segmentation.surfaces import nearest
 
 LINK = 2.0
 """Points nearer than so many cubes are connected."""
@@ -33,9 +35,9 @@ def connect(p_world: np.ndarray, cube: float) -> tuple[np.ndarray, csr_matrix]:
     reach = LINK * cube
     if not len(p_world):
         return np.zeros(0, np.int64), csr_matrix((0, 0))
-    count = cKDTree(p_world).query_ball_point(p_world, reach, return_length=True)
+    count = KDTree(p_world).query_ball_point(p_world, reach, return_length=True)
     core = np.flatnonzero(count > FEWEST_NEIGHBOURS)
-    pairs = cKDTree(p_world[core]).query_pairs(reach, output_type="ndarray")
+    pairs = KDTree(p_world[core]).query_pairs(reach, output_type="ndarray")
     ones = np.ones(len(pairs))
     half = coo_matrix((ones, (pairs[:, 0], pairs[:, 1])), shape=(len(core), len(core)))
     return core, csr_matrix(half + half.T)
@@ -43,8 +45,9 @@ def connect(p_world: np.ndarray, cube: float) -> tuple[np.ndarray, csr_matrix]:
 
 def part_at_necks(links: csr_matrix) -> np.ndarray:
     """Number of the part `(k,)` of every point: connected, without necks."""
-    part = np.zeros(links.shape[0], np.int64)
-    open_parts = _components(links, np.arange(links.shape[0]))
+    points = len(links.indptr) - 1
+    part = np.zeros(points, np.int64)
+    open_parts = _components(links, np.arange(points))
     count = 0
     while open_parts:
         members = open_parts.pop()
@@ -70,13 +73,13 @@ def _cut(links: csr_matrix) -> np.ndarray | None:
     The second eigenvector of the normalised Laplacian (Shi and Malik, "Normalized cuts and image segmentation", 2000)
     orders the points along the part; the cut is tried at every place of this order.
     """
-    n = links.shape[0]
+    n = len(links.indptr) - 1
     degree = np.asarray(links.sum(1)).ravel()
     root = diags(1 / np.sqrt(degree))
     laplacian = diags(np.ones(n)) - root @ links @ root
     start = np.random.default_rng(0).random(n)
     try:
-        value, vector = eigsh(csr_matrix(laplacian), k=2, sigma=-1e-4, which="LM", v0=start, tol=1e-4)
+        value, vector = eigsh(csr_matrix(laplacian), k=2, sigma=-1e-4, which="LM", v0=start, tol=1e-4)  # pyright: ignore
     except (ArpackError, RuntimeError):  # does not converge: no cut is better than a random one
         return None
     order = np.argsort((root @ vector)[:, np.argmax(value)], kind="stable")
@@ -120,7 +123,7 @@ def gather(
         size = float(np.linalg.norm(np.ptp(p_world[mine], axis=0)))
         hangs_beside = over[mine].mean() < 0.5
         reach = max(LINK * cube, 0.0 if hangs_beside else size / 2)
-        distance, _ = cKDTree(p_world[mine]).query(p_world, distance_upper_bound=reach)
+        distance, _ = nearest(p_world[mine], p_world, reach)
         aside = np.linalg.norm(plan - plan[mine].mean(0), axis=1)
         cost[k] = np.minimum.reduceat(distance[order], starts) + np.minimum.reduceat(aside[order], starts)
     cost[np.arange(count), np.arange(count)] = np.inf

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
-from scipy.spatial import ConvexHull, QhullError, cKDTree
+from scipy.spatial import ConvexHull, KDTree, QhullError
 
 from geo4d.core.errors import InputError
 from geo4d.core.types import Gaussians
@@ -56,7 +56,7 @@ class Support:
     def over(self, p_world: np.ndarray) -> np.ndarray:
         """Bool `(n,)`: the point lies above or below the support, not beside it."""
         index = np.floor((self.plan(p_world) - self.corner) / self.cell).astype(np.int64)
-        inside = ((index >= 0) & (index < self.map.shape)).all(1)
+        inside = np.all((index >= 0) & (index < self.map.shape), axis=1)
         index = np.where(inside[:, None], index, 0)
         return inside & self.map[index[:, 0], index[:, 1]]
 
@@ -120,7 +120,7 @@ def _largest_plane(points: np.ndarray, up: np.ndarray, tolerance: float, rng: np
         return None
     first = rng.integers(len(points), size=TRIALS)
     k = min(NEIGHBOURS, len(points))
-    near = cKDTree(points).query(points[first], k=k)[1]
+    near = np.asarray(KDTree(points).query(points[first], k=k)[1])
     others = near[np.arange(TRIALS)[:, None], rng.integers(1, k, size=(TRIALS, 2))]
     a = points[first]
     normal = np.cross(points[others[:, 0]] - a, points[others[:, 1]] - a)
@@ -166,14 +166,15 @@ def _outlined(mine: np.ndarray, origin: np.ndarray, normal: np.ndarray, noise: f
     corner = low - 0.1 * (high - low).max()
     shape = np.ceil((high + 0.1 * (high - low).max() - corner) / cell).astype(int)
     index = np.floor((plan - corner) / cell).astype(int)
-    fits = ((index >= 0) & (index < shape)).all(1)
+    fits = np.all((index >= 0) & (index < shape), axis=1)
     filled = np.zeros(shape, np.int64)
     np.add.at(filled, tuple(index[fits].T), 1)
-    area = ndimage.binary_closing(np.pad(filled > 0, 3), iterations=3)[3:-3, 3:-3] | (filled > 0)
-    labels, _ = ndimage.label(area)
-    most = int(np.argmax(ndimage.sum_labels(filled, labels, np.arange(1, labels.max() + 1)))) + 1
-    part = ndimage.binary_fill_holes(labels == most)
-    assert part is not None
+    closed = np.asarray(ndimage.binary_closing(np.pad(filled > 0, 3), iterations=3), bool)[3:-3, 3:-3]
+    closed = np.logical_or(closed, filled > 0)
+    labels = np.zeros(closed.shape, np.int64)
+    ndimage.label(closed, output=labels)
+    most = 1 + int(np.argmax(np.bincount(labels.ravel(), filled.ravel())[1:]))
+    part = np.asarray(ndimage.binary_fill_holes(labels == most))
     hull = _hull(part)
     outline = hull if part.sum() > FULL_HULL * hull.sum() else part
     return Support(origin, normal, axes, noise, corner, cell, outline, len(mine))
@@ -183,9 +184,10 @@ def _hull(part: np.ndarray) -> np.ndarray:
     """The cells whose middle lies in the convex hull of the cells of `part`."""
     cells = np.argwhere(part)
     try:
-        corners = np.concatenate([cells, cells + [0, 1], cells + [1, 0], cells + 1])
+        corners = (cells[:, None, :] + np.array([[0, 0], [0, 1], [1, 0], [1, 1]])).reshape(-1, 2)
         equations = ConvexHull(corners).equations
     except QhullError:
         return part
     middle = np.argwhere(np.ones_like(part)) + 0.5
-    return (middle @ equations[:, :2].T + equations[:, 2] <= 1e-9).all(1).reshape(part.shape)
+    inside = np.all(middle @ equations[:, :2].T + equations[:, 2] <= 1e-9, axis=1)
+    return inside.reshape(part.shape)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.spatial import KDTree
 
 from geo4d.core import geometry
 from geo4d.core.types import Gaussians
@@ -93,3 +94,11 @@ def _samples(gaussians: Gaussians, chosen: np.ndarray, spacing: float) -> tuple[
     offset = axes[who, :, 0] * (radius * np.cos(k * _TURN))[:, None]
     offset += axes[who, :, 1] * (radius * np.sin(k * _TURN))[:, None]
     return means[who] + offset, chosen[who]
+
+
+def nearest(points: np.ndarray, to: np.ndarray, reach: float = np.inf) -> tuple[np.ndarray, np.ndarray]:
+    """Distance `(m,)` of `to (m, d)` to the nearest of `points (n, d)` and its index; inf and n beyond `reach`."""
+    if not len(points):
+        return np.full(len(to), np.inf), np.zeros(len(to), np.int64)
+    distance, index = KDTree(points).query(to, distance_upper_bound=reach)
+    return np.asarray(distance), np.asarray(index)
