@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from geo4d.core.errors import Geo4DError, InputError, ReconstructionError
     from geo4d.core.types import Buffers, Camera, Frame, Frames, Gaussians, Observations, PointCloud, Scale, Scene
     from recon import reconstruct
+    from render import render_views
 
 _EXPORTS = {
     "Buffers": "geo4d.core.types",
@@ -27,6 +28,7 @@ _EXPORTS = {
     "load_frames": "geo4d.core.io.frames",
     "load_scene": "geo4d.core.io.scene",
     "reconstruct": "recon",
+    "render_views": "render",
     "save_scene": "geo4d.core.io.scene",
 }
 

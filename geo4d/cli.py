@@ -223,7 +223,7 @@ def render(
         trajectory: orbit, spiral, spline (through the places of the photos), dolly, held-out, or a file: a
             camera_path.json of nerfstudio's viewer or a transforms.json.
         modalities: comma list of rgb, depth, normal, alpha, edge, segmentation, flow.
-        frames: how many (default: 120; of a file all).
+        frames: how many (default: 120; 240 for an orbit that comes back the way it went; of a file all).
         fps: frames per second of the videos (default: 30, or what the file says).
         width: of the pictures (default: that of the photos, their longer side at most 960).
         height: of the pictures; where only one is given the other keeps the proportions.

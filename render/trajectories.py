@@ -193,6 +193,11 @@ def orbit(scene: Scene, frames: int, hw: tuple[int, int]) -> Camera:
     return _camera(s, looking_at(eye, s.focus, s.up), hw)
 
 
+def goes_round(scene: Scene) -> bool:
+    """Whether `orbit` is a full circle; else it comes back the way it went."""
+    return _arc(_angles(surroundings(scene))[0])[2]
+
+
 def _axes(s: Surroundings) -> tuple[np.ndarray, np.ndarray]:
     """Two horizontal directions; the first points from the focus to the cameras."""
     out = (s.centre - s.focus).mean(0)

@@ -538,10 +538,11 @@ GAUSSIAN_FIELDS = ("means", "quats_wxyz", "scales", "opacity", "sh", "object_id"
 class Buffers:
     """What rendering a batch of cameras returns, per pixel.
 
-    `rgb` in [0, 1] as encoded, before a background is laid behind it where `alpha` < 1; `depth` is z-depth in scene
-    units, NaN where nothing is; `normal_world` is unit and towards the camera, NaN where unknown; `object_id` is that
-    of the Gaussian which weighs most, 0 where nothing is, None where nothing was segmented; `flow_px` is the motion of
-    what each pixel shows to the next camera of the batch, NaN where unknown and for the last camera.
+    `rgb` in [0, 1] as encoded, multiplied by `alpha` where no background was laid behind it; `depth` is z-depth in
+    scene units, NaN where nothing is; `normal_world` is unit and towards the camera, NaN where unknown; `object_id` is
+    that of the object whose Gaussians weigh most together, 0 where nothing is, None where nothing was segmented;
+    `flow_px` is the motion of what each pixel shows to the next camera of the batch, NaN where unknown and for the last
+    camera.
     """
 
     rgb: Float32[Tensor, "*b h w 3"]

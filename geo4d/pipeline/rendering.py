@@ -166,7 +166,8 @@ def _path(scene: Scene, options: RenderOptions, progress: Progress) -> CameraPat
         raise InputError("cannot use --frames", found=str(options.frames), accepted="1 or more")
     hw = _size(options, _usual_size(scene))
     if name in trajectories.PATHS:
-        frames = options.frames or FRAMES
+        there_and_back = name == "orbit" and not trajectories.goes_round(scene)
+        frames = options.frames or (2 * FRAMES if there_and_back else FRAMES)
         if options.zoom and name != "dolly":
             raise InputError("cannot use --zoom", found=f"--trajectory {name}", accepted="--trajectory dolly")
         if name == "dolly":

@@ -101,6 +101,7 @@ def test_every_path_is_of_true_cameras_that_look_at_the_scene_from_afar(name: st
 
 def test_an_orbit_looks_at_its_centre_at_one_distance_and_goes_all_round() -> None:
     given = ring()
+    assert trajectories.goes_round(given)
     made = trajectories.orbit(given, 36, HW)
     focus = trajectories.surroundings(given).focus
     assert np.linalg.norm(focus - [1, 2, 0.5]) < 0.1
@@ -132,6 +133,7 @@ def test_an_orbit_stays_on_the_arc_that_the_photos_cover(start_deg: float) -> No
 
 
 def test_an_orbit_before_a_wall_stays_before_it() -> None:
+    assert not trajectories.goes_round(wall())
     made = trajectories.orbit(wall(), 40, HW)
     assert np.abs(centres(made)[:, 0]).max() < 0.45
     assert np.abs(centres(made)[:, 2]).max() < 0.2
