@@ -15,6 +15,7 @@ from tyro.conf import Positional, arg
 
 from geo4d.core.errors import Geo4DError, InputError
 from geo4d.core.progress import Progress
+from geo4d.core.threads import wait_calmly
 
 Out = Annotated[Path, arg(aliases=["-o"])]
 
@@ -165,6 +166,57 @@ def export(
 
     with _terminal(quiet=json) as progress:
         return exporting.export(source, format, out, overwrite=overwrite, progress=progress)
+
+
+def fit(
+    scene: Positional[Path],
+    /,
+    *,
+    minutes: float | None = None,
+    steps: int | None = None,
+    max_gaussians: int = 100_000,
+    image_size: int = 960,
+    holdout: int = 8,
+    sh_degree: Literal[0, 1, 2, 3] = 2,
+    exposure: bool = True,
+    refine_cameras: bool = False,
+    overwrite: bool = False,
+    resume: bool = False,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    seed: int = 0,
+    json: bool = False,
+) -> dict[str, Any]:
+    """Gaussians that look like the photos of a scene: gaussians.ply, and metrics.json with scores on held-out photos.
+
+    Args:
+        scene: a scene folder.
+        minutes: how long to fit (default: 10); Ctrl-C ends earlier and keeps what there is.
+        steps: fit so many steps instead; two such runs give the same.
+        max_gaussians: the most Gaussians.
+        image_size: longer side of the photos in pixels while fitting.
+        holdout: hold back every k-th photo (0, k, 2k, ... of the sorted names) and score on them; 0 learns from all.
+        sh_degree: how much colours depend on the direction.
+        exposure: estimate the exposure and white balance of every photo (--no-exposure takes them as they are).
+        refine_cameras: let the poses of the photos move a little.
+        overwrite: replace Gaussians that are already there.
+        resume: go on with a fit that was stopped.
+        device: where to compute; cuda needs gsplat.
+        seed: of everything random.
+        json: print the result as one JSON object on stdout.
+    """
+    from geo4d.pipeline import fitting
+    from render.fitting import FitOptions
+
+    options = FitOptions(
+        steps=steps, time_budget_s=None if minutes is None else 60 * minutes, max_gaussians=max_gaussians,
+        image_size=image_size, holdout=holdout, sh_degree=sh_degree, exposure=exposure, refine_cameras=refine_cameras,
+        seed=seed,
+    )  # fmt: skip
+    with _terminal(quiet=json) as progress:
+        return fitting.fit_folder(
+            scene, options=options, device=device, overwrite=overwrite, resume=resume, progress=progress,
+            command=sys.argv[1:],
+        )  # fmt: skip
 
 
 def view(
@@ -362,9 +414,10 @@ def bench(*, data: Path | None = None, only: str = "", json: bool = False) -> di
 
 VERBS: dict[str, Callable[..., dict[str, Any]]] = {
     "reconstruct": reconstruct,
+    "fit": fit,
+    "render": render,
     "export": export,
     "view": view,
-    "render": render,
     "evaluate": evaluate,
     "marker": marker,
     "doctor": doctor,
@@ -405,6 +458,7 @@ def main(argv: list[str] | None = None) -> int:
 
         sys.stdout.write(f"geo4d {__version__}\n")
         return 0
+    wait_calmly()
     signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
     try:
         result = tyro.extras.subcommand_cli_from_dict(

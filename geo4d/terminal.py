@@ -20,9 +20,8 @@ class TerminalProgress(Progress):
         """`quiet` shows warnings only."""
         super().__init__()
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
         from rich.progress import Progress as RichProgress
-        from rich.progress import TaskID
 
         self._quiet, self._told, self._task = quiet, 0.0, TaskID(0)
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)

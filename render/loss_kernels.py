@@ -57,9 +57,19 @@ def _products(x, y, n, xx, yy, xy):
         xx[i], yy[i], xy[i] = x[i] * x[i], y[i] * y[i], x[i] * y[i]
 
 
+@numba.njit(**fast)
+def _expose_row(red, green, blue, photo, valid, n, r, g, b, s, x, y):
+    for i in range(n):
+        y[i] = F(photo[i]) * F(1 / 255) if valid[i] else F(0.0)
+    for i in range(n):
+        x[i] = r * red[i] + g * green[i] + b * blue[i] + s
+    for i in range(n):
+        x[i] = x[i] if valid[i] else F(0.0)
+
+
 @numba.njit(parallel=True, **fast)
 def expose(picture, exposure, target, valid):
-    """Planes (3, h, w) of the picture after `exposure` (3, 4), and of the photo in [0, 1] (uint8 in).
+    """Planes (3, h, w) of the picture (d, h, w) after `exposure` (3, 4), and of the photo (h, w, 3), uint8, in [0, 1].
 
     Where `valid` is 0 both are 0, so that windows that reach there see nothing of either.
     """
@@ -68,12 +78,10 @@ def expose(picture, exposure, target, valid):
     for row in numba.prange(h):
         for c in range(3):
             r, g, b, s = exposure[c, 0], exposure[c, 1], exposure[c, 2], exposure[c, 3]
-            for i in range(w):
-                p = picture[row, i]
-                seen = r * p[0] + g * p[1] + b * p[2] + s
-                photo = F(target[row, i, c]) * F(1 / 255)
-                x[c, row, i] = seen if valid[row, i] else F(0.0)
-                y[c, row, i] = photo if valid[row, i] else F(0.0)
+            _expose_row(
+                picture[0, row], picture[1, row], picture[2, row], target[row, :, c], valid[row], w, r, g, b, s,
+                x[c, row], y[c, row],
+            )  # fmt: skip
     return x, y
 
 
@@ -202,26 +210,33 @@ def absolute(x, y, valid, per_pixel, slope, factor):
     return total
 
 
+@numba.njit(**fast)
+def _dot(a, b, n):
+    total = F(0.0)
+    for i in range(n):
+        total += a[i] * b[i]
+    return total
+
+
+@numba.njit(**fast)
+def _mix(a, b, c, n, r, g, s, out):
+    for i in range(n):
+        out[i] = r * a[i] + g * b[i] + s * c[i]
+
+
 @numba.njit(parallel=True, **fast)
 def unexpose(slope, exposure, picture, scale, out):
-    """Derivatives through `expose`: the picture's into the first three of `out` (h, w, d), the exposure's returned."""
-    h, w = picture.shape[:2]
+    """Derivatives through `expose`: the picture's into the first three of `out` (d, h, w), the exposure's returned."""
+    _, h, w = picture.shape
     sums = np.zeros((h, 12), np.float32)
     for row in numba.prange(h):
         for c in range(3):
-            one = two = three = four = F(0.0)
-            for i in range(w):
-                s = slope[c, row, i]
-                one += s * picture[row, i, 0]
-                two += s * picture[row, i, 1]
-                three += s * picture[row, i, 2]
-                four += s
-            sums[row, 4 * c], sums[row, 4 * c + 1], sums[row, 4 * c + 2] = one, two, three
-            sums[row, 4 * c + 3] = four
-        for i in range(w):
-            r, g, b = slope[0, row, i] * scale, slope[1, row, i] * scale, slope[2, row, i] * scale
             for k in range(3):
-                out[row, i, k] = exposure[0, k] * r + exposure[1, k] * g + exposure[2, k] * b
+                sums[row, 4 * c + k] = _dot(slope[c, row], picture[k, row], w)
+            sums[row, 4 * c + 3] = slope[c, row].sum()
+        for k in range(3):
+            r, g, b = exposure[0, k] * scale, exposure[1, k] * scale, exposure[2, k] * scale
+            _mix(slope[0, row], slope[1, row], slope[2, row], w, r, g, b, out[k, row])
     total = np.zeros(12, np.float64)
     for row in range(h):
         for k in range(12):

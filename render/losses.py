@@ -36,7 +36,7 @@ class _Photometric(torch.autograd.Function):
     def forward(
         ctx: Any, picture: Tensor, exposure: Tensor, photo: Tensor, valid: Tensor, ssim_weight: float
     ) -> tuple[Tensor, Tensor]:
-        p, a = picture.detach().numpy(), exposure.detach().numpy()
+        p, a = picture.detach().movedim(-1, 0).contiguous().numpy(), exposure.detach().numpy()
         inside = valid.numpy()
         x, y = kernels.expose(p, a, photo.numpy(), inside)
         weight = _interior(valid).numpy()
@@ -58,7 +58,8 @@ class _Photometric(torch.autograd.Function):
         picture, exposure, slope = ctx.saved
         out = np.zeros_like(picture)
         d_exposure = kernels.unexpose(slope, exposure, picture, np.float32(d_loss), out)
-        return torch.from_numpy(out), torch.from_numpy(d_exposure.reshape(3, 4).astype(np.float32)), None, None, None
+        d_exposure = torch.from_numpy(d_exposure.reshape(3, 4).astype(np.float32))
+        return torch.from_numpy(out).movedim(0, -1), d_exposure, None, None, None
 
 
 def _interior(valid: Tensor) -> Tensor:

@@ -134,16 +134,23 @@ def rasterization(  # noqa: D417 - those of gsplat that are not supported are no
             pictures.append(picture)
             alphas.append(alpha)
             metas.append(meta)
-    picture, alpha = torch.stack(pictures).unflatten(0, shape), torch.stack(alphas).unflatten(0, shape)[..., None]
+    picture, alpha = _stacked(pictures).unflatten(0, shape), _stacked(alphas).unflatten(0, shape)[..., None]
     picture = _finish(picture, alpha, backgrounds if with_colour else None, render_mode)
-    info = {k: torch.stack([meta[k] for meta in metas]).unflatten(0, shape) for k in metas[0]}
+    info = {k: _stacked([meta[k] for meta in metas]).unflatten(0, shape) for k in metas[0]}
     return picture, alpha, {
         **info, "width": width, "height": height, "n_cameras": cameras, "n_batches": flat[0].shape[0],
     }  # fmt: skip
 
 
+def _stacked(tensors: list[Tensor]) -> Tensor:
+    """As `torch.stack`, without a copy of a single one."""
+    return tensors[0][None] if len(tensors) == 1 else torch.stack(tensors)
+
+
 def _finish(picture: Tensor, alpha: Tensor, backgrounds: Tensor | None, mode: str) -> Tensor:
     """Backgrounds behind the features; accumulated depth to expected depth."""
+    if backgrounds is None and not mode.endswith("ED"):
+        return picture
     colour = picture if mode == "RGB" else picture[..., :-1]
     if backgrounds is not None:
         colour = colour + (1 - alpha) * backgrounds[..., None, None, :]

@@ -103,13 +103,14 @@ class _Rasterize(torch.autograd.Function):
         ctx.view, ctx.shapes, ctx.prepared, ctx.padded = view, shapes, prepared, padded
         ctx.picture, ctx.left, ctx.dtypes = picture, left, (means.dtype, viewmat.dtype, K.dtype)
         ctx.count = features.shape[1] + (view.depth_feature >= 0)
-        return torch.from_numpy(picture[..., : ctx.count]), torch.from_numpy(F(1) - left)
+        return torch.from_numpy(picture[: ctx.count]), torch.from_numpy(F(1) - left)
 
     @staticmethod
     def backward(ctx: Any, d_picture: Tensor, d_alpha: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
         view, prepared, count = ctx.view, ctx.prepared, ctx.count
-        slope = np.zeros(ctx.picture.shape, np.float32)
-        slope[..., :count] = d_picture.numpy()
+        slope = _plain(d_picture)
+        if count < len(ctx.picture):
+            slope = np.concatenate([slope, np.zeros((len(ctx.picture) - count, *slope.shape[1:]), np.float32)])
         rows = kernels.unblend(
             prepared.mean, prepared.shape, prepared.opacity, prepared.radius, ctx.padded, prepared.entries,
             prepared.start, ctx.picture, ctx.left, slope, -_plain(d_alpha), view.width, view.height,
@@ -147,7 +148,7 @@ def rasterize(
     """Features (and depth) `(h, w, d)` of one camera without a background, alpha `(h, w)`, and what was projected."""
     meta: dict[str, Any] = {}
     picture, alpha = _Rasterize.apply(means, quats, scales, opacities, features, viewmat, K, view, meta)  # pyright: ignore
-    return picture, alpha, meta["prepared"]
+    return picture.movedim(0, -1), alpha, meta["prepared"]
 
 
 class _Colours(torch.autograd.Function):

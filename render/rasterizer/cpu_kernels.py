@@ -22,6 +22,8 @@ GRADIENTS = 6
 """Of one Gaussian in one tile, besides its features: mean x, y, shape (3), opacity."""
 SPREAD = 8
 """Every so many rows of tiles go to one thread, so that threads share what is crowded and what is empty."""
+STRIP = 8
+"""Tiles side by side that are one piece of work: what they need is set up once."""
 BATCH = 16
 """Gaussians that a tile blends before it looks whether all of its pixels have stopped."""
 RECORD = 7
@@ -275,11 +277,11 @@ def _seen(t, base, a, o):
 
 
 @numba.njit(**fast)
-def _blend(v, rows, u, dy, A, k, c, o, f):
-    """Blends one Gaussian with three or four features `f` over the first rows of a buffer.
+def _blend_three(v, rows, u, dy, A, k, c, o, f0, f1, f2):
+    """Blends one Gaussian with three features over the first rows of a buffer.
 
     `dy` is where the first row's pixel centres are below the Gaussian's. Row by row, since most of the form is the
-    same along a row.
+    same along a row. Features one by one: a loop over them takes twice as long.
     """
     a = F(-0.5) * SIXTEENTH * A
     for row in range(rows):
@@ -293,8 +295,30 @@ def _blend(v, rows, u, dy, A, k, c, o, f):
             goes_on = rest > MIN_LEFT
             weight = weight if goes_on else F(0.0)
             e[p] = rest if goes_on else -abs(left)
-            for i in range(len(f)):
-                e[p + FEATURES + i * PIXELS] += weight * f[i]
+            e[p + FEATURES] += weight * f0
+            e[p + FEATURES + PIXELS] += weight * f1
+            e[p + FEATURES + 2 * PIXELS] += weight * f2
+
+
+@numba.njit(**fast)
+def _blend_four(v, rows, u, dy, A, k, c, o, f0, f1, f2, f3):
+    """As `_blend_three`, with four features."""
+    a = F(-0.5) * SIXTEENTH * A
+    for row in range(rows):
+        e, shift, base = v[row * TILE :], u - k * dy, F(-0.5) * SIXTEENTH * c * dy * dy
+        dy += F(1.0)
+        for p in range(TILE):
+            _, alpha = _seen(e[p + PX] - shift, base, a, o)
+            left = e[p]
+            weight = left * alpha
+            rest = left - weight
+            goes_on = rest > MIN_LEFT
+            weight = weight if goes_on else F(0.0)
+            e[p] = rest if goes_on else -abs(left)
+            e[p + FEATURES] += weight * f0
+            e[p + FEATURES + PIXELS] += weight * f1
+            e[p + FEATURES + 2 * PIXELS] += weight * f2
+            e[p + FEATURES + 3 * PIXELS] += weight * f3
 
 
 @numba.njit(**fast)
@@ -348,10 +372,17 @@ def _rows_of(mean_y, radius_y, top):
 def _place(v, row, column):
     """Starts a tile's buffer: all light left, pixel centres, nothing seen."""
     v[:] = F(0.0)
-    for p in range(PIXELS):
-        v[p] = F(1.0)
-        v[p + PX] = F(column * TILE + p % TILE) + F(0.5)
-        v[p + PY] = F(row * TILE + p // TILE) + F(0.5)
+    x = F(column * TILE) + F(0.5)
+    for line in range(TILE):
+        e, y = v[line * TILE :], F(row * TILE + line) + F(0.5)
+        for p in range(TILE):
+            e[p], e[p + PX], e[p + PY] = F(1.0), x + F(p), y
+
+
+@numba.njit(**fast)
+def _copy(source, n, out):
+    for i in range(n):
+        out[i] = source[i]
 
 
 @numba.njit(**fast)
@@ -373,53 +404,63 @@ def _turns(down):
     return out
 
 
+@numba.njit(**fast)
+def _blend_tile(v, batch, mean, shape, opacity, radius, features, entries, row):
+    """Blends all that a tile lists into its buffer."""
+    d, top = features.shape[1], F(row * TILE)
+    for first_of_batch in range(0, len(entries), BATCH):
+        many = min(BATCH, len(entries) - first_of_batch)
+        _collect(entries[first_of_batch:], many, mean, shape, opacity, radius, features, batch)
+        for i in range(many):
+            b = batch[i]
+            first, last = _rows_of(b[1], b[2], top)
+            rows = last - first + 1
+            if rows <= 0:
+                continue
+            part, dy = v[first * TILE :], top + F(first) + F(0.5) - b[1]
+            if d == 3:
+                _blend_three(
+                    part, rows, b[0], dy, b[3], b[4], b[5], b[6], b[RECORD], b[RECORD + 1], b[RECORD + 2]
+                )  # fmt: skip
+            elif d == GROUP:
+                _blend_four(
+                    part, rows, b[0], dy, b[3], b[4], b[5], b[6],
+                    b[RECORD], b[RECORD + 1], b[RECORD + 2], b[RECORD + 3],
+                )  # fmt: skip
+            else:
+                count = rows * TILE
+                _weigh(part, count, b[0], b[1], b[3], b[4], b[5], b[6])
+                for k in range(0, d, GROUP):
+                    f = b[RECORD + k :]
+                    _add_four(part, part[FEATURES + k * PIXELS :], count, f[0], f[1], f[2], f[3])
+        if _all_stopped(v):
+            break
+
+
 @numba.njit(parallel=True, **fast)
 def blend(mean, shape, opacity, radius, features, entries, start, width, height):
-    """Pictures of features (h, w, d) without a background, and what is left of the light (h, w).
+    """Pictures of features (d, h, w) without a background, and what is left of the light (h, w).
 
     `features` (n, d) with d = 3 or a multiple of GROUP.
     """
     d = features.shape[1]
-    across = (width + TILE - 1) // TILE
-    picture, left = np.zeros((height, width, d), np.float32), np.ones((height, width), np.float32)
-    turns = _turns((len(start) - 1) // across)
-    for i_tile in numba.prange(len(start) - 1):
-        row, column = turns[i_tile // across], i_tile % across
-        tile = row * across + column
-        if start[tile] == start[tile + 1]:
-            continue
-        v = np.zeros(FEATURES + d * PIXELS, np.float32)
-        _place(v, row, column)
-        top, batch = F(row * TILE), np.zeros((BATCH, RECORD + d), np.float32)
-        for first_of_batch in range(start[tile], start[tile + 1], BATCH):
-            many = min(BATCH, start[tile + 1] - first_of_batch)
-            _collect(entries[first_of_batch:], many, mean, shape, opacity, radius, features, batch)
-            for i in range(many):
-                b = batch[i]
-                first, last = _rows_of(b[1], b[2], top)
-                rows = last - first + 1
-                if rows <= 0:
-                    continue
-                part, dy = v[first * TILE :], top + F(first) + F(0.5) - b[1]
-                if d == 3:
-                    _blend(part, rows, b[0], dy, b[3], b[4], b[5], b[6], (b[RECORD], b[RECORD + 1], b[RECORD + 2]))
-                elif d == GROUP:
-                    f = (b[RECORD], b[RECORD + 1], b[RECORD + 2], b[RECORD + 3])
-                    _blend(part, rows, b[0], dy, b[3], b[4], b[5], b[6], f)
-                else:
-                    count = rows * TILE
-                    _weigh(part, count, b[0], b[1], b[3], b[4], b[5], b[6])
-                    for k in range(0, d, GROUP):
-                        f = (b[RECORD + k], b[RECORD + k + 1], b[RECORD + k + 2], b[RECORD + k + 3])
-                        _add_four(part, part[FEATURES + k * PIXELS :], count, f[0], f[1], f[2], f[3])
-            if _all_stopped(v):
-                break
-        for y in range(min(TILE, height - row * TILE)):
-            for x in range(min(TILE, width - column * TILE)):
-                p = y * TILE + x
-                left[row * TILE + y, column * TILE + x] = abs(v[p])
+    across, down = (width + TILE - 1) // TILE, (height + TILE - 1) // TILE
+    picture, left = np.zeros((d, height, width), np.float32), np.ones((height, width), np.float32)
+    turns, strips = _turns(down), (across + STRIP - 1) // STRIP
+    for task in numba.prange(down * strips):
+        row, first_column = turns[task // strips], task % strips * STRIP
+        v, batch = np.zeros(FEATURES + d * PIXELS, np.float32), np.zeros((BATCH, RECORD + d), np.float32)
+        for column in range(first_column, min(first_column + STRIP, across)):
+            tile = row * across + column
+            if start[tile] == start[tile + 1]:
+                continue
+            _place(v, row, column)
+            _blend_tile(v, batch, mean, shape, opacity, radius, features, entries[start[tile] : start[tile + 1]], row)
+            for y in range(min(TILE, height - row * TILE)):
+                n, above, beside = min(TILE, width - column * TILE), row * TILE + y, column * TILE
+                _copy(np.abs(v[y * TILE : y * TILE + n]), n, left[above, beside:])
                 for k in range(d):
-                    picture[row * TILE + y, column * TILE + x, k] = v[p + FEATURES + k * PIXELS]
+                    _copy(v[FEATURES + k * PIXELS + y * TILE :], n, picture[k, above, beside:])
     return picture, left
 
 
@@ -434,7 +475,7 @@ def _write_slopes(A, k, c, opacity, t1, t1y, t2, y1, y2, out):
 
 
 @numba.njit(**fast)
-def _unblend(v, count, u, w, A, k, c, o, f, g, out):
+def _unblend_three(v, count, u, w, A, k, c, o, f0, f1, f2, g, out):
     """Derivatives of one Gaussian with three features over the first `count` pixels, summed into `out` (9,).
 
     `g` are the planes of the pictures' gradients. Front to back like the blending itself: with q = gradient dot
@@ -442,7 +483,6 @@ def _unblend(v, count, u, w, A, k, c, o, f, g, out):
     """
     t1 = t1y = t2 = y1 = y2 = so = s0 = s1 = s2 = F(0.0)
     a, low = F(-0.5) * SIXTEENTH * A, F(-0.5) * SIXTEENTH * c
-    f0, f1, f2 = f
     for p in range(count):
         dy = v[p + PY] - w
         t = v[p + PX] - u + k * dy
@@ -474,11 +514,10 @@ def _unblend(v, count, u, w, A, k, c, o, f, g, out):
 
 
 @numba.njit(**fast)
-def _unblend_four(v, count, u, w, A, k, c, o, f, g, out):
-    """As `_unblend`, with four features."""
+def _unblend_four(v, count, u, w, A, k, c, o, f0, f1, f2, f3, g, out):
+    """As `_unblend_three`, with four features."""
     t1 = t1y = t2 = y1 = y2 = so = s0 = s1 = s2 = s3 = F(0.0)
     a, low = F(-0.5) * SIXTEENTH * A, F(-0.5) * SIXTEENTH * c
-    f0, f1, f2, f3 = f
     for p in range(count):
         dy = v[p + PY] - w
         t = v[p + PX] - u + k * dy
@@ -548,61 +587,81 @@ def _unweigh(v, before, count, u, w, A, k, c, o, out):
     _write_slopes(A, k, c, so, t1, t1y, t2, y1, y2, out)
 
 
+@numba.njit(**fast)
+def _multiply_add(a, b, n, out):
+    for i in range(n):
+        out[i] += a[i] * b[i]
+
+
+@numba.njit(**fast)
+def _unblend_tile(v, gradient, before, batch, mean, shape, opacity, radius, features, entries, row, rows):
+    """Walks a tile's list again and writes the derivatives of every slot into its row."""
+    d, top = features.shape[1], F(row * TILE)
+    for first_of_batch in range(0, len(entries), BATCH):
+        many = min(BATCH, len(entries) - first_of_batch)
+        _collect(entries[first_of_batch:], many, mean, shape, opacity, radius, features, batch)
+        for i in range(many):
+            b = batch[i]
+            first, last = _rows_of(b[1], b[2], top)
+            count = (last - first + 1) * TILE
+            if count <= 0:
+                continue
+            part, slope = v[first * TILE :], gradient[first * TILE :]
+            out = rows[entries[first_of_batch + i, 1]]
+            if d == 3:
+                _unblend_three(
+                    part, count, b[0], b[1], b[3], b[4], b[5], b[6], b[RECORD], b[RECORD + 1], b[RECORD + 2],
+                    slope, out,
+                )  # fmt: skip
+            elif d == GROUP:
+                _unblend_four(
+                    part, count, b[0], b[1], b[3], b[4], b[5], b[6],
+                    b[RECORD], b[RECORD + 1], b[RECORD + 2], b[RECORD + 3], slope, out,
+                )  # fmt: skip
+            else:
+                before[:] = v[:PIXELS]
+                _weigh(part, count, b[0], b[1], b[3], b[4], b[5], b[6])
+                for k in range(0, d, GROUP):
+                    r = b[RECORD + k :]
+                    _dot_four(part, slope[k * PIXELS :], count, r[0], r[1], r[2], r[3], out[GRADIENTS + k :])
+                _unweigh(part, before[first * TILE :], count, b[0], b[1], b[3], b[4], b[5], b[6], out)
+        if _all_stopped(v):
+            break
+
+
 @numba.njit(parallel=True, **fast)
 def unblend(mean, shape, opacity, radius, features, entries, start, picture, left, d_picture, d_left, width, height):
     """Derivatives per slot (m, GRADIENTS + d) from those of `picture` and `left`; slots that add nothing are 0."""
     d = features.shape[1]
-    across = (width + TILE - 1) // TILE
+    across, down = (width + TILE - 1) // TILE, (height + TILE - 1) // TILE
     rows = np.zeros((len(entries), GRADIENTS + d), np.float32)
-    turns = _turns((len(start) - 1) // across)
-    for i_tile in numba.prange(len(start) - 1):
-        row, column = turns[i_tile // across], i_tile % across
-        tile = row * across + column
-        if start[tile] == start[tile + 1]:
-            continue
+    turns, strips = _turns(down), (across + STRIP - 1) // STRIP
+    for task in numba.prange(down * strips):
+        row, first_column = turns[task // strips], task % strips * STRIP
         v, gradient = np.zeros(FEATURES, np.float32), np.zeros(d * PIXELS, np.float32)
-        before = np.zeros(PIXELS, np.float32)
-        _place(v, row, column)
-        for y in range(TILE):
-            for x in range(TILE):
-                p = y * TILE + x
-                if row * TILE + y >= height or column * TILE + x >= width:
-                    v[p] = F(-1.0)  # outside the picture
+        before, batch = np.zeros(PIXELS, np.float32), np.zeros((BATCH, RECORD + d), np.float32)
+        for column in range(first_column, min(first_column + STRIP, across)):
+            tile = row * across + column
+            if start[tile] == start[tile + 1]:
+                continue
+            _place(v, row, column)
+            gradient[:] = F(0.0)
+            n = min(TILE, width - column * TILE)
+            for y in range(TILE):
+                at, above, beside = y * TILE, row * TILE + y, column * TILE
+                if above >= height:
+                    v[at : at + TILE] = F(-1.0)  # outside the picture
                     continue
-                total = F(0.0)
+                v[at + n : at + TILE] = F(-1.0)
                 for k in range(d):
-                    slope = d_picture[row * TILE + y, column * TILE + x, k]
-                    gradient[p + k * PIXELS] = slope
-                    total += slope * picture[row * TILE + y, column * TILE + x, k]
-                v[p + COMING] = total
-                v[p + BEHIND] = -d_left[row * TILE + y, column * TILE + x] * left[row * TILE + y, column * TILE + x]
-        top, batch = F(row * TILE), np.zeros((BATCH, RECORD + d), np.float32)
-        for first_of_batch in range(start[tile], start[tile + 1], BATCH):
-            many = min(BATCH, start[tile + 1] - first_of_batch)
-            _collect(entries[first_of_batch:], many, mean, shape, opacity, radius, features, batch)
-            for i in range(many):
-                b = batch[i]
-                first, last = _rows_of(b[1], b[2], top)
-                count = (last - first + 1) * TILE
-                if count <= 0:
-                    continue
-                part, slope = v[first * TILE :], gradient[first * TILE :]
-                out = rows[entries[first_of_batch + i, 1]]
-                if d == 3:
-                    f = (b[RECORD], b[RECORD + 1], b[RECORD + 2])
-                    _unblend(part, count, b[0], b[1], b[3], b[4], b[5], b[6], f, slope, out)
-                elif d == GROUP:
-                    f4 = (b[RECORD], b[RECORD + 1], b[RECORD + 2], b[RECORD + 3])
-                    _unblend_four(part, count, b[0], b[1], b[3], b[4], b[5], b[6], f4, slope, out)
-                else:
-                    before[:] = v[:PIXELS]
-                    _weigh(part, count, b[0], b[1], b[3], b[4], b[5], b[6])
-                    for k in range(0, d, GROUP):
-                        r = b[RECORD + k :]
-                        _dot_four(part, slope[k * PIXELS :], count, r[0], r[1], r[2], r[3], out[GRADIENTS + k :])
-                    _unweigh(part, before[first * TILE :], count, b[0], b[1], b[3], b[4], b[5], b[6], out)
-            if _all_stopped(v):
-                break
+                    g = gradient[at + k * PIXELS :]
+                    _copy(d_picture[k, above, beside:], n, g)
+                    _multiply_add(g, picture[k, above, beside:], n, v[at + COMING :])
+                _multiply_add(-d_left[above, beside : beside + n], left[above, beside:], n, v[at + BEHIND :])
+            _unblend_tile(
+                v, gradient, before, batch, mean, shape, opacity, radius, features,
+                entries[start[tile] : start[tile + 1]], row, rows,
+            )  # fmt: skip
     return rows
 
 
