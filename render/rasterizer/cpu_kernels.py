@@ -501,11 +501,12 @@ def _unblend_three(v, count, u, w, A, k, c, o, f0, f1, f2, g, out):
         slope = slope if (alpha > F(0.0)) & (o * fall <= MAX_ALPHA) else F(0.0)
         so += slope * fall
         slope *= alpha
-        t1 += slope * t
-        t1y += slope * t * dy
-        t2 += slope * t * t
-        y1 += slope * dy
-        y2 += slope * dy * dy
+        across, down = slope * t, slope * dy
+        t1 += across
+        t1y += across * dy
+        t2 += across * t
+        y1 += down
+        y2 += down * dy
         s0 += weight * g0
         s1 += weight * g1
         s2 += weight * g2
@@ -536,11 +537,12 @@ def _unblend_four(v, count, u, w, A, k, c, o, f0, f1, f2, f3, g, out):
         slope = slope if (alpha > F(0.0)) & (o * fall <= MAX_ALPHA) else F(0.0)
         so += slope * fall
         slope *= alpha
-        t1 += slope * t
-        t1y += slope * t * dy
-        t2 += slope * t * t
-        y1 += slope * dy
-        y2 += slope * dy * dy
+        across, down = slope * t, slope * dy
+        t1 += across
+        t1y += across * dy
+        t2 += across * t
+        y1 += down
+        y2 += down * dy
         s0 += weight * g0
         s1 += weight * g1
         s2 += weight * g2
@@ -579,11 +581,12 @@ def _unweigh(v, before, count, u, w, A, k, c, o, out):
         slope *= alpha
         dy = v[p + PY] - w
         t = v[p + PX] - u + k * dy
-        t1 += slope * t
-        t1y += slope * t * dy
-        t2 += slope * t * t
-        y1 += slope * dy
-        y2 += slope * dy * dy
+        across, down = slope * t, slope * dy
+        t1 += across
+        t1y += across * dy
+        t2 += across * t
+        y1 += down
+        y2 += down * dy
     _write_slopes(A, k, c, so, t1, t1y, t2, y1, y2, out)
 
 
