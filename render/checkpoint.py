@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +24,7 @@ from render.fitting import FitOptions, Fitter
 FORMAT, VERSION = "geo4d-fit", 1
 ENDS = ("steps", "time_budget_s")
 """Options that may differ when a fit goes on."""
+NUMBERS = ("order", "steps", "rate", "rollbacks", "division", "history")
 
 
 def save_checkpoint(path: Path, fitter: Fitter) -> None:
@@ -33,7 +35,7 @@ def save_checkpoint(path: Path, fitter: Fitter) -> None:
     """
     state = fitter.snapshot()
     arrays = {f"params/{k}": v.cpu().numpy() for k, v in state["params"].items()}
-    numbers: dict[str, Any] = {k: state[k] for k in ("order", "steps", "rate", "rollbacks", "history")}
+    numbers: dict[str, Any] = {k: state[k] for k in NUMBERS}
     numbers |= {"mean_square": list(state["mean_square"].items()), "optimizer_steps": {}}
     for name, moments in state["optimizers"].items():
         for key, value in moments.items():
@@ -62,22 +64,25 @@ def load_checkpoint(path: Path, fitter: Fitter) -> None:
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
         header = json.loads(str(arrays.pop("header")))
-        if header.get("format") != FORMAT or header.get("version") != VERSION:
-            raise ValueError(f"format {header.get('format')!r}, version {header.get('version')!r}")
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        if header["format"] != FORMAT or header["version"] != VERSION:
+            raise ValueError(f"format {header['format']!r}, version {header['version']!r}")
+        run, seconds, first = header["run"], float(header["seconds"]), int(header["first"])
+        state = _state(arrays, header["state"])
+        _check(state)
+    except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise InputError(
-            "cannot go on with the fit", found=f"{path}: {error}", accepted="what an interrupted `geo4d fit` left",
+            "cannot go on with the fit", found=f"{path}: {reason}", accepted="what an interrupted `geo4d fit` left",
             hint="begin again: leave out --resume",
         ) from error  # fmt: skip
-    if header["run"] != _fingerprint(fitter.scene, fitter.options):
+    if run != _fingerprint(fitter.scene, fitter.options):
         raise InputError(
             "cannot go on with the fit", found=f"{path} is of another scene, or was made with other options",
             accepted="the same command with --resume; only --minutes and --steps may differ",
             hint="begin again: leave out --resume",
         )  # fmt: skip
-    numbers = header["state"]
-    fitter.restore(_state(arrays, numbers))
-    fitter.spent, fitter.first = header["seconds"], header["first"]
+    fitter.restore(state)
+    fitter.spent, fitter.first = seconds, first
 
 
 def _state(arrays: Mapping[str, np.ndarray], numbers: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,11 +97,22 @@ def _state(arrays: Mapping[str, np.ndarray], numbers: Mapping[str, Any]) -> dict
             "step": step, "exp_avg": groups["exp_avg"][name], "exp_avg_sq": groups["exp_avg_sq"][name]
         }  # fmt: skip
     return {
-        **{k: numbers[k] for k in ("order", "steps", "rate", "rollbacks", "history")},
+        **{k: numbers[k] for k in NUMBERS},
         "mean_square": {int(k): float(v) for k, v in numbers["mean_square"]},
         "params": groups["params"], "optimizers": optimizers,
         "random": groups["random"][""], "strategy": groups["strategy"][""],
     }  # fmt: skip
+
+
+def _check(state: Mapping[str, Any]) -> None:
+    """Raise `ValueError` where parameters and moments do not fit each other, or are not finite."""
+    rows = len(state["params"]["means"])
+    for name, value in state["params"].items():
+        tensors = [value, *(v for v in state["optimizers"][name].values() if isinstance(v, Tensor))]
+        if any(v.shape != value.shape or not bool(torch.isfinite(v).all()) for v in tensors):
+            raise ValueError(f"{name} is damaged")
+        if name not in ("exposure", "cameras") and len(value) != rows:
+            raise ValueError(f"{len(value)} {name} of {rows} Gaussians")
 
 
 def _fingerprint(scene: Scene, options: FitOptions) -> str:

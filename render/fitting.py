@@ -28,6 +28,8 @@ SNAPSHOT_EVERY = 100
 """Steps between copies of the state, to which a fit returns when it diverges."""
 DIVERGED = 4.0
 """A mean square of so many times that of the last copy is no noise."""
+WORSE = 1.12
+"""The state at the end is not taken where its mean square is so many times that of the best (0.5 dB)."""
 MAX_ROLLBACKS = 5
 FEW_PHOTOS = 3
 
@@ -80,6 +82,12 @@ class FitOptions:
         for name, value in positive.items():
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise InputError(f"{name} must be positive", found=str(value), accepted="more than 0")
+        if self.seed < 0:
+            raise InputError("seed must not be negative", found=str(self.seed), accepted="0 or more")
+        if not 0 < self.first_gaussians <= 1:
+            raise InputError(
+                "first_gaussians is a part of max_gaussians", found=str(self.first_gaussians), accepted="0 to 1"
+            )
         if self.sh_degree not in (0, 1, 2, 3):
             raise InputError("unknown sh_degree", found=str(self.sh_degree), accepted="0, 1, 2, 3")
         if self.holdout < 0 or self.holdout == 1:
@@ -173,7 +181,7 @@ class Fitter:
         """
         self.start, self.spent = time.perf_counter(), 0.0
         self.scene, self.options, self.progress = scene, options, progress or Progress()
-        self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        self.device = _device(device)
         self.train, self.test = split(scene, options.holdout)
         if len(self.train) < FEW_PHOTOS:
             self.progress.note(f"only {len(self.train)} photos to fit to: views far from them will be wrong")
@@ -199,7 +207,7 @@ class Fitter:
         self.random = torch.Generator().manual_seed(options.seed)
         self.order: list[int] = []
         self.steps, self.rate, self.rollbacks = 0, 1.0, 0
-        self.mean_square: dict[int, float] = {}
+        self.division, self.mean_square = 0, dict[int, float]()
         self.history: list[dict[str, float]] = []
         self.stopped = False
 
@@ -225,7 +233,7 @@ class Fitter:
 
     @property
     def psnr(self) -> float:
-        """PSNR in dB over the last look at each training photo, after exposure; NaN before the first."""
+        """PSNR in dB over the last look at each training photo at this size, after exposure; NaN before the first."""
         squares = list(self.mean_square.values())
         mean = sum(squares) / len(squares) if squares else math.nan
         return -10 * math.log10(mean) if mean > 0 else mean
@@ -250,8 +258,7 @@ class Fitter:
                 self.step(passed)
                 if self.steps % SNAPSHOT_EVERY == 0 or not self._is_sound(good):
                     good = self._secure(good)
-                    full = self._division(passed) == self.options.sizes[-1][1]
-                    best = good if not full or good["psnr"] >= best["psnr"] else best
+                    best = best if self._ratio(best) > 1 else good
                 while shown < min(100, int(100 * self.passed)):
                     shown += 1
                     advance()
@@ -259,7 +266,8 @@ class Fitter:
                     self.progress.status(self._line())
                 if after_step is not None:
                     after_step(self)
-        if not self._is_sound(good) or self.psnr < best["psnr"] - 0.5:
+        if not (self._is_finite() and self._is_sound(good)) or self._ratio(best) > WORSE:
+            self.progress.note(f"the last steps made it worse: the state of step {best['steps']} is kept")
             self.restore(best)
         return Fit(
             self.gaussians(), self._centred_exposure(), tuple(self.train), tuple(self.test), self.steps, self.seconds,
@@ -285,7 +293,10 @@ class Fitter:
         k = self._next()
         degree = min(o.sh_degree, int(passed * 4 * (o.sh_degree + 1)))
         self._set_rates(passed)
-        loss, square, seen = self._loss(k, self.photos.get(k, self._division(passed)), degree, passed)
+        if self.division != self._division(passed):  # errors at two sizes do not compare
+            self.division = self._division(passed)
+            self.mean_square.clear()
+        loss, square, seen = self._loss(k, self.photos.get(k, self.division), degree, passed)
         loss.backward()
         for name, param in self.params.items():
             if name != "shN" or degree:
@@ -298,6 +309,7 @@ class Fitter:
                 self.optimizers[name].step(seen=row)
             self.views[name].grad = None
         self.steps += 1
+        self.mean_square.pop(k, None)  # the latest comes last
         self.mean_square[k] = float(square)
         self._refine(passed)
 
@@ -345,14 +357,23 @@ class Fitter:
     # Safety
 
     def _is_sound(self, good: Mapping[str, Any]) -> bool:
-        """Whether the last photo's error is a number, and not far above those of the last good state."""
+        """Whether the last photo's error is a number, and the photos' errors not far above those of a good state."""
         latest = next(reversed(self.mean_square.values())) if self.mean_square else 0.0
-        return math.isfinite(latest) and not self.psnr < good["psnr"] - 10 * math.log10(DIVERGED)
+        return math.isfinite(latest) and not self._ratio(good) > DIVERGED
+
+    def _is_finite(self) -> bool:
+        return all(bool(torch.isfinite(p).all()) for p in (self.params | self.views).values())
+
+    def _ratio(self, state: Mapping[str, Any]) -> float:
+        """Mean square relative to that of a state, over the photos that both have seen at this size; else 1."""
+        then = state["mean_square"] if state["division"] == self.division else {}
+        both = [k for k in self.mean_square if k in then]
+        before = sum(then[k] for k in both)
+        return sum(self.mean_square[k] for k in both) / before if before > 0 else 1.0
 
     def _secure(self, good: dict[str, Any]) -> dict[str, Any]:
         """Keep the state if it is sound, else return to the last that was, at half the rate."""
-        finite = all(bool(torch.isfinite(p).all()) for p in self.params.values())
-        if finite and self._is_sound(good):
+        if self._is_finite() and self._is_sound(good):
             self.history.append(
                 {"step": self.steps, "seconds": self.seconds, "psnr": self.psnr, "gaussians": len(self.params["means"])}
             )
@@ -382,7 +403,7 @@ class Fitter:
             "random": self.random.get_state(),
             "strategy": self.strategy_state["generator"].get_state(),
             "order": list(self.order),
-            "steps": self.steps, "rate": self.rate, "rollbacks": self.rollbacks, "psnr": self.psnr,
+            "steps": self.steps, "rate": self.rate, "rollbacks": self.rollbacks, "division": self.division,
             "mean_square": dict(self.mean_square), "history": list(self.history),
         }  # fmt: skip
 
@@ -399,7 +420,7 @@ class Fitter:
         self.random.set_state(state["random"])
         self.strategy_state["generator"].set_state(state["strategy"])
         self.order, self.mean_square = list(state["order"]), dict(state["mean_square"])
-        self.history = list(state["history"])
+        self.history, self.division = list(state["history"]), state["division"]
         self.steps, self.rate, self.rollbacks = state["steps"], state["rate"], state["rollbacks"]
 
     # Results
@@ -424,6 +445,16 @@ class Fitter:
         mean = exposure.mean(0)
         linear = exposure[:, :, :3] @ torch.linalg.inv(mean[:, :3])
         return torch.cat([linear, exposure[:, :, 3:] - linear @ mean[:, 3:]], -1)
+
+
+def _device(name: str) -> str:
+    """`cuda` or `cpu` for `auto`, `cuda` or `cpu`."""
+    if name not in ("auto", "cpu", "cuda") or (name == "cuda" and not torch.cuda.is_available()):
+        raise InputError(
+            f"cannot compute on {name!r}", found="no GPU that torch can use" if name == "cuda" else name,
+            accepted="auto, cpu, or cuda where there is a GPU",
+        )  # fmt: skip
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
 def _parameters(g: Gaussians) -> dict[str, torch.nn.Parameter]:

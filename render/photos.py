@@ -23,7 +23,7 @@ MOST_BYTES = 1 << 30
 class Photo:
     """One photo at one size: `rgb (h, w, 3)` uint8, `valid (h, w)` bool, and what was measured of its depth.
 
-    `depth` and `confidence` are those of every `DEPTH_STRIDE`-th pixel, NaN unknown; None without depth.
+    `depth` and `confidence` are those of every `DEPTH_STRIDE`-th pixel, NaN unknown or not valid; None without depth.
     """
 
     name: str
@@ -88,8 +88,9 @@ class Photos:
             )
         rgb, valid = np.ascontiguousarray(rgb), share == 255
         depth, confidence = scene.depth[i], scene.confidence[i]
+        usable = torch.from_numpy(valid[::DEPTH_STRIDE, ::DEPTH_STRIDE])
         sampled = [
-            None if values is None else _sampled(values, hw).to(self.device)
+            None if values is None else torch.where(usable, _sampled(values, hw), torch.nan).to(self.device)
             for values in (depth, confidence if depth is not None else None)
         ]
         return Photo(
