@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -13,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from geo4d.core import threads
+from geo4d.core import geometry, threads
 from geo4d.core.errors import InputError
 from geo4d.core.progress import Progress
 from geo4d.core.types import Frame, Frames, Gaussians, Scene
@@ -23,8 +24,8 @@ from render.checkpoint import load_checkpoint, save_checkpoint
 from render.fitting import Fit, FitError, FitOptions, Fitter, fit, split
 
 HW = (60, 80)
-SMALL = FitOptions(steps=120, holdout=3, max_gaussians=700, refine_every=20, sh_degree=1)
-"""Two seconds on two cores."""
+SMALL = FitOptions(steps=100, holdout=3, max_gaussians=600, refine_every=20, sh_degree=1)
+"""A second on two cores."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -120,9 +121,9 @@ def test_their_number_grows_to_the_cap_and_never_beyond(scene: Scene) -> None:
     counts: list[int] = []
     Fitter(scene, SMALL).run(lambda f: counts.append(len(f.params["means"])))
     assert counts == sorted(counts)
-    assert counts[0] == 280
-    assert counts[-1] == 700
-    assert counts.index(700) < 0.7 * 120
+    assert counts[0] == 240
+    assert counts[-1] == 600
+    assert counts.index(600) <= 60
 
 
 # It is the same every time
@@ -256,7 +257,9 @@ def test_it_can_be_stopped(scene: Scene) -> None:
 
 def test_it_says_how_it_goes(scene: Scene) -> None:
     class Told(Progress):
-        lines: list[str] = []
+        def __init__(self) -> None:
+            super().__init__()
+            self.lines: list[str] = []
 
         def status(self, text: str) -> None:
             self.lines.append(text)
@@ -287,8 +290,13 @@ def spoiled(name: str) -> Callable[[Fitter], None]:
 
 
 @pytest.mark.usefixtures("_often")
-@pytest.mark.parametrize("name", ["means", "scales", "quats", "opacities", "sh0", "shN", "exposure"])
-@pytest.mark.parametrize("step", [70, 80])
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        ("means", 50), ("means", 60), ("scales", 50), ("quats", 50), ("opacities", 50), ("sh0", 50), ("shN", 60),
+        ("exposure", 60),
+    ],
+)  # fmt: skip
 def test_nan_in_a_parameter_is_got_over(scene: Scene, small: tuple[Fitter, Fit], name: str, step: int) -> None:
     """Also when it comes right after a copy was made; and no copy holds it."""
     progress = Progress()
@@ -298,7 +306,7 @@ def test_nan_in_a_parameter_is_got_over(scene: Scene, small: tuple[Fitter, Fit],
     assert len(progress.notes) == 1
     assert progress.notes[0].startswith("the fit diverged at step ")
     assert f"back to step {step - step % 20}, at 0.5 of the rate" in progress.notes[0]
-    assert (result.steps, result.complete) == (120, True)
+    assert (result.steps, result.complete) == (100, True)
     assert bool(torch.isfinite(result.exposure).all())
     assert psnr(scene, result.gaussians, result.train) > psnr(scene, small[1].gaussians, result.train) - 1
 
@@ -306,8 +314,8 @@ def test_nan_in_a_parameter_is_got_over(scene: Scene, small: tuple[Fitter, Fit],
 @pytest.mark.usefixtures("_often")
 @pytest.mark.parametrize("name", ["means", "opacities", "exposure"])
 def test_nan_in_the_last_step_does_not_come_out(scene: Scene, name: str) -> None:
-    result = Fitter(scene, SMALL).run(after(120, spoiled(name)))
-    assert result.steps >= 100
+    result = Fitter(scene, SMALL).run(after(100, spoiled(name)))
+    assert result.steps >= 80
     assert len(result.gaussians) > 500
     assert bool(torch.isfinite(result.exposure).all())
     assert psnr(scene, result.gaussians, result.train) > 20
@@ -329,10 +337,10 @@ def with_loss(fitter: Fitter, change: Callable[[int, Tensor], Tensor]) -> Fitter
 @pytest.mark.usefixtures("_often")
 def test_nan_in_the_gradients_is_got_over(scene: Scene, small: tuple[Fitter, Fit]) -> None:
     progress = Progress()
-    fitter = with_loss(Fitter(scene, SMALL, progress=progress), lambda n, v: v * (torch.nan if n == 72 else 1.0))
+    fitter = with_loss(Fitter(scene, SMALL, progress=progress), lambda n, v: v * (torch.nan if n == 52 else 1.0))
     result = fitter.run()
     assert len(progress.notes) == 1
-    assert "back to step 60, at 0.5 of the rate" in progress.notes[0]
+    assert "back to step 40, at 0.5 of the rate" in progress.notes[0]
     assert result.complete
     assert psnr(scene, result.gaussians, result.train) > psnr(scene, small[1].gaussians, result.train) - 1
 
@@ -351,9 +359,9 @@ def test_a_photo_that_is_not_a_number_is_seen_at_once(scene: Scene) -> None:
         def spoil(fitter: Fitter, k: int = photo) -> None:
             fitter.views["exposure"].data[k] = torch.nan
 
-        Fitter(scene, replace(SMALL, steps=70), progress=Told()).run(after(61, spoil))
+        Fitter(scene, replace(SMALL, steps=50), progress=Told()).run(after(41, spoil))
     assert len(noticed) == 4
-    assert max(noticed) <= 61 + 8
+    assert max(noticed) <= 41 + 8
 
 
 @pytest.mark.usefixtures("_often")
@@ -392,26 +400,32 @@ def test_finer_pictures_are_no_accident(scene: Scene) -> None:
     fitter = Fitter(noisy, replace(SMALL, sizes=((0.0, 4), (0.5, 1))), progress=progress)
     result = fitter.run()
     assert progress.notes == []
-    assert (result.steps, fitter.rate) == (120, 1.0)
+    assert (result.steps, fitter.rate) == (100, 1.0)
 
 
 @pytest.mark.usefixtures("_often")
 @pytest.mark.parametrize("sizes", [((0.0, 1),), ((0.0, 2), (0.3, 1))])
 def test_the_last_state_comes_out_where_nothing_went_wrong(scene: Scene, sizes: Any) -> None:
     fitter = Fitter(scene, replace(SMALL, sizes=sizes))
-    assert fitter.run().steps == 120
+    assert fitter.run().steps == 100
 
 
 # Going on
 
 
-@pytest.fixture
-def half(scene: Scene, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def stopped(scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of a fit that was stopped after 50 steps."""
-    fitter = Fitter(scene, SMALL)
+    fitter, path = Fitter(scene, SMALL), tmp_path_factory.mktemp("stopped") / "fit.npz"
     fitter.run(after(50, Fitter.stop))
-    save_checkpoint(tmp_path / "fit.npz", fitter)
-    return tmp_path / "fit.npz"
+    save_checkpoint(path, fitter)
+    return path
+
+
+@pytest.fixture
+def half(stopped: Path, tmp_path: Path) -> Path:
+    """The same, to be damaged."""
+    return Path(shutil.copy(stopped, tmp_path))
 
 
 def test_going_on_gives_the_same_bits_as_not_stopping(scene: Scene, small: tuple[Fitter, Fit], half: Path) -> None:
@@ -532,24 +546,32 @@ def test_colours_depend_on_direction_as_much_as_asked(scene: Scene, degree: int)
 
 
 def test_cameras_that_are_a_little_off_are_moved_back(scene: Scene) -> None:
-    """By 0.4 degrees and 8 mm each; with refinement the photos are explained better."""
+    """Turned by a degree each; their rotations relative to each other come nearer to the truth (1.3 to 0.5)."""
     g = torch.Generator().manual_seed(0)
+    off = [fitting._moved(change) for change in 0.01 * torch.randn(7, 6, generator=g, dtype=torch.float64)]
+    turned = [c.with_pose(c.world_from_cam @ change) for c, change in zip(scene.camera, off, strict=True)]
+    options = replace(SMALL, steps=240, holdout=0, exposure=False, refine_cameras=True, cameras_lr=3e-3)
+    fitter = Fitter(replace(scene, camera=tuple(turned)), options)
 
-    def pushed(change: Tensor, camera: Any) -> Any:
-        return camera.with_pose(camera.world_from_cam @ fitting._moved(change))
+    def error_deg() -> float:
+        refined = torch.stack(
+            [
+                fitting._moved(fitter.views["cameras"][k].detach().double()) @ c.cam_from_world
+                for k, c in enumerate(turned)
+            ]
+        )
+        wrong = refined @ torch.stack([c.world_from_cam for c in scene.camera])
+        pairs = wrong[:, None] @ torch.linalg.inv(wrong)[None]
+        return float(torch.rad2deg(geometry.rotation_angle(pairs[..., :3, :3])).flatten().median())
 
-    off = 0.007 * torch.randn(7, 6, generator=g, dtype=torch.float64)
-    moved = replace(scene, camera=tuple(pushed(c, camera) for c, camera in zip(off, scene.camera, strict=True)))
-    options = replace(SMALL, holdout=0, exposure=False)
-    plain, refined = Fitter(moved, options), Fitter(moved, replace(options, refine_cameras=True, cameras_lr=1e-3))
-    plain.run()
-    refined.run()
-    assert refined.psnr > plain.psnr + 0.3
+    before = error_deg()
+    fitter.run()
+    assert error_deg() < 0.6 * before
 
 
 def test_one_call_does_it(scene: Scene, small: tuple[Fitter, Fit]) -> None:
     """With the number of steps of the call, not that of the options; torch's threads are as before."""
-    assert_same(fit(scene, steps=120, options=replace(SMALL, steps=7)), small[1].gaussians)
+    assert_same(fit(scene, steps=100, options=replace(SMALL, steps=7)), small[1].gaussians)
     start = time.perf_counter()
     fit(scene, time_budget=0.2, options=replace(SMALL, steps=10**6))
     assert time.perf_counter() - start < 3
