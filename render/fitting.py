@@ -200,8 +200,9 @@ class Fitter:
         self.rates = self._rates()
         self.optimizers = {k: Adam([p], self.rates[k]) for k, p in (self.params | self.views).items()}
         self.strategy = MCMC(
-            cap_max=options.max_gaussians, refine_every=options.refine_every, noise_lr=options.noise_lr
-        )
+            cap_max=options.max_gaussians, refine_every=options.refine_every,
+            noise_lr=options.noise_lr / self.extent**2,  # times a covariance and the rate of the means: a length
+        )  # fmt: skip
         self.strategy.check_sanity(self.params, self.optimizers)
         self.strategy_state = self.strategy.initialize_state(options.seed, self.device)
         self.random = torch.Generator().manual_seed(options.seed)
@@ -332,7 +333,7 @@ class Fitter:
         sh = torch.cat([p["sh0"], p["shN"]], 1) if degree else p["sh0"]
         viewmat = photo.camera.cam_from_world.float()
         if o.refine_cameras:
-            viewmat = _moved(self.views["cameras"][k]) @ viewmat
+            viewmat = _moved(self.views["cameras"][k], self.extent) @ viewmat
         picture, alpha, meta = rasterization(
             p["means"], p["quats"], scales, opacities, sh, viewmat[None], photo.camera.K.float()[None], w, h,
             sh_degree=degree, render_mode="RGB+D" if weight else "RGB",
@@ -472,10 +473,11 @@ def _exposed(sh: Tensor, exposure: Tensor) -> Tensor:
     return out
 
 
-def _moved(change: Tensor) -> Tensor:
-    """Rigid transform `(4, 4)` of a small rotation vector (rad) and translation `(6,)`."""
+def _moved(change: Tensor, unit: float = 1.0) -> Tensor:
+    """Rigid transform `(4, 4)` of a small rotation vector (rad) and translation (in `unit`) `(6,)`."""
     zero = change.new_zeros(())
-    x, y, z, a, b, c = change.unbind()
+    x, y, z = change[:3].unbind()
+    a, b, c = (unit * change[3:]).unbind()
     rows = [zero, -z, y, a, z, zero, -x, b, -y, x, zero, c, zero, zero, zero, zero]
     return torch.linalg.matrix_exp(torch.stack(rows).reshape(4, 4))
 

@@ -157,6 +157,21 @@ def test_the_size_of_a_scene_does_not_matter(scene: Scene, small: tuple[Fitter, 
         assert len(result.gaussians) == pytest.approx(len(small[1].gaussians), rel=0.02)
 
 
+def test_noise_is_a_length(scene: Scene) -> None:
+    """Faint Gaussians wander as far in relation to the scene, however large that is."""
+    moved = []
+    for factor in (1.0, 256.0):
+        new_from_world = torch.diag(torch.tensor([factor, factor, factor, 1.0], dtype=torch.float64))
+        fitter = Fitter(scene.transformed(new_from_world), SMALL)
+        fitter.params["opacities"].data[:] = torch.logit(torch.tensor(0.006))
+        before = fitter.params["means"].detach().clone()
+        fitter._set_rates(0.3)
+        fitter._refine(0.3)
+        moved.append((fitter.params["means"].detach() - before) / factor)
+    assert float(moved[0].abs().max()) > 0
+    torch.testing.assert_close(moved[1], moved[0], rtol=1e-2, atol=1e-6)
+
+
 # It looks at nothing that is held out, or masked
 
 
@@ -552,11 +567,12 @@ def test_cameras_that_are_a_little_off_are_moved_back(scene: Scene) -> None:
     turned = [c.with_pose(c.world_from_cam @ change) for c, change in zip(scene.camera, off, strict=True)]
     options = replace(SMALL, steps=240, holdout=0, exposure=False, refine_cameras=True, cameras_lr=3e-3)
     fitter = Fitter(replace(scene, camera=tuple(turned)), options)
+    unit = fitter.extent
 
     def error_deg() -> float:
         refined = torch.stack(
             [
-                fitting._moved(fitter.views["cameras"][k].detach().double()) @ c.cam_from_world
+                fitting._moved(fitter.views["cameras"][k].detach().double(), unit) @ c.cam_from_world
                 for k, c in enumerate(turned)
             ]
         )
