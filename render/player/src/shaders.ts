@@ -10,7 +10,7 @@ function patched(program: string, piece: string, by: string): string {
  * Spark's vertex program with the slope of the projection held beyond 15 % outside of the window (3DGS; else Gaussians beside
  * the picture become needles across it), and with what `render.render_views` asks of a Gaussian: its plane, 1 / depth at a
  * pixel, where along its ray the Gaussian most likely is, linear in the pixel; and its shortest axis, as long as it is flat.
- * STEEPEST is that of render/views.py.
+ * STEEPEST is that of render/views.py. No quad is drawn beyond where its alpha is too small to count.
  */
 export function splatVertex(original: string): string {
   const declared = patched(
@@ -25,9 +25,10 @@ export function splatVertex(original: string): string {
         vec2 principal = vec2(projectionMatrix[2][0], projectionMatrix[2][1]);
         vec2 J2 = J1 * (heldNdc + principal) / vec2(projectionMatrix[0][0], projectionMatrix[1][1]);`,
   );
+  const tight = patched(held, "adjustedStdDev = maxStdDev;", "adjustedStdDev = min(maxStdDev, sqrt(2.0 * log(rgba.a / minAlpha)));");
   // J counts pixels to the left and down, the offset of a corner to the right and up.
   return patched(
-    held,
+    tight,
     "vec2 ndcOffset = (2.0 / scaledRenderSize) * pixelOffset;",
     `vec2 ndcOffset = (2.0 / scaledRenderSize) * pixelOffset;
     float depth = -viewCenter.z;

@@ -401,7 +401,7 @@ export class Stage {
   }
 
   /** Wait until the Gaussians are sorted for the view, then draw. */
-  async settle(): Promise<void> {
+  async settle(overlay = true): Promise<void> {
     const { spark } = this;
     this.settling += 1;
     try {
@@ -416,16 +416,15 @@ export class Stage {
     }
     if (this.mode === "depth") this.findDepthRange();
     this.onFrame(this.view);
-    this.render(true);
+    this.render(overlay);
     if (this.moved) this.invalidate();
   }
 
   /** PNG of the window as data URI, without controls; with or without frusta. */
   async capture(overlay: boolean): Promise<string> {
-    await this.settle();
-    this.render(overlay);
+    await this.settle(overlay);
     const url = this.canvas.toDataURL("image/png");
-    this.invalidate();
+    if (!overlay && this.overlay.children.some((child) => child.visible)) this.invalidate();
     return url;
   }
 }
