@@ -160,7 +160,7 @@ def split(scene: Scene, holdout: int) -> tuple[list[int], list[int]]:
     if not train:
         raise InputError(
             "no photos are left to fit to", found=f"{len(scene.frames)} photos, of which {len(test)} are held out",
-            accepted="more photos", hint="hold out none: --holdout 0",
+            accepted="more photos", hint="hold out none: --holdout 0" if test else "",
         )  # fmt: skip
     return train, test
 

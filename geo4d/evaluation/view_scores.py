@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from render.rasterizer.api import rasterization
 
 @torch.no_grad()
 def score_views(scene: Scene, gaussians: Gaussians, frames: Sequence[int], *, long_side: int) -> dict[str, Any]:
-    """PSNR and SSIM over the valid pixels of some photos; means over photos, None where there are none.
+    """PSNR and SSIM over the valid pixels of some photos; means over photos that have them, None where none has.
 
     `psnr` and `ssim` are raw; under `corrected` the colours of each render are first fitted to its photo by an affine
     map (least squares over the valid pixels), which takes out what exposure and white balance do.
@@ -44,7 +45,7 @@ def score_views(scene: Scene, gaussians: Gaussians, frames: Sequence[int], *, lo
 
 
 def score_view(photo: Photo, render: Tensor) -> dict[str, Any]:
-    """Name and scores of one photo, raw and `corrected`; see `score_views`."""
+    """Name and scores of one photo, raw and `corrected` (see `score_views`); NaN where no pixel or window is valid."""
     truth = photo.rgb.float() / 255
     fitted = _fit_exposure(render, truth, photo.valid)
     return {
@@ -65,7 +66,9 @@ def render_like(gaussians: Gaussians, camera: Any) -> Tensor:
 
 
 def _scores(render: Tensor, truth: Tensor, valid: Tensor) -> dict[str, float]:
-    return {"psnr": metrics.psnr(render, truth, valid), "ssim": metrics.ssim(render, truth, valid)}
+    small = min(render.shape[:2]) < metrics.SSIM_WINDOW
+    ssim = math.nan if small else metrics.ssim(render, truth, valid)
+    return {"psnr": metrics.psnr(render, truth, valid), "ssim": ssim}
 
 
 def _fit_exposure(render: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
@@ -82,4 +85,5 @@ def _fit_exposure(render: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
 
 
 def _mean(values: list[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+    known = [v for v in values if not math.isnan(v)]
+    return sum(known) / len(known) if known else None

@@ -22,7 +22,7 @@ from geo4d.core.progress import Progress, memory_gib
 from geo4d.core.types import Scene
 from geo4d.evaluation.view_scores import score_views
 from render.checkpoint import load_checkpoint, save_checkpoint
-from render.fitting import Fit, FitOptions, Fitter
+from render.fitting import SNAPSHOT_EVERY, Fit, FitOptions, Fitter
 
 GAUSSIANS, METRICS, CHECKPOINT = "gaussians.ply", "metrics.json", "fit.checkpoint.npz"
 CHECKPOINT_EVERY_S = 60.0
@@ -62,15 +62,14 @@ def fit_folder(
         progress.note(f"going on from step {fitter.steps}")
     with threads.kernels_only(), _stopped_gently(fitter, progress):
         result = fitter.run(_saving(checkpoint))
-    if result.complete:
-        checkpoint.unlink(missing_ok=True)
-    else:
-        save_checkpoint(checkpoint, fitter)
+    save_checkpoint(checkpoint, fitter)  # for an interruption of the scores, too
     write_gaussians(folder / GAUSSIANS, result.gaussians, up_world=scene.up_world)
     with progress.stage("score"), threads.kernels_only():
-        metrics = _metrics(scene, result, options, device, command)
+        metrics = _metrics(scene, result, options, fitter.device, command)
     atomic.write_json(folder / METRICS, metrics)
-    return _summary(folder, metrics, result, time.perf_counter() - start)
+    if result.complete:
+        checkpoint.unlink()
+    return _summary(folder, metrics, result, time.perf_counter() - start, command)
 
 
 def _check(folder: Path, checkpoint: Path, *, overwrite: bool, resume: bool) -> None:
@@ -91,7 +90,8 @@ def _saving(path: Path) -> Callable[[Fitter], None]:
 
     def save(fitter: Fitter) -> None:
         nonlocal last
-        if time.perf_counter() - last > CHECKPOINT_EVERY_S:
+        # Only a state that was just found sound.
+        if fitter.steps % SNAPSHOT_EVERY == 0 and time.perf_counter() - last > CHECKPOINT_EVERY_S:
             save_checkpoint(path, fitter)
             last = time.perf_counter()
 
@@ -136,7 +136,8 @@ def _metrics(scene: Scene, fit: Fit, options: FitOptions, device: str, command: 
     }  # fmt: skip
 
 
-def _summary(folder: Path, metrics: dict[str, Any], fit: Fit, seconds: float) -> dict[str, Any]:
+def _summary(folder: Path, metrics: dict[str, Any], fit: Fit, seconds: float, command: Sequence[str]) -> dict[str, Any]:
+    same = [word for word in command if word not in ("--resume", "--overwrite")] or ["fit", str(folder)]
     corrected = metrics["corrected"] or {}
     result = {
         "gaussians": len(fit.gaussians), "steps": fit.steps, "photos": len(fit.train), "held out": len(fit.test),
@@ -144,6 +145,6 @@ def _summary(folder: Path, metrics: dict[str, Any], fit: Fit, seconds: float) ->
         "PSNR held out, exposure fitted dB": corrected.get("psnr"), "PSNR training dB": metrics["train"]["psnr"],
         "seconds": round(seconds, 1), "peak memory GiB": round(metrics["peak_memory_gib"], 2),
         "written": str(folder / GAUSSIANS), "metrics": str(folder / METRICS),
-        "next": f"geo4d view {folder}" if fit.complete else f"geo4d fit {folder} --resume",
+        "next": shlex.join(["geo4d", "view", str(folder)] if fit.complete else ["geo4d", *same, "--resume"]),
     }  # fmt: skip
-    return result | ({} if fit.complete else {"exit_code": 130})
+    return atomic.to_json(result | ({} if fit.complete else {"exit_code": 130}))
