@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from scipy import ndimage
 from scipy.spatial import KDTree
 from torch import Tensor
 
@@ -16,6 +17,8 @@ from render.rasterizer.spherical_harmonics import C0
 
 MIN_CONFIDENCE = 0.3
 OPACITY = 0.5
+GUESSED = 0.5
+"""How often a pixel is drawn whose depth is only that of its neighbours, against one with a depth of its own."""
 FLATNESS = 0.3
 """Thickness of a Gaussian on a surface as part of its width."""
 
@@ -68,22 +71,37 @@ def _sparse(scene: Scene, chosen: Sequence[int], count: int, rng: np.random.Gene
 
 def _surface(scene: Scene, i: int, count: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
     """Random pixels of one depth map: positions, colours and normals in the world."""
-    depth = scene.depth[i]
-    assert depth is not None
-    frame, confidence, hw = scene.frames[i], scene.confidence[i], (depth.shape[0], depth.shape[1])
-    good = torch.isfinite(depth) & (depth > 0)
-    if frame.read_mask is not None:
-        good &= torch.from_numpy(pictures.resize(frame.read_mask().astype(np.uint8) * 255, hw) == 255)
-    pointmap = torch.where(good[..., None], scene.pointmap(i), torch.nan)
-    if confidence is not None:
-        good &= confidence.nan_to_num(0.0) >= MIN_CONFIDENCE
-    index = np.flatnonzero(good.numpy())
+    depth, known, usable = _filled(scene, i)
+    frame, hw = scene.frames[i], (depth.shape[0], depth.shape[1])
+    centre, ray = scene.camera[i].resize(hw).rays()
+    pointmap = centre + ray * depth[..., None].double()
+    index = np.flatnonzero(usable.numpy())
+    # What was measured is drawn more often than what was guessed.
+    weight = np.where(known.numpy().reshape(-1)[index], 1.0, GUESSED)
     if len(index) > count:
-        index = np.sort(rng.choice(index, count, replace=False))
+        index = np.sort(rng.choice(index, count, replace=False, p=weight / weight.sum()))
     rgb = pictures.resize(frame.read(), hw).astype(np.float32) / np.float32(255)
-    facing = scene.camera[i].world_from_cam[:3, 3] - pointmap
-    normal = _normals(pointmap, facing)
+    normal = _normals(torch.where(known[..., None], pointmap, torch.nan), centre - pointmap)
     return tuple(a.reshape(-1, 3)[index] for a in (pointmap.numpy(), rgb, normal.numpy()))
+
+
+def _filled(scene: Scene, i: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Depth `(h, w)` of one photo, measured or else that of the nearest pixel that has one; which are measured, and
+    which are not masked.
+    """
+    depth, confidence, frame = scene.depth[i], scene.confidence[i], scene.frames[i]
+    assert depth is not None
+    known, usable = torch.isfinite(depth) & (depth > 0), torch.ones_like(depth, dtype=torch.bool)
+    if frame.read_mask is not None:
+        hw = (depth.shape[0], depth.shape[1])
+        usable = torch.from_numpy(pictures.resize(frame.read_mask().astype(np.uint8) * 255, hw) == 255)
+    if confidence is not None:
+        known &= confidence.nan_to_num(0.0) >= MIN_CONFIDENCE
+    known &= usable
+    if not bool(known.any()):
+        return depth, known, known
+    rows, columns = ndimage.distance_transform_edt(~known.numpy(), return_distances=False, return_indices=True)
+    return depth[torch.from_numpy(rows), torch.from_numpy(columns)], known, usable
 
 
 def _normals(pointmap: Tensor, facing: Tensor) -> Tensor:
