@@ -89,6 +89,19 @@ def test_it_is_l1_and_ssim() -> None:
     assert 1 - float(similar[0]) == pytest.approx(metrics.ssim(picture, truth), abs=1e-5)
 
 
+def test_under_a_mask_it_is_the_mean_over_what_is_valid() -> None:
+    """Of SSIM: over the valid pixels whose window lies in the picture, both pictures black where they are not valid."""
+    picture, exposure, photo, valid = given()
+    shown = picture @ exposure[:, :3].T + exposure[:, 3]
+    black = [torch.where(valid[..., None], t, 0.0) for t in (shown, photo.float() / 255)]
+    similar = metrics.ssim_map(*black)[valid[5:-5, 5:-5]].mean()
+    one = (shown - photo.float() / 255)[valid].abs().mean()
+    for weight, expected in ((0.0, one), (1.0, 1 - similar), (0.3, 0.7 * one + 0.3 * (1 - similar))):
+        assert float(photometric(picture, exposure, photo, valid, weight)[0]) == pytest.approx(
+            float(expected), rel=1e-4
+        )
+
+
 @pytest.mark.parametrize("loss", [photometric, _photometric_torch])
 @pytest.mark.parametrize("hw", [HW, (10, 30), (4, 4), (1, 1)])
 @pytest.mark.parametrize("weight", [0.0, 0.2, 1.0])
