@@ -6,7 +6,8 @@ VENV ?= .venv
 TORCH_INDEX ?=
 GOLDEN ?= ../shared/golden
 DEMO ?= demo/sample
-# Seconds that a single test may take before it is called stuck.
+# Minutes that the demo fits Gaussians.
+MINUTES ?= 1.5
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SHELL := /bin/sh
@@ -14,10 +15,10 @@ SHELL := /bin/sh
 .PHONY: help demo install dev check format test test-slow test-wheel test-gpu parity bench bench-check system-libs clean
 
 help:
-	@echo "make demo        install geo4d, reconstruct the bundled photos, say where the result lies"
+	@echo "make demo        install geo4d, reconstruct the bundled photos, fit Gaussians, make a video and a player"
 	@echo "make test        all tests (fewer than 10 minutes on 2 cores)"
 	@echo "make test-slow   the checks that take minutes; make test-wheel: the suite against the built wheel"
-	@echo "make parity      parity tests against the folder GOLDEN=$(GOLDEN)"
+	@echo "make parity      parity tests against the folder GOLDEN=$(GOLDEN); make test-gpu: those that need CUDA"
 	@echo "make check       format, lint, types, layers, README tables"
 	@echo "make bench       the published numbers, on this machine"
 
@@ -25,7 +26,11 @@ demo: install
 	$(BIN)/geo4d reconstruct assets/sample/images -o $(DEMO) --scale marker:DICT_4X4_50:0.05 --overwrite
 	$(BIN)/geo4d evaluate poses $(DEMO) --reference assets/sample/reference/cameras.json
 	$(BIN)/geo4d evaluate depth $(DEMO) --reference assets/sample/reference
-	@echo "Look at $(DEMO)/report.html and $(DEMO)/points.ply"
+	$(BIN)/geo4d fit $(DEMO) --minutes $(MINUTES) --overwrite
+	$(BIN)/geo4d evaluate views $(DEMO)
+	$(BIN)/geo4d render $(DEMO) -o $(DEMO)-orbit --trajectory orbit --frames 60 --width 640 --overwrite
+	$(BIN)/geo4d view $(DEMO) --write-only
+	@echo "Look at $(DEMO)/player.html (in a browser), $(DEMO)-orbit/rgb.mp4, $(DEMO)/report.html and $(DEMO)/views.html"
 
 install: $(VENV)/.geo4d-base
 dev: $(VENV)/.geo4d-dev
@@ -65,7 +70,7 @@ test-slow: dev
 	$(BIN)/python -m pytest -m slow
 
 test-gpu: dev
-	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m pytest -m gpu -rs
 
 parity: dev
 	GOLDEN=$(abspath $(GOLDEN)) $(BIN)/python -m pytest -m parity

@@ -32,10 +32,14 @@ def recordings(golden_dir: Path) -> list[tuple[dict[str, Any], dict[str, Any], d
 
 
 def _rendered(inputs: dict[str, Any], backend: str, dtype: torch.dtype) -> tuple[Any, ...]:
-    """Picture with background, transmittance, depth, and the gradients of the recorded loss2."""
-    given = {k: torch.tensor(inputs[k], dtype=dtype).requires_grad_() for k in INPUTS}
+    """Picture with background, transmittance, depth, and the gradients of the recorded loss2 (gsplat has none for K)."""
+    device = "cuda" if backend == "cuda" else "cpu"
+    given = {k: torch.tensor(inputs[k], dtype=dtype, device=device) for k in INPUTS}
+    wanted = [k for k in INPUTS if k != "K" or backend != "cuda"]
+    for k in wanted:
+        given[k].requires_grad_()
     fixed = {
-        k: torch.tensor(inputs[k], dtype=dtype)
+        k: torch.tensor(inputs[k], dtype=dtype, device=device)
         for k in ("background", "loss_weights", "loss2_weights_alpha", "loss2_weights_depth")
     }
     picture, alpha, _ = rasterization(
@@ -46,8 +50,8 @@ def _rendered(inputs: dict[str, Any], backend: str, dtype: torch.dtype) -> tuple
     image, depth, alpha = picture[0, ..., :3], picture[0, ..., 3], alpha[0, ..., 0]
     loss = (image * fixed["loss_weights"]).sum() + (alpha * fixed["loss2_weights_alpha"]).sum()
     (loss + (depth * fixed["loss2_weights_depth"]).sum()).backward()
-    slopes = {k: given[k].grad.numpy() for k in INPUTS}
-    return image.detach().numpy(), 1 - alpha.detach().numpy(), depth.detach().numpy(), slopes
+    slopes = {k: given[k].grad.cpu().numpy() for k in wanted}
+    return *(v.detach().cpu().numpy() for v in (image, 1 - alpha, depth)), slopes
 
 
 def _slope_error(slope: np.ndarray, truth: dict[str, Any], key: str) -> float:
@@ -69,14 +73,15 @@ def test_the_reference_is_exact(recordings: list[Any]) -> None:
             assert _slope_error(slopes[key], truth, key) < 1e-9, key
 
 
-def test_the_cpu_rasteriser_is_within_the_recorded_tolerances(recordings: list[Any]) -> None:
+@pytest.mark.parametrize("backend", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_fast_rasterisers_are_within_the_recorded_tolerances(recordings: list[Any], backend: str) -> None:
     for inputs, truth, tolerance in recordings:
-        image, left, depth, slopes = _rendered(inputs, "cpu", torch.float32)
+        image, left, depth, slopes = _rendered(inputs, backend, torch.float32)
         sure = ~truth["fragile"]
         assert np.abs(image - truth["image"])[sure].max() < tolerance["image_nonfragile_abs"]
         assert np.abs(image - truth["image"]).max() < tolerance["image_fragile_abs"]
         assert np.abs(left - truth["final_T"])[sure].max() < tolerance["final_T_nonfragile_abs"]
         assert np.abs(depth - truth["depth"])[sure].max() < tolerance["depth_nonfragile_abs"]
         limits = {**tolerance["grad_rel_to_max"], **tolerance["camera_grad_rel_to_max"]}
-        for key in INPUTS:
-            assert _slope_error(slopes[key], truth, key) < limits[key], key
+        for key, slope in slopes.items():
+            assert _slope_error(slope, truth, key) < limits[key], key

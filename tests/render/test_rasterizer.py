@@ -41,55 +41,81 @@ def render(given: dict[str, Tensor], **options: Any) -> tuple[Tensor, Tensor, di
     return rasterization(**given, width=WIDTH, height=HEIGHT, **options)
 
 
-def both(options: dict[str, Any], change: Any = lambda s: s) -> list[tuple[Tensor, Tensor, dict[str, Tensor]]]:
-    """Picture, alpha and gradients of a random loss, of the reference in float64 and the CPU rasteriser."""
+FAST = pytest.mark.parametrize("backend", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+
+
+def both(
+    options: dict[str, Any], change: Any = lambda s: s, fast: str = "cpu"
+) -> list[tuple[Tensor, Tensor, dict[str, Tensor]]]:
+    """Picture, alpha and gradients of a random loss, of the reference in float64 and a fast rasteriser."""
     results = []
-    for backend, dtype in (("reference", torch.float64), ("cpu", torch.float32)):
-        given = {k: v.detach().to(dtype).requires_grad_() for k, v in change(scene()).items()}
-        shared = {k: v.to(dtype) if isinstance(v, Tensor) else v for k, v in options.items()}
+    for backend, dtype in (("reference", torch.float64), (fast, torch.float32)):
+        device = "cuda" if backend == "cuda" else "cpu"
+        given = {k: v.detach().to(device, dtype) for k, v in change(scene()).items()}
+        for key, value in given.items():
+            value.requires_grad_(key != "Ks" or backend != "cuda")  # gsplat has none for K
+        shared = {k: v.to(device, dtype) if isinstance(v, Tensor) else v for k, v in options.items()}
         picture, alpha, _ = render(given, **shared, backend=backend)
         g = torch.Generator().manual_seed(1)
-        weights = [torch.rand(t.shape, generator=g, dtype=torch.float64).to(dtype) for t in (picture, alpha)]
+        weights = [torch.rand(t.shape, generator=g, dtype=torch.float64).to(picture) for t in (picture, alpha)]
         ((picture * weights[0]).sum() + (alpha * weights[1]).sum()).backward()
-        zeros = {k: torch.zeros_like(v) if v.grad is None else v.grad for k, v in given.items()}
-        results.append((picture.detach().double(), alpha.detach().double(), {k: v.double() for k, v in zeros.items()}))
+        slopes = {k: torch.zeros_like(v) if v.grad is None else v.grad for k, v in given.items() if v.requires_grad}
+        found = (picture.detach(), alpha.detach(), slopes)
+        results.append(
+            (found[0].cpu().double(), found[1].cpu().double(), {k: v.cpu().double() for k, v in slopes.items()})
+        )
     return results
 
 
-def assert_alike(options: dict[str, Any], change: Any = lambda s: s, share: float = 0.004) -> None:
+def assert_alike(
+    options: dict[str, Any], change: Any = lambda s: s, share: float = 0.004, backend: str = "cpu"
+) -> None:
     """But for few pixels, where float32 takes the other side of a threshold."""
-    (picture, alpha, slopes), (fast, fast_alpha, fast_slopes) = both(options, change)
+    (picture, alpha, slopes), (fast, fast_alpha, fast_slopes) = both(options, change, backend)
     error = torch.cat([(picture - fast).abs(), (alpha - fast_alpha).abs()], -1).amax(-1)
     scale = picture.abs().max().clamp_min(1.0)
     assert float((error > 1e-4 * scale).double().mean()) < share
     assert float(error.max()) < 0.01 * float(scale)
-    for key, slope in slopes.items():
-        assert float((slope - fast_slopes[key]).abs().max()) < 2e-3 * float(slope.abs().max().clamp_min(1e-6)), key
+    for key, found in fast_slopes.items():
+        slope = slopes[key]
+        assert float((slope - found).abs().max()) < 2e-3 * float(slope.abs().max().clamp_min(1e-6)), key
 
 
 @pytest.mark.parametrize("mode", ["RGB", "D", "ED", "RGB+D", "RGB+ED"])
 @pytest.mark.parametrize("rasterize_mode", ["classic", "antialiased"])
-def test_the_cpu_rasteriser_is_the_reference(mode: str, rasterize_mode: str) -> None:
+@FAST
+def test_a_fast_rasteriser_is_the_reference(mode: str, rasterize_mode: str, backend: str) -> None:
     backgrounds = torch.rand(2, 3, dtype=torch.float64)
-    assert_alike({"render_mode": mode, "rasterize_mode": rasterize_mode, "backgrounds": backgrounds})
+    options = {"render_mode": mode, "rasterize_mode": rasterize_mode, "backgrounds": backgrounds}
+    assert_alike(options, backend=backend)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4, 5, 9])
-def test_any_number_of_features(channels: int) -> None:
+@FAST
+def test_any_number_of_features(channels: int, backend: str) -> None:
     def wider(s: dict[str, Tensor]) -> dict[str, Tensor]:
         g = torch.Generator().manual_seed(2)
         return s | {"colors": torch.rand(len(s["means"]), channels, generator=g, dtype=torch.float64)}
 
-    assert_alike({"render_mode": "RGB+D"}, wider)
+    assert_alike({"render_mode": "RGB+D"}, wider, backend=backend)
 
 
 @pytest.mark.parametrize("degree", [0, 1, 2, 3])
-def test_colours_by_direction(degree: int) -> None:
+@FAST
+def test_colours_by_direction(degree: int, backend: str) -> None:
     def lit(s: dict[str, Tensor]) -> dict[str, Tensor]:
         g = torch.Generator().manual_seed(2)
         return s | {"colors": torch.rand(len(s["means"]), 16, 3, generator=g, dtype=torch.float64) - 0.4}
 
-    assert_alike({"sh_degree": degree}, lit)
+    assert_alike({"sh_degree": degree}, lit, backend=backend)
+
+
+@pytest.mark.gpu
+def test_gsplat_has_no_gradient_for_the_intrinsics() -> None:
+    given = {k: v.cuda() for k, v in scene(dtype=torch.float32).items()}
+    given["Ks"].requires_grad_()
+    with pytest.raises(InputError, match="no gradient for Ks"):
+        render(given)
 
 
 def test_the_basis_is_orthonormal() -> None:
