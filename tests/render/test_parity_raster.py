@@ -32,7 +32,7 @@ def recordings(golden_dir: Path) -> list[tuple[dict[str, Any], dict[str, Any], d
 
 
 def _rendered(inputs: dict[str, Any], backend: str, dtype: torch.dtype) -> tuple[Any, ...]:
-    """Picture with background, transmittance, depth, and the gradients of the recorded loss2 (gsplat has none for K)."""
+    """Picture with background, transmittance, depth, and the gradients of the recorded loss2; gsplat has none for K."""
     device = "cuda" if backend == "cuda" else "cpu"
     given = {k: torch.tensor(inputs[k], dtype=dtype, device=device) for k in INPUTS}
     wanted = [k for k in INPUTS if k != "K" or backend != "cuda"]
