@@ -254,6 +254,7 @@ def test_gains_of_the_photos_are_found(scene: Scene) -> None:
 # Time, and being stopped
 
 
+@pytest.mark.usefixtures("small")  # so that the kernels are compiled
 def test_it_ends_on_time(scene: Scene) -> None:
     start = time.perf_counter()
     result = Fitter(scene, replace(SMALL, steps=None, time_budget_s=2.0)).run()
