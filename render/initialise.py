@@ -100,7 +100,9 @@ def _filled(scene: Scene, i: int) -> tuple[Tensor, Tensor, Tensor]:
     known &= usable
     if not bool(known.any()):
         return depth, known, known
-    rows, columns = ndimage.distance_transform_edt(~known.numpy(), return_distances=False, return_indices=True)
+    rows, columns = np.asarray(
+        ndimage.distance_transform_edt(~known.numpy(), return_distances=False, return_indices=True)
+    )
     return depth[torch.from_numpy(rows), torch.from_numpy(columns)], known, usable
 
 
