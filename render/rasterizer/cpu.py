@@ -113,7 +113,7 @@ class _Rasterize(torch.autograd.Function):
             slope = np.concatenate([slope, np.zeros((len(ctx.picture) - count, *slope.shape[1:]), np.float32)])
         rows = kernels.unblend(
             prepared.mean, prepared.shape, prepared.opacity, prepared.radius, ctx.padded, prepared.entries,
-            prepared.start, ctx.picture, ctx.left, slope, -_plain(d_alpha), view.width, view.height,
+            prepared.start, ctx.picture, ctx.left, slope, _plain(d_alpha), view.width, view.height,
         )  # fmt: skip
         sums = kernels.gather(rows, prepared.slot_start)
         means, quats, scales, opacities, viewmat, K = ctx.shapes

@@ -386,6 +386,12 @@ def _copy(source, n, out):
 
 
 @numba.njit(**fast)
+def _copy_size(source, n, out):
+    for i in range(n):
+        out[i] = abs(source[i])
+
+
+@numba.njit(**fast)
 def _all_stopped(v):
     most = F(-1.0)
     for p in range(PIXELS):
@@ -458,7 +464,7 @@ def blend(mean, shape, opacity, radius, features, entries, start, width, height)
             _blend_tile(v, batch, mean, shape, opacity, radius, features, entries[start[tile] : start[tile + 1]], row)
             for y in range(min(TILE, height - row * TILE)):
                 n, above, beside = min(TILE, width - column * TILE), row * TILE + y, column * TILE
-                _copy(np.abs(v[y * TILE : y * TILE + n]), n, left[above, beside:])
+                _copy_size(v[y * TILE :], n, left[above, beside:])
                 for k in range(d):
                     _copy(v[FEATURES + k * PIXELS + y * TILE :], n, picture[k, above, beside:])
     return picture, left
@@ -633,8 +639,8 @@ def _unblend_tile(v, gradient, before, batch, mean, shape, opacity, radius, feat
 
 
 @numba.njit(parallel=True, **fast)
-def unblend(mean, shape, opacity, radius, features, entries, start, picture, left, d_picture, d_left, width, height):
-    """Derivatives per slot (m, GRADIENTS + d) from those of `picture` and `left`; slots that add nothing are 0."""
+def unblend(mean, shape, opacity, radius, features, entries, start, picture, left, d_picture, d_alpha, width, height):
+    """Derivatives per slot (m, GRADIENTS + d) from those of picture and alpha; slots that add nothing are 0."""
     d = features.shape[1]
     across, down = (width + TILE - 1) // TILE, (height + TILE - 1) // TILE
     rows = np.zeros((len(entries), GRADIENTS + d), np.float32)
@@ -660,7 +666,7 @@ def unblend(mean, shape, opacity, radius, features, entries, start, picture, lef
                     g = gradient[at + k * PIXELS :]
                     _copy(d_picture[k, above, beside:], n, g)
                     _multiply_add(g, picture[k, above, beside:], n, v[at + COMING :])
-                _multiply_add(-d_left[above, beside : beside + n], left[above, beside:], n, v[at + BEHIND :])
+                _multiply_add(d_alpha[above, beside:], left[above, beside:], n, v[at + BEHIND :])
             _unblend_tile(
                 v, gradient, before, batch, mean, shape, opacity, radius, features,
                 entries[start[tile] : start[tile + 1]], row, rows,
