@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from geo4d.core.errors import Geo4DError, InputError, ReconstructionError
     from geo4d.core.types import Buffers, Camera, Frame, Frames, Gaussians, Observations, PointCloud, Scale, Scene
     from recon import reconstruct
-    from render import render_views
+    from render import fit, render_views
 
 _EXPORTS = {
     "Buffers": "geo4d.core.types",
@@ -25,11 +25,14 @@ _EXPORTS = {
     "ReconstructionError": "geo4d.core.errors",
     "Scale": "geo4d.core.types",
     "Scene": "geo4d.core.types",
+    "fit": "render",
     "load_frames": "geo4d.core.io.frames",
     "load_scene": "geo4d.core.io.scene",
+    "read_gaussians": "geo4d.core.io.gaussians",
     "reconstruct": "recon",
     "render_views": "render",
     "save_scene": "geo4d.core.io.scene",
+    "write_gaussians": "geo4d.core.io.gaussians",
 }
 
 __all__ = ["__version__", *_EXPORTS]  # pyright: ignore[reportUnsupportedDunderAll]

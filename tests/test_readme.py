@@ -39,11 +39,13 @@ def test_links_lead_to_files(readme: str) -> None:
 
 
 @pytest.mark.slow
-def test_python_block_runs(readme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (block,) = re.findall(r"```python\n(.*?)```", readme, re.S)
+def test_python_blocks_run(readme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", readme, re.S)
     (tmp_path / "assets").symlink_to(ROOT / "assets")
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
-    exec(compile(block, "README.md", "exec"), names)
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)
     assert (tmp_path / "demo/scene/scene.json").exists()
     assert len(names["scene"].frames) == 24  # type: ignore[attr-defined]
+    assert names["buffers"].rgb.shape == (360, 480, 3)  # type: ignore[attr-defined]
