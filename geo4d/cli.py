@@ -301,6 +301,48 @@ def render(
         )
 
 
+def segment(
+    scene: Positional[Path],
+    /,
+    *,
+    boxes: Path | None = None,
+    masks: Path | None = None,
+    sam: bool = False,
+    sam_model: str = "facebook/sam2.1-hiera-small",
+    min_size: float | None = None,
+    supports: int = 1,
+    overwrite: bool = False,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    seed: int = 0,
+    json: bool = False,
+) -> dict[str, Any]:
+    """Object ids on the Gaussians of a scene, objects.json and objects.jpg: by geometry, or from boxes or masks.
+
+    Args:
+        scene: a scene folder with Gaussians; without --boxes and --masks every thing that stands on its largest level
+            surface becomes an object.
+        boxes: JSON with boxes round the objects on a few photos: {"IMG_0006.jpg": [{"name": "mug", "box": [left, top,
+            right, bottom]}, ...]}, in pixels of the pictures in SCENE/images.
+        masks: folder of PNGs of object ids (0 = none), named like the photos and of the size of those in SCENE/images.
+        sam: cut out what is in the boxes with SAM 2 (needs the extra `hub`, and the weights on this machine).
+        sam_model: weights of SAM 2: a name on huggingface.co, or a folder.
+        min_size: leave smaller things to the background, in scene units (default: 2 % of the surface).
+        supports: look for things on so many level surfaces.
+        overwrite: replace object ids that are already there.
+        device: where to compute; this verb runs on the CPU.
+        seed: of everything random.
+        json: print the result as one JSON object on stdout.
+    """
+    from geo4d.pipeline import segmentation
+
+    _on_cpu(device)
+    options = segmentation.SegmentOptions(
+        boxes=boxes, masks=masks, sam=sam, sam_model=sam_model, min_size=min_size, supports=supports, seed=seed
+    )
+    with _terminal(quiet=json) as progress:
+        return segmentation.segment_folder(scene, options, overwrite=overwrite, progress=progress, command=sys.argv[1:])
+
+
 def evaluate(
     what: Positional[Literal["poses", "depth", "views"]],
     scene: Positional[Path],
@@ -418,6 +460,7 @@ VERBS: dict[str, Callable[..., dict[str, Any]]] = {
     "render": render,
     "export": export,
     "view": view,
+    "segment": segment,
     "evaluate": evaluate,
     "marker": marker,
     "doctor": doctor,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
@@ -33,11 +33,15 @@ SMALLEST_PX = 3
 
 @dataclass(frozen=True, eq=False)
 class BoxedView:
-    """A photo with boxes: `rgb (h, w, 3)` uint8, `boxes` of id -> (left, top, right, bottom) in pixels."""
+    """A photo with boxes: `rgb (h, w, 3)` uint8, `boxes` of id -> (left, top, right, bottom) in pixels.
+
+    `points` of id -> pixels on the object are for SAM 2 only.
+    """
 
     camera: Camera
     rgb: np.ndarray
     boxes: Mapping[int, tuple[float, float, float, float]]
+    points: Mapping[int, Sequence[tuple[float, float]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,16 +71,19 @@ def annotate(gaussians: Gaussians, views: Sequence[BoxedView], *, clusters: Tens
     chosen = _fitting(seen, held)
     result = []
     for one in seen:
-        # Small boxes last: what lies in a larger thing keeps its own id.
-        order = sorted(one.view.boxes, key=lambda k: (-_area(one.view.boxes[k]), k))
         picture = np.zeros(one.view.camera.hw, np.int64)
-        for k in order:
+        for k in by_size(one.view, sorted(one.view.boxes)):
             if k in chosen:
                 picture[(one.cluster == chosen[k]) & _inside(one.view, k)] = k
             else:
                 picture[_cut_out(one, k, seen, held[k])] = k
         result.append(Annotation(one.view.camera, torch.from_numpy(picture), tuple(sorted(one.view.boxes))))
     return result
+
+
+def by_size(view: BoxedView, ids: Sequence[int]) -> list[int]:
+    """Ids in the order of painting: those with a small box, or none, last, so that a thing before a thing is kept."""
+    return sorted(ids, key=lambda k: (-_area(view.boxes[k]) if k in view.boxes else 0.0, k))
 
 
 def _look(gaussians: Gaussians, view: BoxedView, clusters: Tensor | None) -> _Seen:

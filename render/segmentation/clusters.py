@@ -23,7 +23,9 @@ MARGIN = 0.12
 """Things may overhang the support by so much of its size."""
 SMALLEST = 0.02
 """Smaller things than this part of the support's size are specks."""
-FEWEST_POINTS = 20
+FEWEST_POINTS, FEWEST_GAUSSIANS = 20, 20
+RISES = 2.0
+"""A thing rises over the support by so many times what is needed to be no part of it; all else is its unevenness."""
 WALL_LENGTH, WALL_HEIGHT = 0.5, 0.15
 """A wall is at least so long as a part of the support along it, and so high as a part of the support's size."""
 WALL_TRIALS = 500
@@ -58,7 +60,8 @@ def geometric_objects(
         found, points = _things_on(sorted_gaussians, plane, ids == 0, min_size, seed)
         ids[found > 0] = found[found > 0] + len(sizes)
         sizes += points
-    if not sizes:
+    kept = np.flatnonzero(np.bincount(ids, minlength=len(sizes) + 1)[1:] >= FEWEST_GAUSSIANS)
+    if not len(kept):
         raise InputError(
             "no objects found", found=f"nothing stands on the {'plane' if len(planes) == 1 else 'planes'} found",
             accepted="a scene with things on a table, a floor or another level surface",
@@ -66,7 +69,7 @@ def geometric_objects(
             + ("" if min_size is None else ", or lower --min-size"),
         )  # fmt: skip
     rank = np.zeros(len(sizes) + 1, np.int64)
-    rank[1 + np.argsort(-np.array(sizes), kind="stable")] = 1 + np.arange(len(sizes))
+    rank[1 + kept[np.argsort(-np.array(sizes)[kept], kind="stable")]] = 1 + np.arange(len(kept))
     result = np.zeros_like(ids)
     result[order] = rank[ids]
     return replace(gaussians, object_id=torch.from_numpy(result))
@@ -90,7 +93,9 @@ def _things_on(
     low = plane.height(points) < least + FOOT_CUBES * skin.cube
     part = pieces.part_at_necks(links)
     thing = pieces.gather(points, plane.plan(points), low, plane.over(points), part, skin.cube)
-    thing = _without_specks(points, thing, SMALLEST * plane.size if min_size is None else min_size)
+    thing = _without_specks(
+        points, plane.height(points), thing, SMALLEST * plane.size if min_size is None else min_size, RISES * least
+    )
     count = int(thing.max()) + 1
     if count == 0:
         return numbers, []
@@ -155,12 +160,16 @@ def _longest_wall(
     return best
 
 
-def _without_specks(points: np.ndarray, thing: np.ndarray, min_size: float) -> np.ndarray:
-    """Things renumbered 0, 1, ... in the order of their first points, -1 for what is too small."""
+def _without_specks(
+    points: np.ndarray, height: np.ndarray, thing: np.ndarray, min_size: float, min_height: float
+) -> np.ndarray:
+    """Things renumbered 0, 1, ..., -1 for what is too small or too low."""
     result, count = np.full_like(thing, -1), 0
     for k in np.unique(thing[thing >= 0]):
         mine = thing == k
-        if mine.sum() >= FEWEST_POINTS and float(np.ptp(points[mine], axis=0).max()) >= min_size:
+        if mine.sum() < FEWEST_POINTS or float(np.quantile(height[mine], 0.98)) < min_height:
+            continue
+        if float(np.ptp(points[mine], axis=0).max()) >= min_size:
             result[mine] = count
             count += 1
     return result

@@ -111,7 +111,9 @@ def _check(annotations: Sequence[Annotation], objects: Sequence[int]) -> None:
         if tuple(a.ids.shape) != a.camera.hw:
             raise InputError("ids do not fit their camera", found=f"{tuple(a.ids.shape)}", accepted=f"{a.camera.hw}")
     if min(objects) < 1:
-        raise InputError("cannot use this object id", found=str(min(objects)), accepted="1 or more; 0 is the background")
+        raise InputError(
+            "cannot use this object id", found=str(min(objects)), accepted="1 or more; 0 is the background"
+        )
 
 
 def _along_surface(gaussians: Gaussians, ids: np.ndarray, sure: np.ndarray) -> np.ndarray:
