@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from render.optimiser import Adam
 from render.photos import DEPTH_STRIDE, Photo, Photos
 from render.rasterizer.api import rasterization
 from render.rasterizer.spherical_harmonics import C0
+from render.warm_up import compile_kernels
 
 DEFAULT_BUDGET_S = 600.0
 SNAPSHOT_EVERY = 100
@@ -32,6 +34,8 @@ WORSE = 1.12
 """The state at the end is not taken where its mean square is so many times that of the best (0.5 dB)."""
 MAX_ROLLBACKS = 5
 FEW_PHOTOS = 3
+NEAR = 1e-3
+"""Nearest depth that is drawn in a scene much smaller than its unit, as part of the cameras' extent."""
 
 
 class FitError(Geo4DError):
@@ -252,6 +256,9 @@ class Fitter:
         Raises:
             FitError: the loss diverges at any rate.
         """
+        if self.device == "cpu":
+            with self.progress.stage("load the kernels"):
+                self.start += compile_kernels()
         good = best = self.snapshot()
         shown = 0
         with self.progress.stage("fit", total=100) as advance:
@@ -336,7 +343,7 @@ class Fitter:
             viewmat = _moved(self.views["cameras"][k], self.extent) @ viewmat
         picture, alpha, meta = rasterization(
             p["means"], p["quats"], scales, opacities, sh, viewmat[None], photo.camera.K.float()[None], w, h,
-            sh_degree=degree, render_mode="RGB+D" if weight else "RGB",
+            near_plane=min(0.01, NEAR * self.extent), sh_degree=degree, render_mode="RGB+D" if weight else "RGB",
         )  # fmt: skip
         loss, square = photometric(picture[0], self.views["exposure"][k], photo.rgb, photo.valid, o.ssim_weight)
         if weight:
@@ -455,7 +462,7 @@ def _device(name: str) -> str:
             f"cannot compute on {name!r}", found="no GPU that torch can use" if name == "cuda" else name,
             accepted="auto, cpu, or cuda where there is a GPU",
         )  # fmt: skip
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    return ("cuda" if torch.cuda.is_available() and find_spec("gsplat") else "cpu") if name == "auto" else name
 
 
 def _parameters(g: Gaussians) -> dict[str, torch.nn.Parameter]:

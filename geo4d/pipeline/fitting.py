@@ -42,8 +42,9 @@ def fit_folder(
 ) -> dict[str, Any]:
     """Fit Gaussians to a scene folder: gaussians.ply and metrics.json; returns what the command line shows.
 
-    The time budget counts from here, with loading and without the scores at the end. Ctrl-C ends the fit after the
-    step at hand: what there is then is written, and `resume` goes on from there.
+    The time budget counts from here, with loading, without the compilation of kernels (a minute, once on a machine) and
+    the scores at the end. Ctrl-C ends the fit after the step at hand: what there is then is written, and `resume` goes
+    on from there.
 
     Raises:
         InputError: no scene, Gaussians that must not be replaced, or options that do not fit.

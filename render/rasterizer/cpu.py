@@ -68,7 +68,7 @@ def prepare(
 @functools.cache
 def _begin() -> None:
     """Once in a process, before the first kernel."""
-    threads.announce_compilation("the CPU rasteriser", kernels.blend)
+    threads.announce_compilation("the CPU kernels", kernels.blend)
     threads.launch()
 
 
