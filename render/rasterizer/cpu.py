@@ -32,37 +32,43 @@ class View:
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """Projected Gaussians and the lists of the tiles; see the kernels that make them."""
+    """Projected Gaussians, their records by depth, and the lists of the tiles; see the kernels that make them."""
 
     mean: np.ndarray
     shape: np.ndarray
     depth: np.ndarray
     opacity: np.ndarray
     radius: np.ndarray
-    count: np.ndarray
+    records: np.ndarray
+    rank: np.ndarray
     entries: np.ndarray
     start: np.ndarray
     slot_start: np.ndarray
 
 
 def prepare(
-    means: np.ndarray, quats: np.ndarray, scales: np.ndarray, opacities: np.ndarray, viewmat: np.ndarray, K: np.ndarray,
-    view: View,
+    means: np.ndarray, quats: np.ndarray, scales: np.ndarray, opacities: np.ndarray, features: np.ndarray,
+    viewmat: np.ndarray, K: np.ndarray, view: View,
 ) -> Prepared:  # fmt: skip
-    """Project, find the tiles of every Gaussian and list every tile's Gaussians front to back; float32 arrays."""
+    """Project, sort by depth, and list every tile's Gaussians front to back; float32 arrays."""
     _begin()
     width, height = view.width, view.height
     mean, shape, depth, opacity, radius, rows = kernels.project(
         means, quats, scales, opacities, viewmat, K, width, height,
         F(view.near), F(view.far), F(view.eps2d), view.antialiased, F(view.radius_clip),
     )  # fmt: skip
+    order = kernels.order_by_depth(depth, np.flatnonzero(radius[:, 0]).astype(np.int32))
+    total = features.shape[1] + (view.depth_feature >= 0)
+    padded = 3 if total <= 3 else -(-total // kernels.GROUP) * kernels.GROUP
+    records, rows, rank = kernels.arrange(
+        order, mean, shape, opacity, radius, rows, depth, features, view.depth_feature, padded
+    )
     row_start = _starts(rows[:, 1] - rows[:, 0])
-    columns, count = kernels.spans(mean, shape, opacity, radius, rows, row_start, width, height)
+    columns, count = kernels.spans(records, rows, row_start, width, height)
     slot_start = _starts(count)
     across, down = -(-width // kernels.TILE), -(-height // kernels.TILE)
-    order = kernels.order_by_depth(depth, np.flatnonzero(count).astype(np.int32))
-    entries, start = kernels.bins(order, rows, row_start, columns, slot_start, across, across * down)
-    return Prepared(mean, shape, depth, opacity, radius, count, entries, start, slot_start)
+    entries, start = kernels.bins(rows, row_start, columns, slot_start, across, across * down)
+    return Prepared(mean, shape, depth, opacity, radius, records, rank, entries, start, slot_start)
 
 
 @functools.cache
@@ -92,15 +98,11 @@ class _Rasterize(torch.autograd.Function):
         ctx: Any, means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor, features: Tensor, viewmat: Tensor,
         K: Tensor, view: View, meta: dict[str, Any],
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        shapes = tuple(_plain(t) for t in (means, quats, scales, opacities, viewmat, K))
-        prepared = prepare(shapes[0], shapes[1], shapes[2], shapes[3], shapes[4], shapes[5], view)
-        padded = _padded(features, prepared, view)
-        picture, left = kernels.blend(
-            prepared.mean, prepared.shape, prepared.opacity, prepared.radius, padded, prepared.entries,
-            prepared.start, view.width, view.height,
-        )  # fmt: skip
+        m, q, s, o, v, k = (_plain(t) for t in (means, quats, scales, opacities, viewmat, K))
+        prepared = prepare(m, q, s, o, _plain(features), v, k, view)
+        picture, left = kernels.blend(prepared.records, prepared.entries, prepared.start, view.width, view.height)
         meta["prepared"] = prepared
-        ctx.view, ctx.shapes, ctx.prepared, ctx.padded = view, shapes, prepared, padded
+        ctx.view, ctx.given, ctx.prepared = view, (m, q, s, o, v, k), prepared
         ctx.picture, ctx.left, ctx.dtypes = picture, left, (means.dtype, viewmat.dtype, K.dtype)
         ctx.count = features.shape[1] + (view.depth_feature >= 0)
         return torch.from_numpy(picture[: ctx.count]), torch.from_numpy(F(1) - left)
@@ -112,33 +114,19 @@ class _Rasterize(torch.autograd.Function):
         if count < len(ctx.picture):
             slope = np.concatenate([slope, np.zeros((len(ctx.picture) - count, *slope.shape[1:]), np.float32)])
         rows = kernels.unblend(
-            prepared.mean, prepared.shape, prepared.opacity, prepared.radius, ctx.padded, prepared.entries,
-            prepared.start, ctx.picture, ctx.left, slope, _plain(d_alpha), view.width, view.height,
+            prepared.records, prepared.entries, prepared.start, ctx.picture, ctx.left, slope, _plain(d_alpha),
+            view.width, view.height,
         )  # fmt: skip
         sums = kernels.gather(rows, prepared.slot_start)
-        means, quats, scales, opacities, viewmat, K = ctx.shapes
-        d_means, d_quats, d_scales, d_opacities, d_view, d_lens = kernels.unproject(
+        means, quats, scales, opacities, viewmat, K = ctx.given
+        *slopes, d_view, d_lens = kernels.unproject(
             means, quats, scales, opacities, viewmat, K, view.width, view.height, F(view.eps2d), view.antialiased,
-            prepared.opacity, prepared.radius, sums, view.depth_feature,
+            prepared.opacity, prepared.rank, sums, view.depth_feature, count - (view.depth_feature >= 0),
         )  # fmt: skip
-        colours = count - (view.depth_feature >= 0)
-        d_features = sums[:, kernels.GRADIENTS : kernels.GRADIENTS + colours]
         whole_view, whole_K = torch.zeros(4, 4, dtype=ctx.dtypes[1]), torch.zeros(3, 3, dtype=ctx.dtypes[2])
         whole_view[:3] = torch.from_numpy(d_view)
         whole_K[[0, 1, 0, 1], [0, 1, 2, 2]] = torch.from_numpy(d_lens).to(whole_K.dtype)
-        slopes = (d_means, d_quats, d_scales, d_opacities, np.ascontiguousarray(d_features))
         return *(torch.from_numpy(g).to(ctx.dtypes[0]) for g in slopes), whole_view, whole_K, None, None
-
-
-def _padded(features: Tensor, prepared: Prepared, view: View) -> np.ndarray:
-    """Features, the depth where it is asked for, and zeros up to 3 or a multiple of the kernels' group."""
-    n, d = features.shape
-    total = d + (view.depth_feature >= 0)
-    out = np.zeros((n, 3 if total <= 3 else -(-total // kernels.GROUP) * kernels.GROUP), np.float32)
-    out[:, :d] = features.detach().numpy()
-    if view.depth_feature >= 0:
-        out[:, view.depth_feature] = prepared.depth
-    return out
 
 
 def rasterize(

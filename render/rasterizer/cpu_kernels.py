@@ -26,8 +26,8 @@ STRIP = 8
 """Tiles side by side that are one piece of work: what they need is set up once."""
 BATCH = 16
 """Gaussians that a tile blends before it looks whether all of its pixels have stopped."""
-RECORD = 7
-"""What is copied of a Gaussian besides its features: mean x, y, radius y, shape (3), opacity."""
+RECORD = 8
+"""What a record holds of a Gaussian before its features: mean x, y, radius y, shape (3), opacity, radius x."""
 CHUNKS = 32
 """Parts of a sum over Gaussians; fixed, so that its rounding does not depend on the number of threads."""
 SORT_PARTS = 8
@@ -145,7 +145,31 @@ def _smear(T, Rq, scale, M):
 
 
 @numba.njit(parallel=True, **fast)
-def spans(mean, shape, opacity, radius, rows, row_start, width, height):
+def arrange(order, mean, shape, opacity, radius, rows, depth, features, depth_feature, d):
+    """What the tiles need of the Gaussians in `order`, one record each, (m, RECORD + d), and their tile rows (m, 2).
+
+    From here on a Gaussian is known by its rank in `order`: neighbours in depth are neighbours in memory. Column
+    `depth_feature` of the features is the depth (-1: none); those that are missing up to `d` are 0. Also returned: the
+    rank of every Gaussian, -1 where it has none.
+    """
+    m, given = len(order), features.shape[1]
+    records, ranked, rank = np.zeros((m, RECORD + d), np.float32), np.zeros((m, 2), np.int32), np.full(len(mean), -1)
+    for i in numba.prange(m):
+        g = order[i]
+        r = records[i]
+        r[0], r[1], r[2], r[7] = mean[g, 0], mean[g, 1], radius[g, 1], radius[g, 0]
+        r[3], r[4], r[5], r[6] = shape[g, 0], shape[g, 1], shape[g, 2], opacity[g]
+        for k in range(given):
+            r[RECORD + k] = features[g, k]
+        if depth_feature >= 0:
+            r[RECORD + depth_feature] = depth[g]
+        ranked[i, 0], ranked[i, 1] = rows[g, 0], rows[g, 1]
+        rank[g] = i
+    return records, ranked, rank
+
+
+@numba.njit(parallel=True, **fast)
+def spans(records, rows, row_start, width, height):
     """Tiles that each Gaussian touches at a pixel centre, exactly: columns first, last + 1 per tile row (m, 2), those
     of Gaussian g from `row_start[g]` on; and how many tiles that are (n,).
     """
@@ -155,11 +179,11 @@ def spans(mean, shape, opacity, radius, rows, row_start, width, height):
         for g in range(chunk * n // CHUNKS, (chunk + 1) * n // CHUNKS):
             if rows[g, 0] == rows[g, 1]:
                 continue
-            A, k, c = shape[g, 0], shape[g, 1], shape[g, 2]
-            reach = F(2.0) * math.log(F(255.0) * opacity[g]) * F(1.001) + F(1e-5)
+            r = records[g]
+            u, v, ry, A, k, c = r[0], r[1], r[2], r[3], r[4], r[5]
+            reach = F(2.0) * math.log(F(255.0) * r[6]) * F(1.001) + F(1e-5)
             # Where the ellipse is widest, y / x = covariance xy / xx.
-            top, ry = -A * k / (c + A * k * k) * radius[g, 0], radius[g, 1]
-            u, v = mean[g, 0], mean[g, 1]
+            top = -A * k / (c + A * k * k) * r[7]
             for row in range(rows[g, 0], rows[g, 1]):
                 low = max(F(row * TILE) + F(0.499) - v, -ry)
                 high = min(F(min(row * TILE + TILE, height)) - F(0.499) - v, ry)
@@ -213,16 +237,15 @@ def order_by_depth(depth, index):
 
 
 @numba.njit(parallel=True, cache=True, nogil=True)
-def bins(order, rows, row_start, columns, slot_start, across, tiles):
-    """What every tile blends, front to back: entries (m, 2) of Gaussian and slot, and where tiles begin (tiles + 1,).
+def bins(rows, row_start, columns, slot_start, across, tiles):
+    """What every tile blends, front to back: entries (m, 2) of rank and slot, and where tiles begin (tiles + 1,).
 
-    A slot is one Gaussian in one tile, numbered by Gaussian: those of Gaussian g are `slot_start[g]` and on.
+    A slot is one Gaussian in one tile, numbered by Gaussian: those of rank g are `slot_start[g]` and on.
     """
-    n = len(order)
+    n = len(rows)
     place = np.zeros((CHUNKS, tiles), np.int64)
     for chunk in numba.prange(CHUNKS):
-        for i in range(chunk * n // CHUNKS, (chunk + 1) * n // CHUNKS):
-            g = order[i]
+        for g in range(chunk * n // CHUNKS, (chunk + 1) * n // CHUNKS):
             for k in range(row_start[g + 1] - row_start[g]):
                 at, row = row_start[g] + k, rows[g, 0] + k
                 for column in range(columns[at, 0], columns[at, 1]):
@@ -238,8 +261,7 @@ def bins(order, rows, row_start, columns, slot_start, across, tiles):
     start[tiles] = total
     entries = np.zeros((total, 2), np.int32)
     for chunk in numba.prange(CHUNKS):
-        for i in range(chunk * n // CHUNKS, (chunk + 1) * n // CHUNKS):
-            g = order[i]
+        for g in range(chunk * n // CHUNKS, (chunk + 1) * n // CHUNKS):
             slot = slot_start[g]
             for k in range(row_start[g + 1] - row_start[g]):
                 at, row = row_start[g] + k, rows[g, 0] + k
@@ -323,7 +345,7 @@ def _blend_four(v, rows, u, dy, A, k, c, o, f0, f1, f2, f3):
 
 @numba.njit(**fast)
 def _weigh(v, count, u, w, A, k, c, o):
-    """As `_blend`, but only the weight, falloff and alpha are kept, for features in several groups."""
+    """As `_blend_four`, but only the weight, falloff and alpha are kept, for features in several groups."""
     a, c = F(-0.5) * SIXTEENTH * A, F(-0.5) * SIXTEENTH * c
     for p in range(count):
         dy = v[p + PY] - w
@@ -350,14 +372,12 @@ def _add_four(v, f, count, f0, f1, f2, f3):
 
 
 @numba.njit(**fast)
-def _collect(entries, many, mean, shape, opacity, radius, features, batch):
-    """Copies what blending needs of so many Gaussians: the processor waits for their memory together, not in turn."""
+def _collect(entries, many, records, batch):
+    """Copies so many records: the processor waits for their memory together, not in turn."""
     for i in range(many):
         g = entries[i, 0]
-        batch[i, 0], batch[i, 1], batch[i, 2] = mean[g, 0], mean[g, 1], radius[g, 1]
-        batch[i, 3], batch[i, 4], batch[i, 5], batch[i, 6] = shape[g, 0], shape[g, 1], shape[g, 2], opacity[g]
-        for k in range(features.shape[1]):
-            batch[i, RECORD + k] = features[g, k]
+        for k in range(records.shape[1]):
+            batch[i, k] = records[g, k]
 
 
 @numba.njit(**fast)
@@ -411,12 +431,12 @@ def _turns(down):
 
 
 @numba.njit(**fast)
-def _blend_tile(v, batch, mean, shape, opacity, radius, features, entries, row):
+def _blend_tile(v, batch, records, entries, row):
     """Blends all that a tile lists into its buffer."""
-    d, top = features.shape[1], F(row * TILE)
+    d, top = records.shape[1] - RECORD, F(row * TILE)
     for first_of_batch in range(0, len(entries), BATCH):
         many = min(BATCH, len(entries) - first_of_batch)
-        _collect(entries[first_of_batch:], many, mean, shape, opacity, radius, features, batch)
+        _collect(entries[first_of_batch:], many, records, batch)
         for i in range(many):
             b = batch[i]
             first, last = _rows_of(b[1], b[2], top)
@@ -444,12 +464,12 @@ def _blend_tile(v, batch, mean, shape, opacity, radius, features, entries, row):
 
 
 @numba.njit(parallel=True, **fast)
-def blend(mean, shape, opacity, radius, features, entries, start, width, height):
+def blend(records, entries, start, width, height):
     """Pictures of features (d, h, w) without a background, and what is left of the light (h, w).
 
-    `features` (n, d) with d = 3 or a multiple of GROUP.
+    `records` as of `arrange`, with d = 3 or a multiple of GROUP.
     """
-    d = features.shape[1]
+    d = records.shape[1] - RECORD
     across, down = (width + TILE - 1) // TILE, (height + TILE - 1) // TILE
     picture, left = np.zeros((d, height, width), np.float32), np.ones((height, width), np.float32)
     turns, strips = _turns(down), (across + STRIP - 1) // STRIP
@@ -461,7 +481,7 @@ def blend(mean, shape, opacity, radius, features, entries, start, width, height)
             if start[tile] == start[tile + 1]:
                 continue
             _place(v, row, column)
-            _blend_tile(v, batch, mean, shape, opacity, radius, features, entries[start[tile] : start[tile + 1]], row)
+            _blend_tile(v, batch, records, entries[start[tile] : start[tile + 1]], row)
             for y in range(min(TILE, height - row * TILE)):
                 n, above, beside = min(TILE, width - column * TILE), row * TILE + y, column * TILE
                 _copy_size(v[y * TILE :], n, left[above, beside:])
@@ -603,12 +623,12 @@ def _multiply_add(a, b, n, out):
 
 
 @numba.njit(**fast)
-def _unblend_tile(v, gradient, before, batch, mean, shape, opacity, radius, features, entries, row, rows):
+def _unblend_tile(v, gradient, before, batch, records, entries, row, rows):
     """Walks a tile's list again and writes the derivatives of every slot into its row."""
-    d, top = features.shape[1], F(row * TILE)
+    d, top = records.shape[1] - RECORD, F(row * TILE)
     for first_of_batch in range(0, len(entries), BATCH):
         many = min(BATCH, len(entries) - first_of_batch)
-        _collect(entries[first_of_batch:], many, mean, shape, opacity, radius, features, batch)
+        _collect(entries[first_of_batch:], many, records, batch)
         for i in range(many):
             b = batch[i]
             first, last = _rows_of(b[1], b[2], top)
@@ -639,9 +659,9 @@ def _unblend_tile(v, gradient, before, batch, mean, shape, opacity, radius, feat
 
 
 @numba.njit(parallel=True, **fast)
-def unblend(mean, shape, opacity, radius, features, entries, start, picture, left, d_picture, d_alpha, width, height):
+def unblend(records, entries, start, picture, left, d_picture, d_alpha, width, height):
     """Derivatives per slot (m, GRADIENTS + d) from those of picture and alpha; slots that add nothing are 0."""
-    d = features.shape[1]
+    d = records.shape[1] - RECORD
     across, down = (width + TILE - 1) // TILE, (height + TILE - 1) // TILE
     rows = np.zeros((len(entries), GRADIENTS + d), np.float32)
     turns, strips = _turns(down), (across + STRIP - 1) // STRIP
@@ -667,10 +687,7 @@ def unblend(mean, shape, opacity, radius, features, entries, start, picture, lef
                     _copy(d_picture[k, above, beside:], n, g)
                     _multiply_add(g, picture[k, above, beside:], n, v[at + COMING :])
                 _multiply_add(d_alpha[above, beside:], left[above, beside:], n, v[at + BEHIND :])
-            _unblend_tile(
-                v, gradient, before, batch, mean, shape, opacity, radius, features,
-                entries[start[tile] : start[tile + 1]], row, rows,
-            )  # fmt: skip
+            _unblend_tile(v, gradient, before, batch, records, entries[start[tile] : start[tile + 1]], row, rows)
     return rows
 
 
@@ -688,16 +705,32 @@ def gather(rows, slot_start):
 
 @numba.njit(parallel=True, **fast)
 def unproject(
-    means, quats, scales, opacities, view, K, width, height, eps2d, antialiased, opacity, radius, sums, depth_feature
+    means,
+    quats,
+    scales,
+    opacities,
+    view,
+    K,
+    width,
+    height,
+    eps2d,
+    antialiased,
+    opacity,
+    rank,
+    sums,
+    depth_feature,
+    colours,
 ):
     """Derivatives of the projection: from those on the picture to means, quats, scales, opacities, and camera.
 
-    `sums` (n, GRADIENTS + d) as `gather` gives them; `depth_feature` is the feature that is the depth, or -1. Returns
-    means (n, 3), quats (n, 4), scales (n, 3), opacities (n,), view (3, 4) and K as (fx, fy, cx, cy), float64.
+    `sums` (m, GRADIENTS + d) by rank as `gather` gives them; `depth_feature` is the feature that is the depth, or -1.
+    Returns means (n, 3), quats (n, 4), scales (n, 3), opacities (n,), the first `colours` features (n, colours), view
+    (3, 4) and K as (fx, fy, cx, cy), float64.
     """
     n = len(means)
     d_means, d_quats = np.zeros((n, 3), np.float32), np.zeros((n, 4), np.float32)
     d_scales, d_opacities = np.zeros((n, 3), np.float32), np.zeros(n, np.float32)
+    d_features = np.zeros((n, colours), np.float32)
     cameras = np.zeros((CHUNKS, 16), np.float64)
     for chunk in numba.prange(CHUNKS):
         Rq, dR = np.zeros((3, 3), np.float32), np.zeros((3, 3), np.float32)
@@ -706,8 +739,11 @@ def unproject(
         dT, dJ = np.zeros((2, 3), np.float32), np.zeros((2, 3), np.float32)
         camera = cameras[chunk]
         for g in range(chunk * n // CHUNKS, (chunk + 1) * n // CHUNKS):
-            if radius[g, 0] == F(0.0):
+            s = rank[g]
+            if s < 0:
                 continue
+            for k in range(colours):
+                d_features[g, k] = sums[s, GRADIENTS + k]
             x, y, z = _camera_point(view, means[g])
             length = _rotation(quats[g], Rq)
             _flatten(view, K, x, y, z, width, height, J, T)
@@ -720,17 +756,17 @@ def unproject(
             # From the shape (A, k = lean, 1 / yy) to the covariance (xx, xy, yy).
             yy = c + eps2d
             lean = -b / yy
-            by_A, by_lean = sums[g, 2] * (yy / det) * (yy / det), sums[g, 3] / yy
+            by_A, by_lean = sums[s, 2] * (yy / det) * (yy / det), sums[s, 3] / yy
             da, db = -by_A, F(-2.0) * lean * by_A - by_lean
-            dc = -lean * lean * by_A - lean * by_lean - sums[g, 4] / (yy * yy)
+            dc = -lean * lean * by_A - lean * by_lean - sums[s, 4] / (yy * yy)
             # What follows takes the entry xy for one of two.
             db *= F(0.5)
-            d_opacities[g] = sums[g, 5]
+            d_opacities[g] = sums[s, 5]
             if antialiased and sharp > F(0.0):
                 # opacity' = opacity sqrt(sharp / det)
                 factor = math.sqrt(sharp / det)
-                d_opacities[g] = sums[g, 5] * factor
-                slope = F(0.5) * sums[g, 5] * opacity[g]
+                d_opacities[g] = sums[s, 5] * factor
+                slope = F(0.5) * sums[s, 5] * opacity[g]
                 da += slope * (c / sharp - (c + eps2d) / det)
                 dc += slope * (a / sharp - (a + eps2d) / det)
                 db += slope * (-b / sharp + b / det)
@@ -758,9 +794,9 @@ def unproject(
             for k in range(3):
                 for m in range(3):
                     camera[4 * k + m] += J[0, k] * dT[0, m] + J[1, k] * dT[1, m]
-            dz = sums[g, GRADIENTS + depth_feature] if depth_feature >= 0 else F(0.0)
-            du, dz_x = _axis_slope(camera, 0, x, z, K[0, 0], K[0, 2], F(width), dJ[0, 0], dJ[0, 2], sums[g, 0])
-            dv, dz_y = _axis_slope(camera, 1, y, z, K[1, 1], K[1, 2], F(height), dJ[1, 1], dJ[1, 2], sums[g, 1])
+            dz = sums[s, GRADIENTS + depth_feature] if depth_feature >= 0 else F(0.0)
+            du, dz_x = _axis_slope(camera, 0, x, z, K[0, 0], K[0, 2], F(width), dJ[0, 0], dJ[0, 2], sums[s, 0])
+            dv, dz_y = _axis_slope(camera, 1, y, z, K[1, 1], K[1, 2], F(height), dJ[1, 1], dJ[1, 2], sums[s, 1])
             dz += dz_x + dz_y
             dx, dy = du / z, dv / z
             dz -= (du * x + dv * y) / (z * z)
@@ -783,7 +819,7 @@ def unproject(
     for chunk in range(CHUNKS):
         for k in range(16):
             total[k] += cameras[chunk, k]
-    return d_means, d_quats, d_scales, d_opacities, total[:12].reshape(3, 4), total[12:]
+    return d_means, d_quats, d_scales, d_opacities, d_features, total[:12].reshape(3, 4), total[12:]
 
 
 @numba.njit(**fast)
