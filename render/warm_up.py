@@ -8,7 +8,7 @@ import torch
 
 from render.losses import photometric
 from render.optimiser import Adam
-from render.rasterizer.api import rasterization
+from render.rasterizer.api import RenderMode, rasterization
 
 SIDE = 16
 
@@ -24,9 +24,11 @@ def compile_kernels() -> float:
     params = [torch.nn.Parameter(v) for v in values]
     K = torch.tensor([[SIDE, 0.0, SIDE / 2], [0.0, SIDE, SIDE / 2], [0.0, 0.0, 1.0]])
     photo, valid = torch.zeros(SIDE, SIDE, 3, dtype=torch.uint8), torch.ones(SIDE, SIDE, dtype=torch.bool)
-    for mode in ("RGB", "RGB+D"):
+    modes: tuple[RenderMode, ...] = ("RGB", "RGB+D")
+    for mode in modes:
         picture, _, meta = rasterization(
-            *params, torch.eye(4)[None], K[None], SIDE, SIDE, sh_degree=1, render_mode=mode
+            params[0], params[1], params[2], params[3], params[4], torch.eye(4)[None], K[None], SIDE, SIDE,
+            sh_degree=1, render_mode=mode,
         )  # fmt: skip
         photometric(picture[0], torch.eye(3, 4), photo, valid)[0].backward()
         for param in params:
