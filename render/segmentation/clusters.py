@@ -90,12 +90,13 @@ def _things_on(
     points = skin.p_world[high][core]
     if not len(points):
         return numbers, []
-    low = plane.height(points) < least + FOOT_CUBES * skin.cube
+    above, foot_height = plane.height(points), least + FOOT_CUBES * skin.cube
     part = pieces.part_at_necks(links)
-    thing = pieces.gather(points, plane.plan(points), low, plane.over(points), part, skin.cube)
+    thing = pieces.gather(points, plane.plan(points), above, plane.over(points), part, skin.cube, foot_height)
     thing = _without_specks(
-        points, plane.height(points), thing, SMALLEST * plane.size if min_size is None else min_size, RISES * least
+        points, above, thing, SMALLEST * plane.size if min_size is None else min_size, RISES * least
     )
+    low = above < foot_height
     count = int(thing.max()) + 1
     if count == 0:
         return numbers, []

@@ -28,6 +28,12 @@ FEWEST_POINTS = 150
 """Smaller parts are not cut off."""
 FOOT_POINTS = 8
 """Points near the support that make a foot."""
+HIDDEN = 0.4
+"""The lower part of a thing may be hidden, up to this part of the height of what is seen of it."""
+LITTLE_HIDDEN = 0.2
+"""Less needs no proof that nothing else is below."""
+ORDERS = 3
+"""Eigenvectors along which necks are sought."""
 
 
 def connect(p_world: np.ndarray, cube: float) -> tuple[np.ndarray, csr_matrix]:
@@ -70,8 +76,8 @@ def _components(links: csr_matrix, members: np.ndarray) -> list[np.ndarray]:
 def _cut(links: csr_matrix) -> np.ndarray | None:
     """The side of the narrowest neck that every point of a connected part is on, or None where there is no neck.
 
-    The second eigenvector of the normalised Laplacian (Shi and Malik, "Normalized cuts and image segmentation", 2000)
-    orders the points along the part; the cut is tried at every place of this order.
+    The first eigenvectors of the normalised Laplacian (Shi and Malik, "Normalized cuts and image segmentation", 2000)
+    order the points along the part; cuts are tried at every place of these orders.
     """
     n = len(links.indptr) - 1
     degree = np.asarray(links.sum(1)).ravel()
@@ -79,42 +85,55 @@ def _cut(links: csr_matrix) -> np.ndarray | None:
     laplacian = diags(np.ones(n)) - root @ links @ root
     start = np.random.default_rng(0).random(n)
     try:
-        value, vector = eigsh(csr_matrix(laplacian), k=2, sigma=-1e-4, which="LM", v0=start, tol=1e-4)  # pyright: ignore
+        value, vector = eigsh(csr_matrix(laplacian), k=ORDERS + 1, sigma=-1e-4, which="LM", v0=start, tol=1e-4)  # pyright: ignore
     except (ArpackError, RuntimeError):  # does not converge: no cut is better than a random one
         return None
-    order = np.argsort((root @ vector)[:, np.argmax(value)], kind="stable")
-    place = np.zeros(n, np.int64)
-    place[order] = np.arange(n)
-    pairs = links.tocoo()
-    low, high = np.minimum(place[pairs.row], place[pairs.col]), np.maximum(place[pairs.row], place[pairs.col])
-    # Every link is in the matrix twice.
+    pairs, best, sides = links.tocoo(), NECK, None
+    for k in np.argsort(value)[1:]:  # the first is constant
+        order = np.argsort(root @ vector[:, k], kind="stable")
+        place = np.zeros(n, np.int64)
+        place[order] = np.arange(n)
+        neck = _necks(place[pairs.row], place[pairs.col], n)
+        if neck.min() < best:
+            best, sides = float(neck.min()), place <= int(np.argmin(neck))
+    return sides
+
+
+def _necks(one: np.ndarray, other: np.ndarray, n: int) -> np.ndarray:
+    """How narrow a cut after every place of an order is, of links that are given twice, both ways."""
+    low, high = np.minimum(one, other), np.maximum(one, other)
     crossing = np.cumsum(np.bincount(low, minlength=n) - np.bincount(high, minlength=n)) / 2
     smaller = np.minimum(np.arange(1, n + 1), np.arange(n - 1, -1, -1))
-    neck = np.where(smaller >= FEWEST_POINTS, crossing / CROSSING / np.sqrt(np.maximum(smaller, 1)), np.inf)
-    best = int(np.argmin(neck))
-    return place <= best if neck[best] < NECK else None
+    narrow = crossing / CROSSING / np.sqrt(np.maximum(smaller, 1))
+    return np.where(smaller >= FEWEST_POINTS, narrow, np.inf)
 
 
 def gather(
-    p_world: np.ndarray, plan: np.ndarray, near_support: np.ndarray, over: np.ndarray, part: np.ndarray, cube: float
-) -> np.ndarray:
+    p_world: np.ndarray, plan: np.ndarray, height: np.ndarray, over: np.ndarray, part: np.ndarray, cube: float,
+    foot_height: float,
+) -> np.ndarray:  # fmt: skip
     """Number of the thing `(k,)` of every point; -1 for what nothing carries.
 
-    A part with a foot is a thing. Any other goes to the thing for which its distance plus, seen from above, the
-    distance of its middle is least; not to one farther than half of its own size, and, where its middle hangs beside
-    the support, only to one that it touches.
+    A part with a foot is a thing; so is one whose foot nobody saw: it begins not far above the support, with nothing
+    below. Any other goes to the thing for which its distance plus, seen from above, the distance of its middle is
+    least; not to one farther than half of its own size, and, where it hangs beside the support, only to one that it
+    touches.
 
     Args:
         p_world: `(k, 3)` points.
         plan: `(k, 2)` the same seen from above.
-        near_support: `(k,)` whether a point is so low that it may be of a foot.
+        height: `(k,)` above the support.
         over: `(k,)` whether it is over the support.
         part: `(k,)` number of its part.
         cube: side of a cube.
+        foot_height: lower points are those of a foot.
     """
     count = int(part.max()) + 1 if len(part) else 0
-    foot = np.bincount(part[near_support & over], minlength=count)
+    foot = np.bincount(part[(height < foot_height) & over], minlength=count)
     thing = np.where(foot >= FOOT_POINTS, np.arange(count), -1)
+    for k in np.flatnonzero(thing < 0):
+        if _stands_hidden(plan, height - foot_height, over, part == k):
+            thing[k] = k
     order = np.argsort(part, kind="stable")
     starts = np.searchsorted(part[order], np.arange(count))
     cost = np.full((count, count), np.inf)
@@ -134,3 +153,21 @@ def gather(
             break
         thing[k] = thing[j]
     return thing[part]
+
+
+def _stands_hidden(plan: np.ndarray, height: np.ndarray, over: np.ndarray, mine: np.ndarray) -> bool:
+    """Whether a part without a foot may stand all the same: large, low, over the support and with nothing below.
+
+    `height` counts from where a foot would end.
+    """
+    if mine.sum() < FEWEST_POINTS or over[mine].mean() < 0.5:
+        return False
+    bottom, top = np.quantile(height[mine], [0.05, 0.95])
+    if bottom > HIDDEN * (top - bottom):
+        return False
+    if bottom < LITTLE_HIDDEN * (top - bottom):
+        return True
+    middle = plan[mine].mean(0)
+    radius = float(np.median(np.linalg.norm(plan[mine] - middle, axis=1)))
+    below = ~mine & (height < bottom) & (np.linalg.norm(plan - middle, axis=1) < radius)
+    return int(below.sum()) < FOOT_POINTS

@@ -22,6 +22,10 @@ TOLERANCE = 0.01
 """How far a Gaussian may lie off the plane that it is counted for, as a part of the scene's radius."""
 CELLS = 64
 """Cells of the map of a support along its longer side."""
+BRIDGED = 6
+"""Gaps of twice so many cells are bridged: things on a support hide parts of it."""
+STANDS_OUT = 4.0
+"""A plane has so many times the Gaussians that slabs beside it have."""
 FULL_HULL = 0.6
 """Where a support fills so much of its convex hull, that hull is its outline: what stands on its edge hides it."""
 
@@ -137,7 +141,7 @@ def _largest_plane(points: np.ndarray, up: np.ndarray, tolerance: float, rng: np
 
 
 def _refined(points: np.ndarray, normal: np.ndarray, offset: float, tolerance: float) -> Support | None:
-    """Least squares on the points within reach, which shrinks to three times their noise."""
+    """Least squares on the points within reach, which shrinks to three times their noise; None for a chance plane."""
     reach, noise, centre = tolerance, tolerance, np.zeros(3)
     for _ in range(6):
         mine = points[np.abs(points @ normal - offset) < reach]
@@ -151,7 +155,11 @@ def _refined(points: np.ndarray, normal: np.ndarray, offset: float, tolerance: f
         noise = 1.4826 * float(np.median(residual))
         reach = float(np.clip(3 * noise, 0.2 * tolerance, 2 * tolerance))
     mine = points[np.abs(points @ normal - offset) < reach]
-    return _outlined(mine, centre - (centre @ normal - offset) * normal, normal, noise)
+    support = _outlined(mine, centre - (centre @ normal - offset) * normal, normal, noise)
+    over = points[support.over(points)]
+    distance = np.abs(support.height(over))
+    on, beside = np.sum(distance < reach), np.sum((distance >= reach) & (distance < 3 * reach)) / 2
+    return support if on > STANDS_OUT * beside else None
 
 
 def _outlined(mine: np.ndarray, origin: np.ndarray, normal: np.ndarray, noise: float) -> Support:
@@ -169,7 +177,8 @@ def _outlined(mine: np.ndarray, origin: np.ndarray, normal: np.ndarray, noise: f
     fits = np.all((index >= 0) & (index < shape), axis=1)
     filled = np.zeros(shape, np.int64)
     np.add.at(filled, tuple(index[fits].T), 1)
-    closed = np.asarray(ndimage.binary_closing(np.pad(filled > 0, 3), iterations=3), bool)[3:-3, 3:-3]
+    inner = np.s_[BRIDGED:-BRIDGED, BRIDGED:-BRIDGED]
+    closed = np.asarray(ndimage.binary_closing(np.pad(filled > 0, BRIDGED), iterations=BRIDGED), bool)[inner]
     closed = np.logical_or(closed, filled > 0)
     labels = np.zeros(closed.shape, np.int64)
     ndimage.label(closed, output=labels)
