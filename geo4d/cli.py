@@ -344,7 +344,7 @@ def segment(
 
 
 def evaluate(
-    what: Positional[Literal["poses", "depth", "views"]],
+    what: Positional[Literal["poses", "depth", "views", "objects"]],
     scene: Positional[Path],
     /,
     *,
@@ -361,11 +361,12 @@ def evaluate(
     """Scores of a scene against a reference, or of its Gaussians against its photos.
 
     Args:
-        what: poses (pairwise AUC at 1, 3, 5 and 30 degrees, trajectory error), depth (AbsRel and its kin), or views
-            (PSNR and SSIM of renders, with pictures in SCENE/views.html).
+        what: poses (pairwise AUC at 1, 3, 5 and 30 degrees, trajectory error), depth (AbsRel and its kin), views
+            (PSNR and SSIM of renders, with pictures in SCENE/views.html), or objects (IoU of object ids).
         scene: a scene folder.
         reference: poses: transforms.json, COLMAP model, scene folder, folder of camera or pose files; depth: folder of
-            16-bit PNG or npz; views: none, the scene's photos are the reference.
+            16-bit PNG or npz; objects: folder of pictures of object ids; views: none, the scene's photos are the
+            reference.
         depth_K: intrinsics of the reference depth where they differ from the photo's: fx,fy,cx,cy.
         depth_unit_m: metres per unit of a 16-bit PNG.
         gaussians: views: a file of Gaussians instead of the scene's own.
@@ -394,6 +395,12 @@ def evaluate(
         )
     if what == "poses":
         return evaluation.evaluate_poses(scene, reference)
+    if what == "objects":
+        result = evaluation.evaluate_objects(scene, reference)
+        if not json:
+            rows = result.pop("per_object")
+            result["IoU"] = [f"{row['name']}  {row['iou']:.3f}  {row['found_as'] or ''}".rstrip() for row in rows]
+        return result
     return evaluation.evaluate_depth(scene, reference, depth_K=depth_K, unit_m=depth_unit_m)
 
 
