@@ -281,7 +281,7 @@ def test_transforms_satisfy_nerfstudio(saved: Path) -> None:
         picture, mask = Image.open(saved / frame["file_path"]), Image.open(saved / frame["mask_path"])
         assert picture.size == mask.size == (frame["w"], frame["h"])
         assert mask.mode == "L"
-    assert "applied_transform" not in content
+    assert content["applied_transform"] == np.eye(4)[:3].tolist()
     assert "depth_file_path" not in content["frames"][0]
 
 
