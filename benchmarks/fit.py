@@ -67,7 +67,7 @@ def main() -> None:
             geo4d("reconstruct", str(photos(name, folder, given)), "-o", str(scene), "--keep-all")
             fits = [fit(scene, **run) for run in RUNS[name]]
             if name == "fox":
-                sets["memory"] = fit(scene, **MEMORY)
+                fits.append(fit(scene, **MEMORY))
         sets[name] = {"source": SOURCES[name], "sha256": sha256(folder), "fits": fits}
         for result in fits:
             print(name, {k: v for k, v in result.items() if k != "images"}, flush=True)

@@ -65,7 +65,50 @@ def scale() -> str:
     return markdown(rows)
 
 
-TABLES: dict[str, Callable[[], str]] = {"cameras": cameras, "depth": depth, "scale": scale}
+def rasterizer() -> str:
+    rows = [
+        [
+            "Gaussians",
+            "forward ms",
+            "backward ms",
+            "backward / forward",
+            "with SH 3, forward",
+            "Open3D ms",
+            "times faster",
+        ]
+    ]
+    for count, row in result("rasterizer")["against_peer"].items():
+        figures = [row["forward_ms"], row["backward_ms"], row["backward_per_forward"], row["sh3"]["forward_ms"]]
+        rows.append(
+            [f"{int(count):,}", *(f"{v:.1f}" for v in figures), f"{row['peer_ms']:.0f}", f"{row['times_faster']:.0f}"]
+        )
+    return markdown(rows)
+
+
+def fit() -> str:
+    head = [
+        "photos",
+        "minutes",
+        "held out",
+        "PSNR",
+        "SSIM",
+        "PSNR, exposure fitted",
+        "steps",
+        "Gaussians",
+        "peak memory",
+    ]
+    rows = [head]
+    for name, data in result("fit")["sets"].items():
+        for run in data["fits"]:
+            figures = [f"{run['psnr']:.1f}", f"{run['ssim']:.3f}", f"{run['corrected']['psnr']:.1f}", f"{run['steps']}"]
+            size = f"{run['gaussians']:,}", f"{run['peak_memory_gib']:.1f} GiB"
+            rows.append([name, f"{run['minutes']:g}", str(run["held_out"]), *figures, *size])
+    return markdown(rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "cameras": cameras, "depth": depth, "scale": scale, "rasterizer": rasterizer, "fit": fit,
+}  # fmt: skip
 
 
 def expected(text: str) -> str:
