@@ -44,7 +44,8 @@ def lift(gaussians: Gaussians, annotations: Sequence[Annotation], *, clusters: T
     """Gaussians with the ids that most of their votes are for, over all photos that speak of the object.
 
     A Gaussian that no photo shows goes with its cluster, where one is given and most of its votes are for one object,
-    else with the nearest Gaussian along the surface that is seen; else it is of the background.
+    else with the nearest Gaussian along the surface, and within the cluster, that is seen; else it is of the
+    background.
 
     Args:
         gaussians: of the whole scene, on the CPU.
@@ -66,12 +67,16 @@ def lift(gaussians: Gaussians, annotations: Sequence[Annotation], *, clusters: T
         all_seen[:, columns] += weight[:, -1:]
     share = mine / np.maximum(all_seen, 1e-12)
     best = share.argmax(1)
-    ids = np.where(share.max(1) > 0.5, np.array(objects)[best], 0)
-    sure = all_seen.max(1) > SEEN_PX
-    ids = _along_surface(gaussians, ids, sure)
-    if clusters is not None:
-        _with_clusters(ids, sure, mine, all_seen, clusters.numpy(), np.array(objects))
-    return replace(gaussians, object_id=torch.from_numpy(ids))
+    asked = all_seen > SEEN_PX
+    won = (share.max(1) > 0.5) & asked[np.arange(len(best)), best]
+    # Seen by photos that speak of some of the objects only, a Gaussian may still be one of the others.
+    sure = won | asked.all(1)
+    group = np.zeros(len(gaussians), np.int64) if clusters is None else clusters.numpy()
+    number = _along_surface(gaussians, np.where(won, best + 1, 0), sure, group)
+    _with_clusters(number, sure, mine, all_seen, group)
+    denied = np.pad(asked & (share <= 0.5), ((0, 0), (1, 0)))
+    number[denied[np.arange(len(number)), number]] = 0
+    return replace(gaussians, object_id=torch.from_numpy(np.array([0, *objects])[number]))
 
 
 def seen_weights(gaussians: Gaussians, camera: Camera, masks: Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -116,40 +121,41 @@ def _check(annotations: Sequence[Annotation], objects: Sequence[int]) -> None:
         )
 
 
-def _along_surface(gaussians: Gaussians, ids: np.ndarray, sure: np.ndarray) -> np.ndarray:
-    """Ids where the Gaussians that are not `sure` take that of the nearest sure one, from neighbour to neighbour."""
-    ids = np.where(sure, ids, 0)
+def _along_surface(gaussians: Gaussians, number: np.ndarray, sure: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """Numbers where the Gaussians that are not `sure` take that of the nearest sure one, from neighbour to neighbour.
+
+    The way may not leave a group: what stands on the table does not run over onto it.
+    """
+    number = np.where(sure, number, 0)
     known = np.flatnonzero(sure)
     if not len(known) or sure.all():
-        return ids
+        return number
     means, scales = gaussians.means.numpy().astype(np.float64), np.sort(gaussians.scales.numpy(), axis=1)
-    drawn = sure & (ids > 0)
+    drawn = sure & (number > 0)
     width = np.sqrt(scales[:, 1] * scales[:, 2])[drawn if drawn.any() else sure]
     k = min(NEIGHBOURS + 1, len(means))
     distance, index = (np.asarray(a)[:, 1:] for a in KDTree(means).query(means, k=k))
     rows = np.repeat(np.arange(len(means)), k - 1)
     length = distance.ravel() + 1e-6 * float(np.median(width))  # no link is missing because it has no length
-    links = csr_matrix(coo_matrix((length, (rows, index.ravel())), shape=(len(means), len(means))))
+    alike = group[rows] == group[index.ravel()]
+    pairs = length[alike], (rows[alike], index.ravel()[alike])
+    links = csr_matrix(coo_matrix(pairs, shape=(len(means), len(means))))
     reach = REACH * float(np.median(width))
     _, _, source = dijkstra(links.maximum(links.T), indices=known, min_only=True, limit=reach, return_predecessors=True)
     reached = ~sure & (source >= 0)
-    ids[reached] = ids[source[reached]]
-    return ids
+    number[reached] = number[source[reached]]
+    return number
 
 
 def _with_clusters(
-    ids: np.ndarray, sure: np.ndarray, mine: np.ndarray, all_seen: np.ndarray, clusters: np.ndarray,
-    objects: np.ndarray,
-) -> None:  # fmt: skip
-    """Give the unseen Gaussians of a cluster the object that has most of the cluster's votes, or the background."""
+    number: np.ndarray, sure: np.ndarray, mine: np.ndarray, all_seen: np.ndarray, clusters: np.ndarray
+) -> None:
+    """Give the unsure Gaussians of a cluster the object that has most of the cluster's votes, or the background."""
     for k in np.unique(clusters[clusters > 0]):
         members = clusters == k
-        voters = members & sure
-        seen = all_seen[voters].sum(0)
-        if not len(seen) or seen.max() < 1:
-            continue
-        share = mine[voters].sum(0) / np.maximum(seen, 1e-12)
+        seen = all_seen[members].sum(0)
+        share = np.where(seen >= 1, mine[members].sum(0) / np.maximum(seen, 1), 0.0)
         if share.max() > OWN_SHARE:
-            ids[members & ~sure] = objects[int(share.argmax())]
-        elif 1 - share.sum() > OWN_SHARE:
-            ids[members & ~sure] = 0
+            number[members & ~sure] = int(share.argmax()) + 1
+        elif (seen >= 1).any() and 1 - share.sum() > OWN_SHARE:
+            number[members & ~sure] = 0

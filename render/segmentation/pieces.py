@@ -168,6 +168,6 @@ def _stands_hidden(plan: np.ndarray, height: np.ndarray, over: np.ndarray, mine:
     if bottom < LITTLE_HIDDEN * (top - bottom):
         return True
     middle = plan[mine].mean(0)
-    radius = float(np.median(np.linalg.norm(plan[mine] - middle, axis=1)))
+    radius = float(np.median(np.linalg.norm(plan[mine] - middle, axis=1))) / 2
     below = ~mine & (height < bottom) & (np.linalg.norm(plan - middle, axis=1) < radius)
     return int(below.sum()) < FOOT_POINTS

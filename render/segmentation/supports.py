@@ -26,6 +26,8 @@ BRIDGED = 6
 """Gaps of twice so many cells are bridged: things on a support hide parts of it."""
 STANDS_OUT = 4.0
 """A plane has so many times the Gaussians that slabs beside it have."""
+NARROWEST = 0.05
+"""A support is at least so wide as a part of its length: points along a line lie on many planes."""
 FULL_HULL = 0.6
 """Where a support fills so much of its convex hull, that hull is its outline: what stands on its edge hides it."""
 
@@ -92,9 +94,11 @@ def find_supports(gaussians: Gaussians, up_world: np.ndarray, *, most: int = 1, 
     """
     rng = np.random.default_rng(seed)
     up = np.asarray(up_world, np.float64) / np.linalg.norm(up_world)
+    if len(gaussians) < 10:
+        raise _no_support(f"{len(gaussians)} Gaussians")
     p, weight = centres_and_weights(gaussians)
-    if len(p) < 10 or weight.sum() <= 0:
-        raise _no_support(f"{len(p)} Gaussians")
+    if weight.sum() <= 0:
+        raise _no_support("Gaussians without opacity")
     radius = float(np.median(np.linalg.norm(p - np.median(p, 0), axis=1)))
     drawn = p[np.sort(rng.choice(len(p), DRAWN, p=weight / weight.sum()))]
     supports: list[Support] = []
@@ -137,10 +141,10 @@ def _largest_plane(points: np.ndarray, up: np.ndarray, tolerance: float, rng: np
         return None
     counts = [int((np.abs(points @ n - o) < tolerance).sum()) for n, o in zip(normal, offset, strict=True)]
     best = int(np.argmax(counts))
-    return _refined(points, normal[best], float(offset[best]), tolerance)
+    return _refined(points, up, normal[best], float(offset[best]), tolerance)
 
 
-def _refined(points: np.ndarray, normal: np.ndarray, offset: float, tolerance: float) -> Support | None:
+def _refined(points: np.ndarray, up: np.ndarray, normal: np.ndarray, offset: float, tolerance: float) -> Support | None:
     """Least squares on the points within reach, which shrinks to three times their noise; None for a chance plane."""
     reach, noise, centre = tolerance, tolerance, np.zeros(3)
     for _ in range(6):
@@ -150,12 +154,17 @@ def _refined(points: np.ndarray, normal: np.ndarray, offset: float, tolerance: f
         centre = mine.mean(0)
         around = np.linalg.eigh((mine - centre).T @ (mine - centre))[1][:, 0]
         normal = around if around @ normal > 0 else -around
+        if normal @ up < np.cos(np.radians(1.5 * STEEPEST_DEG)):  # a strip of a wall
+            return None
         offset = float(centre @ normal)
         residual = np.abs(mine @ normal - offset)
         noise = 1.4826 * float(np.median(residual))
         reach = float(np.clip(3 * noise, 0.2 * tolerance, 2 * tolerance))
     mine = points[np.abs(points @ normal - offset) < reach]
     support = _outlined(mine, centre - (centre @ normal - offset) * normal, normal, noise)
+    spread = np.std(support.plan(mine), axis=0)
+    if spread.min() < NARROWEST * spread.max():
+        return None
     over = points[support.over(points)]
     distance = np.abs(support.height(over))
     on, beside = np.sum(distance < reach), np.sum((distance >= reach) & (distance < 3 * reach)) / 2
