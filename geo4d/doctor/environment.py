@@ -77,6 +77,7 @@ SYSTEM_LIBRARIES = ("libusb-1.0-0", "libgl1", "libegl1", "libgomp1")
 EXTRAS: dict[str, str] = {
     "captures": "depth images of Record3D exports (.r3d, and EXR)",
     "viewer": "recordings for the Rerun viewer (geo4d export --format rerun)",
+    "hub": "SAM 2 (geo4d segment --sam), where its weights are on this machine",
     "dev": "the project's own tests and checks",
 }
 """What each extra adds; the list of extras itself comes from the installed package."""
