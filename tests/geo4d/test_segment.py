@@ -173,6 +173,35 @@ def test_points_need_sam(folder: Path, tmp_path: Path, geo4d: Callable[..., Any]
     assert "points are for SAM 2 only" in run.stderr
 
 
+def test_sam_masks_are_lifted_like_others(
+    segmented: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, geo4d: Callable[..., Any]
+):
+    """With a network that knows the answer."""
+    from geo4d.pipeline import segmentation
+    from render.segmentation.lifting import Annotation
+
+    gaussians = read_gaussians(segmented / "gaussians.ply")
+    ids = rendered(segmented, gaussians, "photo 2.png")
+    asked: list[Any] = []
+
+    def answer(network: Any, view: Any) -> Annotation:
+        asked.append((network, dict(view.boxes), dict(view.points)))
+        return Annotation(view.camera, torch.from_numpy(np.where(ids == 2, 4, 0)), (4,))
+
+    monkeypatch.setattr(segmentation, "load_sam", lambda model: model)
+    monkeypatch.setattr(segmentation, "annotate_with_sam", answer)
+    file = tmp_path / "points.json"
+    file.write_text(json.dumps({"photo 2.png": [{"id": 4, "points": [[80, 60]]}]}))
+    run = geo4d("segment", folder, "--boxes", file, "--sam", "--sam-model", "here", "--json")
+    assert run.code == 0, run.stderr
+    assert run.result["found by"] == "SAM 2"
+    assert asked == [("here", {}, {4: ((80.0, 60.0),)})]
+    lifted, truth = read_gaussians(folder / "gaussians.ply").object_id, gaussians.object_id
+    assert lifted is not None
+    assert truth is not None
+    assert ((lifted == 4) & (truth == 2)).sum() / ((lifted == 4) | (truth == 2)).sum() >= 0.9
+
+
 def test_a_scene_without_gaussians_is_told_to_fit(folder: Path, geo4d: Callable[..., Any]):
     (folder / "gaussians.ply").unlink()
     run = geo4d("segment", folder)
