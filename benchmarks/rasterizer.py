@@ -23,9 +23,8 @@ from peer_open3d import render_peer
 
 from geo4d.core import threads
 from geo4d.core.io.gaussians import write_gaussians
-from geo4d.core.types import Gaussians
+from geo4d.core.types import SH_C0, Gaussians
 from render import rasterization
-from render.rasterizer.spherical_harmonics import C0
 
 WIDTH, HEIGHT, FOCAL = 640, 480, 500.0
 PEER_COUNTS, ROUNDS = (10_000, 100_000), 3
@@ -43,7 +42,9 @@ def random_scene(count: int, seed: int = 0) -> Gaussians:
     quats = rng.normal(size=(count, 4))
     quats /= np.linalg.norm(quats, axis=1, keepdims=True)
     opacity, rgb = rng.uniform(0.05, 0.95, count), rng.uniform(size=(count, 3))
-    return Gaussians(*(torch.from_numpy(a).float() for a in (means, quats, scales, opacity, (rgb[:, None] - 0.5) / C0)))
+    return Gaussians(
+        *(torch.from_numpy(a).float() for a in (means, quats, scales, opacity, (rgb[:, None] - 0.5) / SH_C0))
+    )
 
 
 def camera(width: int, height: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -66,7 +67,7 @@ def median_ms(run: Callable[[], Any], runs: int = RUNS) -> float:
 def measure(gaussians: Gaussians, width: int, height: int, sh_degree: int | None = None) -> dict[str, float]:
     """Forward and backward milliseconds; colours are features unless `sh_degree` is given."""
     g, (viewmats, Ks) = gaussians, camera(width, height)
-    colours = g.sh[:, 0] * C0 + 0.5 if sh_degree is None else g.sh.repeat(1, (sh_degree + 1) ** 2, 1)
+    colours = g.sh[:, 0] * SH_C0 + 0.5 if sh_degree is None else g.sh.repeat(1, (sh_degree + 1) ** 2, 1)
     given = [t.clone().requires_grad_() for t in (g.means, g.quats_wxyz, g.scales, g.opacity, colours)]
     weights = torch.rand(1, height, width, 3)
     loss: list[torch.Tensor] = []

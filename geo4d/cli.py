@@ -379,12 +379,12 @@ def evaluate(
     from geo4d import evaluation
 
     if what == "views":
-        from geo4d.pipeline.rendering import choose_device
+        from render.rasterizer.cuda import choose_device
 
         with _terminal(quiet=json) as progress:
             result = evaluation.evaluate_views(
                 scene, gaussians=gaussians, holdout=holdout, every=all, image_size=image_size,
-                device=str(choose_device(device)), progress=progress,
+                device=choose_device(device), progress=progress,
             )  # fmt: skip
         if not json:
             result["images"] = [f"{i['name']}  {i['psnr'] or 0:.2f} dB  {i['ssim'] or 0:.3f}" for i in result["images"]]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from geo4d.core.lazy import exporter
 
 if TYPE_CHECKING:
     from recon.api import BACKENDS, reconstruct
@@ -19,9 +21,4 @@ _EXPORTS = {
 __all__ = ["BACKENDS", "Priors", "ReconstructOptions", "reconstruct"]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _EXPORTS:
-        raise AttributeError(f"module 'recon' has no attribute {name!r}")
-    import importlib
-
-    return getattr(importlib.import_module(_EXPORTS[name]), name)
+__getattr__ = exporter(__name__, _EXPORTS)

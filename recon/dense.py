@@ -43,7 +43,7 @@ def dense_depth(
     for frame, camera in zip(scene.frames, cameras, strict=True):
         images.append(pictures.resize(frame.read(), camera.hw))
         mask = None if frame.read_mask is None else frame.read_mask()
-        valid.append(None if mask is None else pictures.resize(mask.astype(np.uint8) * 255, camera.hw) > 254)
+        valid.append(None if mask is None else pictures.resize_mask(mask, camera.hw))
     seen = scene.observations
     visible = [seen.track_id[seen.frame_id == i].unique().numpy() for i in range(len(cameras))]
     results = estimate_depth(

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from importlib.util import find_spec
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,15 +13,16 @@ from torch import Tensor
 
 from geo4d.core import threads
 from geo4d.core.errors import Geo4DError, InputError
-from geo4d.core.progress import Progress, memory_gib
-from geo4d.core.types import Camera, Gaussians, Scene
+from geo4d.core.memory import peak_memory_gib
+from geo4d.core.progress import Progress
+from geo4d.core.types import SH_C0, Camera, Gaussians, Scene
 from render.density import MCMC
 from render.initialise import initial_gaussians
 from render.losses import photometric
 from render.optimiser import Adam
 from render.photos import DEPTH_STRIDE, Photo, Photos
 from render.rasterizer.api import rasterization
-from render.rasterizer.spherical_harmonics import C0
+from render.rasterizer.cuda import choose_device
 from render.warm_up import compile_kernels
 
 DEFAULT_BUDGET_S = 600.0
@@ -50,7 +50,7 @@ class FitOptions:
 
     `image_size` is the longer side of the photos in pixels, `max_gaussians` the most that there may be, `sh_degree` 0
     to 3 how much colour depends on the direction; `holdout` k holds back the photos 0, k, 2k, ... of the sorted names
-    (0: none). The rates and weights below are those that fared best in `benchmarks/fit_ablation.py`.
+    (0: none). What was tried of the others, and what it gave, is in docs/design/0007-fitting.md.
     """
 
     steps: int | None = None
@@ -146,10 +146,11 @@ def fit(
     Example:
         >>> gaussians = fit(geo4d.load_scene("demo/sample"), steps=1000)  # doctest: +SKIP
     """
-    chosen = asdict(options or FitOptions())
-    chosen |= {"steps": steps, "time_budget_s": time_budget} if steps is not None or time_budget is not None else {}
+    options = options or FitOptions()
+    if steps is not None or time_budget is not None:
+        options = replace(options, steps=steps, time_budget_s=time_budget)
     with threads.kernels_only():
-        return Fitter(scene, FitOptions(**chosen), device=device, progress=progress).run().gaussians
+        return Fitter(scene, options, device=device, progress=progress).run().gaussians
 
 
 def split(scene: Scene, holdout: int) -> tuple[list[int], list[int]]:
@@ -158,8 +159,7 @@ def split(scene: Scene, holdout: int) -> tuple[list[int], list[int]]:
     Raises:
         InputError: nothing would be left to train on.
     """
-    order = sorted(range(len(scene.frames)), key=lambda i: scene.frames[i].name)
-    test = sorted(order[::holdout]) if holdout else []
+    test = sorted(scene.frames.held_out(holdout)) if holdout else []
     train = [i for i in range(len(scene.frames)) if i not in set(test)]
     if not train:
         raise InputError(
@@ -185,7 +185,7 @@ class Fitter:
         """
         self.start, self.spent = time.perf_counter(), 0.0
         self.scene, self.options, self.progress = scene, options, progress or Progress()
-        self.device = _device(device)
+        self.device = choose_device(device)
         self.train, self.test = split(scene, options.holdout)
         if len(self.train) < FEW_PHOTOS:
             self.progress.note(f"only {len(self.train)} photos to fit to: views far from them will be wrong")
@@ -204,7 +204,7 @@ class Fitter:
         self.rates = self._rates()
         self.optimizers = {k: Adam([p], self.rates[k]) for k, p in (self.params | self.views).items()}
         self.strategy = MCMC(
-            cap_max=options.max_gaussians, refine_every=options.refine_every,
+            cap_max=options.max_gaussians, refine_start_iter=1, refine_every=options.refine_every,
             noise_lr=options.noise_lr / self.extent**2,  # times a covariance and the rate of the means: a length
         )  # fmt: skip
         self.strategy.check_sanity(self.params, self.optimizers)
@@ -286,8 +286,8 @@ class Fitter:
         passed = self.passed
         left = self.seconds * (1 - passed) / max(passed, 1e-6)
         return (
-            f"step {self.steps}, {self.psnr:.1f} dB, {len(self.params['means'])} Gaussians, {memory_gib():.1f} GiB, "
-            f"{int(left) // 60}:{int(left) % 60:02d} left"
+            f"step {self.steps}, {self.psnr:.1f} dB, {len(self.params['means'])} Gaussians, "
+            f"{peak_memory_gib():.1f} GiB, {int(left) // 60}:{int(left) % 60:02d} left"
         )
 
     # One step
@@ -355,7 +355,6 @@ class Fitter:
     def _refine(self, passed: float) -> None:
         """Grow geometrically to the most Gaussians at `grown_at`; the last part of the fit leaves their number."""
         o, strategy = self.options, self.strategy
-        strategy.refine_start_iter = 1
         strategy.refine_stop_iter = self.steps + 1 if passed < 0.85 else 0
         goal = self.first * (max(o.max_gaussians, self.first) / self.first) ** min(1.0, passed / o.grown_at)
         strategy.growth = max(1.0, goal / len(self.params["means"]))
@@ -455,16 +454,6 @@ class Fitter:
         return torch.cat([linear, exposure[:, :, 3:] - linear @ mean[:, 3:]], -1)
 
 
-def _device(name: str) -> str:
-    """`cuda` or `cpu` for `auto`, `cuda` or `cpu`."""
-    if name not in ("auto", "cpu", "cuda") or (name == "cuda" and not torch.cuda.is_available()):
-        raise InputError(
-            f"cannot compute on {name!r}", found="no GPU that torch can use" if name == "cuda" else name,
-            accepted="auto, cpu, or cuda where there is a GPU",
-        )  # fmt: skip
-    return ("cuda" if torch.cuda.is_available() and find_spec("gsplat") else "cpu") if name == "auto" else name
-
-
 def _parameters(g: Gaussians) -> dict[str, torch.nn.Parameter]:
     values = {
         "means": g.means, "scales": g.scales.clamp_min(1e-9).log(), "quats": g.quats_wxyz,
@@ -476,7 +465,7 @@ def _parameters(g: Gaussians) -> dict[str, torch.nn.Parameter]:
 def _exposed(sh: Tensor, exposure: Tensor) -> Tensor:
     """Coefficients `(g, k, 3)` of the colours after an exposure `(3, 4)`."""
     out = sh @ exposure[:, :3].T
-    out[:, 0] += (exposure[:, :3].sum(1) * 0.5 + exposure[:, 3] - 0.5) / C0
+    out[:, 0] += (exposure[:, :3].sum(1) * 0.5 + exposure[:, 3] - 0.5) / SH_C0
     return out
 
 

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from geo4d.core import pictures
 from geo4d.core.errors import InputError
-from geo4d.core.types import Gaussians, Scene
-from render.rasterizer.spherical_harmonics import C0
+from geo4d.core.types import SH_C0, Gaussians, Scene
 
 MIN_CONFIDENCE = 0.3
 OPACITY = 0.5
@@ -93,8 +92,7 @@ def _filled(scene: Scene, i: int) -> tuple[Tensor, Tensor, Tensor]:
     assert depth is not None
     known, usable = torch.isfinite(depth) & (depth > 0), torch.ones_like(depth, dtype=torch.bool)
     if frame.read_mask is not None:
-        hw = (depth.shape[0], depth.shape[1])
-        usable = torch.from_numpy(pictures.resize(frame.read_mask().astype(np.uint8) * 255, hw) == 255)
+        usable = torch.from_numpy(pictures.resize_mask(frame.read_mask(), (depth.shape[0], depth.shape[1])))
     if confidence is not None:
         known &= confidence.nan_to_num(0.0) >= MIN_CONFIDENCE
     known &= usable
@@ -129,7 +127,7 @@ def _gaussians(position: np.ndarray, colour: np.ndarray, normal: np.ndarray, sh_
     scales = np.repeat(width[:, None], 3, 1)
     scales[known, 2] *= FLATNESS
     sh = np.zeros((n, (sh_degree + 1) ** 2, 3), np.float32)
-    sh[:, 0] = (colour - 0.5) / C0
+    sh[:, 0] = (colour - 0.5) / SH_C0
     return Gaussians(
         torch.from_numpy(position.astype(np.float32)), _turned_to(torch.from_numpy(np.nan_to_num(normal)), known),
         torch.from_numpy(scales.astype(np.float32)), torch.full((n,), OPACITY), torch.from_numpy(sh),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -77,16 +76,12 @@ class Photos:
         h, w = self.hw(k)
         hw = (max(1, round(h / division)), max(1, round(w / division)))
         if division == 1:
-            rgb, share = pictures.resize(frame.read(), hw), np.full(hw, 255, np.uint8)
-            if frame.read_mask is not None:
-                share = cv2.resize(frame.read_mask().astype(np.uint8) * 255, hw[::-1], interpolation=cv2.INTER_AREA)
+            rgb, mask = frame.read(), None if frame.read_mask is None else frame.read_mask()
         else:
             largest = self.get(k)
-            rgb, share = (
-                cv2.resize(t.cpu().numpy(), hw[::-1], interpolation=cv2.INTER_AREA)
-                for t in (largest.rgb, 255 * largest.valid.to(torch.uint8))
-            )
-        rgb, valid = np.ascontiguousarray(rgb), share == 255
+            rgb, mask = largest.rgb.cpu().numpy(), largest.valid.cpu().numpy()
+        rgb = np.ascontiguousarray(pictures.resize(rgb, hw))
+        valid = np.ones(hw, bool) if mask is None else pictures.resize_mask(mask, hw)
         depth, confidence = scene.depth[i], scene.confidence[i]
         usable = torch.from_numpy(valid[::DEPTH_STRIDE, ::DEPTH_STRIDE])
         sampled = [

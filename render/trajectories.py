@@ -7,7 +7,7 @@ middle; a size of another aspect shows less than the photos, not more.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 
 from geo4d.core import geometry
 from geo4d.core.errors import InputError
-from geo4d.core.types import Camera, Scene
+from geo4d.core.types import Camera, Scene, stack_cameras
 
 FULL_CIRCLE_GAP_DEG = 75.0
 """Cameras stand all round when no two neighbours are farther apart than this, seen from the middle."""
@@ -390,21 +390,9 @@ def _thinned(pose: np.ndarray, depth: float, most: int) -> np.ndarray:
     return np.unique(np.abs(travelled[:, None] - wanted).argmin(0))
 
 
-def held_out_indices(names: Sequence[str], holdout: int) -> list[int]:
-    """Every `holdout`-th of the sorted names, from the first: positions in `names`.
-
-    Raises:
-        InputError: `holdout` is less than 1.
-    """
-    if holdout < 1:
-        raise InputError("cannot hold out", found=f"every {holdout}th photo", accepted="1 or more, usually 8")
-    return sorted(range(len(names)), key=lambda i: names[i])[::holdout]
-
-
 def held_out(scene: Scene, hw: tuple[int, int], *, holdout: int = 8) -> Camera:
     """The cameras of the photos 0, n, 2n, ... by name, which fitting with `holdout` n has not seen."""
-    cameras = [refit(scene.camera[i], hw) for i in held_out_indices(scene.frames.names, holdout)]
-    return Camera(torch.stack([c.K for c in cameras]), torch.stack([c.world_from_cam for c in cameras]), hw)
+    return stack_cameras([refit(scene.camera[i], hw) for i in scene.frames.held_out(holdout)])
 
 
 PATHS: dict[str, Callable[[Scene, int, tuple[int, int]], Camera]] = {

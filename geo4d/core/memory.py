@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -36,3 +37,13 @@ def _number_in(path: Path) -> float | None:
         return float(path.read_text())
     except (OSError, ValueError):  # "max" means no limit
         return None
+
+
+def peak_memory_gib() -> float:
+    """Most memory that this process has held so far, in GiB; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0.0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)

@@ -23,6 +23,11 @@ def resize(picture: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
     return cv2.resize(picture, (hw[1], hw[0]), interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_CUBIC)
 
 
+def resize_mask(mask: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
+    """Resize a bool `(h, w)`: True where all that a pixel covers is."""
+    return resize(mask.astype(np.uint8) * 255, hw) > 254
+
+
 def fit_hw(hw: tuple[int, int], long_side: int) -> tuple[int, int]:
     """Size with the aspect of `hw` whose longer side is at most `long_side`; never larger than `hw`."""
     factor = min(1.0, long_side / max(hw))
@@ -46,13 +51,13 @@ def undistort(
     size = hw or camera.hw
     target = camera.undistorted().resize(size)
     if camera.distortion is None:
-        allowed = np.ones(size, bool) if mask is None else resize(mask.astype(np.uint8) * 255, size) > 254
+        allowed = np.ones(size, bool) if mask is None else resize_mask(mask, size)
         return resize(picture, size), allowed
     factor = size[1] / camera.hw[1]
     if factor < 1:  # Shrink first, so that remap's bilinear sampling does not alias.
         small = fit_hw(camera.hw, round(max(camera.hw) * factor))
         picture, camera = resize(picture, small), camera.resize(small)
-        mask = None if mask is None else resize(mask.astype(np.uint8) * 255, small) > 254
+        mask = None if mask is None else resize_mask(mask, small)
     map_uv = distortion_map(camera, target)
     u, v = map_uv[..., 0] - 0.5, map_uv[..., 1] - 0.5  # cv2 counts from the first pixel's centre
     interpolation = cv2.INTER_LINEAR if factor < 1 else cv2.INTER_CUBIC

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -48,13 +47,3 @@ class Progress:
     def _shown(self, name: str, total: int | None) -> Iterator[Callable[[], None]]:
         del name, total
         yield lambda: None
-
-
-def memory_gib() -> float:
-    """Most memory that this process has held so far, in GiB; 0 where the system does not say."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0.0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**30 if sys.platform == "darwin" else 2**20)

@@ -288,6 +288,16 @@ class Frames(Sequence[Frame]):
         """The frames' names, in order."""
         return tuple(f.name for f in self._frames)
 
+    def held_out(self, every: int) -> list[int]:
+        """Indices of the frames that a fit holds back: 0, `every`, 2 `every`, ... of the sorted names.
+
+        Raises:
+            InputError: `every` is less than 1.
+        """
+        if every < 1:
+            raise InputError("cannot hold out", found=f"every {every}th photo", accepted="1 or more, usually 8")
+        return sorted(range(len(self)), key=self.names.__getitem__)[::every]
+
     def subset(self, indices: Sequence[int]) -> "Frames":
         """The frames at these indices."""
         return Frames([self._frames[i] for i in indices], self.dropped)
@@ -531,6 +541,8 @@ class Gaussians:
         )  # fmt: skip
 
 
+SH_C0 = 0.28209479177387814
+"""Value of the first spherical harmonic, 1 / (2 sqrt(pi)): rgb = 0.5 + SH_C0 * sh[:, 0] where all others are 0."""
 GAUSSIAN_FIELDS = ("means", "quats_wxyz", "scales", "opacity", "sh", "object_id")
 
 

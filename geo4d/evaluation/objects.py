@@ -11,9 +11,8 @@ import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from geo4d.core import threads
 from geo4d.core.errors import InputError
-from geo4d.core.io.gaussians import read_gaussians
+from geo4d.core.io.gaussians import GAUSSIANS, read_gaussians
 from geo4d.core.io.objects import read_objects
 from geo4d.core.io.scene import load_scene
 from geo4d.core.types import Camera, Gaussians, Scene
@@ -63,7 +62,7 @@ def evaluate_objects(
     """
     folder, reference = Path(folder), Path(reference)
     scene = load_scene(folder)
-    gaussians = read_gaussians(folder / "gaussians.ply") if gaussians is None else gaussians
+    gaussians = read_gaussians(folder / GAUSSIANS) if gaussians is None else gaussians
     if gaussians.object_id is None:
         raise InputError(
             "cannot evaluate objects", found="Gaussians without object ids", hint=f"geo4d segment {folder}"
@@ -74,8 +73,7 @@ def evaluate_objects(
     if not matches:
         raise no_match("cannot evaluate objects", list(pictures), list(scene.frames.names))
     truth = [_read_ids(pictures[key]) for key in matches]
-    with threads.kernels_only():
-        guess = [_rendered(scene, gaussians, name, pictures[key]) for key, name in matches.items()]
+    guess = [_rendered(scene, gaussians, name, pictures[key]) for key, name in matches.items()]
     for key, true, seen in zip(matches, truth, guess, strict=True):
         if true.shape != seen.shape:
             raise InputError(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from geo4d.core import metrics
-from geo4d.core.types import Gaussians, Scene
+from geo4d.core.types import Camera, Gaussians, Scene
 from render.photos import Photo, Photos
 from render.rasterizer.api import rasterization
 
@@ -36,9 +36,9 @@ def score_views(scene: Scene, gaussians: Gaussians, frames: Sequence[int], *, lo
         photos.forget(k)
     sizes = sorted({photos.hw(k) for k in range(len(photos))})
     return {
-        "psnr": _mean([i["psnr"] for i in images]),
-        "ssim": _mean([i["ssim"] for i in images]),
-        "corrected": {key: _mean([i["corrected"][key] for i in images]) for key in ("psnr", "ssim")},
+        "psnr": mean_score([i["psnr"] for i in images]),
+        "ssim": mean_score([i["ssim"] for i in images]),
+        "corrected": {key: mean_score([i["corrected"][key] for i in images]) for key in ("psnr", "ssim")},
         "image_size": list(sizes[0]) if len(sizes) == 1 else [list(hw) for hw in sizes],
         "images": images,
     }
@@ -55,7 +55,7 @@ def score_view(photo: Photo, render: Tensor) -> dict[str, Any]:
     }
 
 
-def render_like(gaussians: Gaussians, camera: Any) -> Tensor:
+def render_like(gaussians: Gaussians, camera: Camera) -> Tensor:
     """Render `(h, w, 3)` in [0, 1] of one camera before black."""
     picture, _, _ = rasterization(
         gaussians.means, gaussians.quats_wxyz, gaussians.scales, gaussians.opacity, gaussians.sh,
@@ -84,6 +84,7 @@ def _fit_exposure(render: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
     return (given @ (start + change).float()).clamp(0, 1)
 
 
-def _mean(values: list[float]) -> float | None:
+def mean_score(values: list[float]) -> float | None:
+    """Over the photos that have a score: one whose mask leaves nothing has none (NaN)."""
     known = [v for v in values if not math.isnan(v)]
     return sum(known) / len(known) if known else None

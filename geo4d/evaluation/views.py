@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +13,14 @@ import torch
 from geo4d.core import colouring, pictures, threads
 from geo4d.core.errors import InputError
 from geo4d.core.io import atomic
-from geo4d.core.io.buffers import to_uint8
-from geo4d.core.io.gaussians import read_gaussians
+from geo4d.core.io.gaussians import GAUSSIANS, read_gaussians
+from geo4d.core.io.ply import to_uint8
 from geo4d.core.io.scene import load_scene
 from geo4d.core.progress import Progress
 from geo4d.core.types import Scene
-from geo4d.evaluation.view_scores import render_like, score_view
+from geo4d.evaluation.view_scores import mean_score, render_like, score_view
 from geo4d.evaluation.views_page import Comparison, write_views_page
-from render.photos import Photos
-from render.trajectories import held_out_indices
+from render.photos import Photo, Photos
 
 LONG_SIDE = 960
 LARGEST_ERROR = 0.25
@@ -71,7 +69,7 @@ def evaluate_views(
     progress = progress or Progress()
     folder = Path(folder)
     scene = load_scene(folder)
-    file = gaussians or folder / "gaussians.ply"
+    file = gaussians or folder / GAUSSIANS
     if gaussians is None and not file.is_file():
         raise InputError("the scene has no Gaussians", found=f"no {file}", hint=f"geo4d fit {folder}")
     splats = read_gaussians(file).to(device)
@@ -119,7 +117,7 @@ def choose(scene: Scene, fitted: dict[str, Any], *, holdout: int | None = None, 
             accepted="metrics.json of geo4d fit for the photos in the scene", hint="--holdout 8, or --all",
         )  # fmt: skip
     if holdout is not None:
-        index = held_out_indices(names, holdout)
+        index = scene.frames.held_out(holdout)
         unseen = None if "test" not in fitted else {names[i] for i in index} <= set(test)
         return Choice(index, f"photos 0, {holdout}, {2 * holdout}, ... by name", unseen)
     if test and not every:
@@ -137,7 +135,7 @@ def _image_size(fitted: dict[str, Any], asked: int | None) -> int:
     return int(option) if option else LONG_SIDE
 
 
-def _error_map(photo: Any, render: torch.Tensor) -> np.ndarray:
+def _error_map(photo: Photo, render: torch.Tensor) -> np.ndarray:
     """Mean difference over the channels as colours; dark where the photo may not be used."""
     difference = (render - photo.rgb.float() / 255).abs().mean(-1)
     difference = torch.where(photo.valid, difference, torch.nan).cpu().numpy()
@@ -157,13 +155,7 @@ def _result(comparisons: Sequence[Comparison], choice: Choice, file: Path, size:
         "photos": len(images),
         "seen_in_fitting": None if choice.unseen is None else not choice.unseen,
         "image_size": size,
-        **{key: _mean([i[key] for i in images]) for key in ("psnr", "ssim")},
-        "corrected": {key: _mean([c[key] for c in corrected]) for key in ("psnr", "ssim")},
+        **{key: mean_score([i[key] for i in images]) for key in ("psnr", "ssim")},
+        "corrected": {key: mean_score([c[key] for c in corrected]) for key in ("psnr", "ssim")},
         "images": images,
     }
-
-
-def _mean(values: list[float]) -> float | None:
-    """Over the photos that have a score: one whose mask leaves nothing has none."""
-    known = [v for v in values if not math.isnan(v)]
-    return sum(known) / len(known) if known else None

@@ -8,14 +8,12 @@ from typing import Any
 
 from geo4d.core.errors import InputError
 from geo4d.core.io.export import EXPORTS, GAUSSIAN_EXPORTS, check_file, export_gaussians, export_scene
-from geo4d.core.io.gaussians import gaussian_format, read_gaussians
+from geo4d.core.io.gaussians import GAUSSIANS, gaussian_format, read_gaussians
 from geo4d.core.io.ply import write_mesh
 from geo4d.core.io.scene import load_scene
 from geo4d.core.progress import Progress
 from geo4d.core.types import Gaussians, Scene
 
-GAUSSIANS = "gaussians.ply"
-"""Of a scene that was fitted."""
 FORMATS = (*EXPORTS, "mesh", "html", "rerun")
 
 

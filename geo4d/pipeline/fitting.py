@@ -16,15 +16,16 @@ from typing import Any
 from geo4d.core import threads
 from geo4d.core.errors import InputError
 from geo4d.core.io import atomic
-from geo4d.core.io.gaussians import write_gaussians
-from geo4d.core.io.scene import load_scene, package_version
-from geo4d.core.progress import Progress, memory_gib
+from geo4d.core.io.gaussians import GAUSSIANS, write_gaussians
+from geo4d.core.io.scene import command_line, load_scene, package_version
+from geo4d.core.memory import peak_memory_gib
+from geo4d.core.progress import Progress
 from geo4d.core.types import Scene
 from geo4d.evaluation.view_scores import score_views
 from render.checkpoint import load_checkpoint, save_checkpoint
 from render.fitting import SNAPSHOT_EVERY, Fit, FitOptions, Fitter
 
-GAUSSIANS, METRICS, CHECKPOINT = "gaussians.ply", "metrics.json", "fit.checkpoint.npz"
+METRICS, CHECKPOINT = "metrics.json", "fit.checkpoint.npz"
 CHECKPOINT_EVERY_S = 60.0
 TRAIN_SHOWN = 8
 """Training photos that are scored too, to compare with the held-out ones."""
@@ -130,9 +131,9 @@ def _metrics(scene: Scene, fit: Fit, options: FitOptions, device: str, command: 
         "psnr": held_out["psnr"], "ssim": held_out["ssim"], "corrected": held_out["corrected"],
         "images": held_out["images"], "image_size": held_out["image_size"] or train["image_size"],
         "train": train, "holdout": options.holdout, "test": [scene.frames[i].name for i in fit.test],
-        "seed": options.seed, "command": shlex.join(["geo4d", *command]) if command else None,
+        "seed": options.seed, "command": command_line(command),
         "complete": fit.complete, "steps": fit.steps, "seconds": fit.seconds,
-        "gaussians": len(fit.gaussians), "peak_memory_gib": memory_gib(), "device": device,
+        "gaussians": len(fit.gaussians), "peak_memory_gib": peak_memory_gib(), "device": device,
         "options": asdict(options), "history": fit.history, "geo4d": package_version(),
     }  # fmt: skip
 

@@ -20,8 +20,9 @@ from geo4d.core.errors import Geo4DError, InputError, ReconstructionError
 from geo4d.core.io import atomic
 from geo4d.core.io.decoding import decode, read_header
 from geo4d.core.io.frames import load_frames, source_files
-from geo4d.core.io.scene import MARKER, load_scene, package_version, write_scene_files
-from geo4d.core.progress import Progress, memory_gib
+from geo4d.core.io.scene import MARKER, command_line, load_scene, package_version, write_scene_files
+from geo4d.core.memory import peak_memory_gib
+from geo4d.core.progress import Progress
 from geo4d.core.types import Camera, Frames, Scene
 from recon import report
 from recon.api import CAMERAS, check_request, reconstruct
@@ -114,7 +115,7 @@ def reconstruct_folder(
         with progress.stage("writing the scene"):
             facts: Any = {**scene.report, "title": _title(source), "run": run(progress), "warnings": [*progress.notes]}
             scene = replace(scene, report=facts)
-            write_scene_files(scene, partial, command=_line(command), keep_gps=keep_gps)
+            write_scene_files(scene, partial, command=command_line(command), keep_gps=keep_gps)
             report.write_report(
                 partial / "report.html", facts, thumbnails=_thumbnails(frames, source), scene=load_scene(partial)
             )
@@ -247,12 +248,6 @@ def _title(source: str) -> str:
     return Path(source).name or source
 
 
-def _line(command: Sequence[str]) -> str | None:
-    import shlex
-
-    return shlex.join(["geo4d", *command]) if command else None
-
-
 def _thumbnails(frames: Frames, source: str) -> dict[str, np.ndarray]:
     """Small copies of the photos; of those that were left out where they can be read at all."""
     small = {frame.name: report.thumbnail(frame.read()) for frame in frames}
@@ -272,15 +267,14 @@ def _run_facts(
     """How the result was made, as far as it is known when asked."""
 
     def now(progress: Progress) -> dict[str, Any]:
-        peak = memory_gib() * 2**30
         return {
-            "command": _line(command),
+            "command": command_line(command),
             "options": {**asdict(options), "scale": list(options.scale)},
             "versions": {"geo4d": package_version(), "python": platform.python_version()},
             "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
             "seconds": times.stages(progress),
             "total_seconds": times.total,
-            "peak_memory_mb": peak / 2**20,
+            "peak_memory_mb": peak_memory_gib() * 2**10,
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
 

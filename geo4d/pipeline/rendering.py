@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,21 +10,21 @@ from typing import Any
 
 import torch
 
-from geo4d.core import pictures, threads
-from geo4d.core.errors import InputError, MissingDependencyError
+from geo4d.core import pictures
+from geo4d.core.errors import InputError
 from geo4d.core.io import atomic
 from geo4d.core.io.buffers import MODALITIES, NEEDED_BUFFERS, BufferWriter
 from geo4d.core.io.camera_path import CameraPath, read_trajectory, write_camera_path
-from geo4d.core.io.gaussians import read_gaussians
+from geo4d.core.io.gaussians import GAUSSIANS, read_gaussians
 from geo4d.core.io.nerfstudio import write_transforms
-from geo4d.core.io.scene import load_scene, package_version
+from geo4d.core.io.scene import command_line, load_scene, package_version
 from geo4d.core.progress import Progress
 from geo4d.core.types import Camera, Gaussians, Scene
 from render import trajectories
+from render.rasterizer.cuda import choose_device
 from render.views import iterate_views, single_cameras
 
 MARKER = "render.json"
-GAUSSIANS = "gaussians.ply"
 LONG_SIDE = 960
 FRAMES = 120
 COLOURS = {"black": (0.0, 0.0, 0.0), "white": (1.0, 1.0, 1.0)}
@@ -80,7 +79,7 @@ def render_folder(
         facts = _render(scene, gaussians.to(device), path, modalities, background, partial, progress)
         run = {
             "format": "geo4d-render", "version": 1, "geo4d": package_version(),
-            "command": shlex.join(["geo4d", *command]) if command else None,
+            "command": command_line(command),
             "scene": str(folder), "gaussians": len(gaussians), "trajectory": options.trajectory,
             "background": background, "scale": {"kind": scene.scale.kind, "source": scene.scale.source},
             "hw": path.camera.hw, "frames": len(path.camera.K), "fps": path.fps, "modalities": facts,
@@ -133,24 +132,6 @@ def load_gaussians(folder: Path, file: Path | None = None) -> Gaussians:
             "the scene has no Gaussians", found=f"no {path}", hint=f"geo4d fit {folder}, or give --gaussians FILE"
         )
     return read_gaussians(path)
-
-
-def choose_device(name: str) -> torch.device:
-    """`auto` is the GPU where there is one that gsplat can use, else the CPU.
-
-    Raises:
-        InputError, MissingDependencyError: a GPU was asked for and there is none, or no gsplat.
-    """
-    import importlib.util
-
-    with_gsplat, with_gpu = importlib.util.find_spec("gsplat") is not None, torch.cuda.is_available()
-    if name == "cuda" and not with_gpu:
-        raise InputError("cannot use --device cuda", found="no CUDA device", accepted="--device auto or cpu")
-    if name == "cuda" and not with_gsplat:
-        raise MissingDependencyError(
-            "--device cuda needs gsplat", found="gsplat is not installed", hint="pip install gsplat"
-        )
-    return torch.device("cuda" if name != "cpu" and with_gpu and with_gsplat else "cpu")
 
 
 # The path
@@ -238,7 +219,7 @@ def _render(
         partial, modalities, camera.hw, fps=fps, metric=scene.scale.kind == "metric", largest_id=largest
     )
     try:
-        with progress.stage("render", total=len(camera.K)) as advance, threads.kernels_only():
+        with progress.stage("render", total=len(camera.K)) as advance:
             for view in views:
                 writer.add(view)
                 advance()

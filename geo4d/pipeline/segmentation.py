@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,12 +18,12 @@ from torch import Tensor
 from geo4d.core import colouring, pictures, threads
 from geo4d.core.errors import InputError
 from geo4d.core.io import atomic
-from geo4d.core.io.gaussians import write_gaussians
+from geo4d.core.io.gaussians import GAUSSIANS, write_gaussians
 from geo4d.core.io.objects import Drawn, ObjectFacts, Photo, read_boxes, read_id_masks, write_objects
-from geo4d.core.io.scene import load_scene, package_version, picture_files
+from geo4d.core.io.scene import command_line, load_scene, package_version, picture_files
 from geo4d.core.progress import Progress
 from geo4d.core.types import Gaussians, Scene
-from geo4d.pipeline.rendering import GAUSSIANS, load_gaussians
+from geo4d.pipeline.rendering import load_gaussians
 from render.segmentation.boxes import BoxedView, annotate
 from render.segmentation.clusters import geometric_objects
 from render.segmentation.description import describe
@@ -98,7 +97,7 @@ def segment_folder(
     write_objects(
         folder / OBJECTS, objects, geo4d=package_version(), method=method, scale=scene.scale.kind,
         up_world=scene.up_world, gaussians=len(segmented),
-        command=shlex.join(["geo4d", *command]) if command else None,
+        command=command_line(command),
     )  # fmt: skip
     return _summary(folder, objects, segmented, method, names, time.perf_counter() - start)
 
@@ -121,10 +120,7 @@ def _segmented(
     """Gaussians with ids, names of the objects as far as they have some, and how they were found."""
     if options.boxes is None and options.masks is None:
         with progress.stage("cluster"):
-            found = geometric_objects(
-                gaussians, scene.up_world.numpy(), min_size=options.min_size, supports=options.supports,
-                seed=options.seed,
-            )  # fmt: skip
+            found = _geometric(scene, gaussians, options)
         return found, {}, "clusters"
     if options.masks is not None:
         masks, names, method = read_id_masks(options.masks, _photos(scene)), {}, "masks"
@@ -159,14 +155,17 @@ def _by_boxes(
     return lambda views: annotate(gaussians, views, clusters=clusters), clusters, "boxes"
 
 
+def _geometric(scene: Scene, gaussians: Gaussians, options: SegmentOptions) -> Gaussians:
+    return geometric_objects(
+        gaussians, scene.up_world.numpy(), min_size=options.min_size, supports=options.supports, seed=options.seed
+    )
+
+
 def _clusters(scene: Scene, gaussians: Gaussians, options: SegmentOptions, progress: Progress) -> Tensor | None:
     """Clusters to help with what was drawn; None where nothing stands on a level surface."""
     with progress.stage("cluster"):
         try:
-            found = geometric_objects(
-                gaussians, scene.up_world.numpy(), min_size=options.min_size, supports=options.supports,
-                seed=options.seed,
-            )  # fmt: skip
+            found = _geometric(scene, gaussians, options)
         except InputError as error:
             progress.note(f"without the help of geometry: {error.asked}")
             return None

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from geo4d.core.errors import InputError
-from geo4d.core.io.gaussians import SUFFIXES, gaussian_format
+from geo4d.core.io.gaussians import GAUSSIANS, SUFFIXES, gaussian_format
 from geo4d.core.io.scene import load_scene
 from geo4d.core.progress import Progress
-from geo4d.pipeline.exporting import GAUSSIANS, read_noted
+from geo4d.pipeline.exporting import read_noted
 from render.player import FORMAT, Surface, write_player
 
 PAGE, MESH = "player.html", "mesh.ply"

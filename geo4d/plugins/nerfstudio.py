@@ -20,7 +20,7 @@ from torch import Tensor
 from geo4d.core import geometry
 from geo4d.core.errors import InputError
 from geo4d.core.io.gaussian_values import LOGIT_LIMIT
-from geo4d.core.io.gaussians import read_gaussians
+from geo4d.core.io.gaussians import GAUSSIANS, read_gaussians
 from geo4d.core.io.scene import StoredPicture, load_scene
 from geo4d.core.types import Camera, Gaussians, Scene
 from recon.working import upright_world
@@ -73,7 +73,7 @@ def split_data(folder: Path, split: str = "train", *, eval_interval: int = 8, no
     """
     scene = load_scene(folder)
     order = sorted(range(len(scene.frames)), key=lambda i: scene.frames[i].name)
-    held_out = [i for at, i in enumerate(order) if eval_interval and at % eval_interval == 0]
+    held_out = scene.frames.held_out(eval_interval) if eval_interval else []
     train = [i for i in order if i not in held_out]
     chosen = train if split == "train" or not eval_interval else held_out
     if not chosen:
@@ -96,7 +96,7 @@ def split_data(folder: Path, split: str = "train", *, eval_interval: int = 8, no
         K[:, 0, 0], K[:, 1, 1], K[:, 0, 2], K[:, 1, 2], hw[:, 1], hw[:, 0],
         torch.tensor(times) if len(times) == len(chosen) else None,
         points.float(), (scene.points.rgb * 255).round().to(torch.uint8),
-        transform[:3].float(), scale, folder / "gaussians.ply",
+        transform[:3].float(), scale, folder / GAUSSIANS,
     )  # fmt: skip
 
 

@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from geo4d.core.errors import InputError, MissingDependencyError
+
+
+def choose_device(name: str) -> str:
+    """`cuda` or `cpu` for `auto`, `cuda` or `cpu`: auto is the GPU where there is one that gsplat can use.
+
+    Raises:
+        InputError: another name, or a GPU was asked for and there is none.
+        MissingDependencyError: a GPU was asked for and gsplat is not installed.
+    """
+    with_gpu, with_gsplat = torch.cuda.is_available(), find_spec("gsplat") is not None
+    if name not in ("auto", "cpu", "cuda") or (name == "cuda" and not with_gpu):
+        raise InputError(
+            f"cannot compute on {name!r}", found="no GPU that torch can use" if name == "cuda" else name,
+            accepted="auto, cpu, or cuda where there is a GPU",
+        )  # fmt: skip
+    if name == "cuda" and not with_gsplat:
+        raise _without_gsplat()
+    return "cuda" if name != "cpu" and with_gpu and with_gsplat else "cpu"
+
+
+def _without_gsplat() -> MissingDependencyError:
+    return MissingDependencyError(
+        "the cuda backend needs gsplat", found="gsplat is not installed", hint="pip install gsplat"
+    )
 
 
 def rasterization(
@@ -34,9 +59,7 @@ def rasterization(
     try:
         import gsplat
     except ImportError as error:
-        raise MissingDependencyError(
-            "the cuda backend needs gsplat", found="gsplat is not installed", hint="pip install gsplat"
-        ) from error
+        raise _without_gsplat() from error
     picture, alpha, meta = gsplat.rasterization(
         means, quats, scales, opacities, colors, viewmats, Ks, width, height,
         near_plane=near_plane, far_plane=far_plane, radius_clip=radius_clip, eps2d=eps2d, sh_degree=sh_degree,

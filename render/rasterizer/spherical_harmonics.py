@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-C0 = 0.28209479177387814
+from geo4d.core.types import SH_C0
+
 C1 = 0.4886025119029199
 C2 = (1.0925484305920792, -1.0925484305920792, 0.31539156525252005, -1.0925484305920792, 0.5462742152960396)
 C3 = (
@@ -23,7 +24,7 @@ def basis(degree: int, direction: Tensor) -> Tensor:
     """Values `(..., (degree + 1) ** 2)` of the basis at unit directions `(..., 3)` from the camera to the Gaussian."""
     x, y, z = direction.unbind(-1)
     xx, yy, zz = x * x, y * y, z * z
-    out = [torch.full_like(x, C0)]
+    out = [torch.full_like(x, SH_C0)]
     if degree > 0:
         out += [-C1 * y, C1 * z, -C1 * x]
     if degree > 1:

@@ -13,7 +13,8 @@ from PIL import Image
 
 from geo4d.core import colouring
 from geo4d.core.errors import InputError
-from geo4d.core.io.buffers import MODALITIES, BufferWriter, Video, read_arrays, write_flo, write_png
+from geo4d.core.io.arrays import read_arrays
+from geo4d.core.io.buffers import MODALITIES, BufferWriter, Video, write_flo, write_png
 from geo4d.core.types import Buffers, Camera
 
 HW = (48, 64)

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from geo4d.core import geometry, procedural
 from geo4d.core.errors import InputError
-from geo4d.core.types import Frame, Frames, Gaussians, Scene
+from geo4d.core.types import SH_C0, Frame, Frames, Gaussians, Scene
 from render.initialise import initial_gaussians
-from render.rasterizer.spherical_harmonics import C0
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +66,7 @@ def test_they_have_the_colours_of_the_photos(scene: Scene) -> None:
     """Each is the centre of a pixel of a photo that has its colour, to a step of 8 bits."""
     chosen = [0, 2, 3]
     g = initial_gaussians(scene, 2000, frames=chosen)
-    rgb, found = 0.5 + C0 * g.sh[:, 0], torch.zeros(len(g), dtype=torch.bool)
+    rgb, found = 0.5 + SH_C0 * g.sh[:, 0], torch.zeros(len(g), dtype=torch.bool)
     for i in chosen:
         uv_px, _ = scene.camera[i].project(g.means.double())
         inside = ((uv_px > 0) & (uv_px < torch.tensor([128, 96]))).all(-1)
@@ -177,7 +176,7 @@ def test_what_is_masked_is_left_out(scene: Scene) -> None:
         confidence = tuple(torch.ones_like(d) for d in depth)
         other = replace(with_frames(scene, change), depth=depth, confidence=confidence)
         g = initial_gaussians(other, 10**6)
-        rgb = 0.5 + C0 * g.sh[:, 0]
+        rgb = 0.5 + SH_C0 * g.sh[:, 0]
         assert len(g) > 0.5 * 5 * depth[0].numel()
         assert float(g.means.norm(dim=-1).max()) < 10
         assert float((rgb - torch.tensor([1.0, 0, 1.0])).abs().amax(-1).min()) > 0.1

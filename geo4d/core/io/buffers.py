@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import math
-import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -20,6 +17,8 @@ from av.video.reformatter import ColorRange, Colorspace
 from geo4d.core import colouring
 from geo4d.core.errors import InputError
 from geo4d.core.io import atomic
+from geo4d.core.io.arrays import read_arrays, write_arrays
+from geo4d.core.io.ply import to_uint8
 from geo4d.core.types import Buffers
 
 MODALITIES = ("rgb", "depth", "normal", "alpha", "edge", "segmentation", "flow")
@@ -262,11 +261,6 @@ _FACTS: dict[str, dict[str, Any]] = {
 }
 
 
-def to_uint8(value: np.ndarray) -> np.ndarray:
-    """Numbers in [0, 1] as bytes, rounded."""
-    return np.rint(255 * np.clip(value, 0, 1)).astype(np.uint8)
-
-
 def _grey(picture: np.ndarray) -> np.ndarray:
     return np.repeat(picture[..., None], 3, -1)
 
@@ -298,30 +292,6 @@ def write_png(path: Path, picture: np.ndarray) -> None:
     if not done:
         raise InputError("cannot write a PNG", found=f"{picture.dtype} {picture.shape}", accepted="uint8 or uint16")
     atomic.write_bytes(path, data.tobytes())
-
-
-def write_arrays(path: Path, **arrays: np.ndarray) -> None:
-    """Write a compressed npz.
-
-    Raises:
-        InputError: the disk refuses.
-    """
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **arrays)
-    atomic.write_bytes(path, buffer.getbuffer())
-
-
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Read an npz.
-
-    Raises:
-        InputError: missing or damaged.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return dict(arrays)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError("cannot read arrays", found=f"{path}: {error}", accepted="an npz file") from error
 
 
 def write_flo(path: Path, flow_px: np.ndarray) -> None:

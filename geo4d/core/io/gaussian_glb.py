@@ -19,8 +19,7 @@ import torch
 from geo4d.core import geometry
 from geo4d.core.errors import InputError
 from geo4d.core.io import atomic
-from geo4d.core.io.gaussian_packed import SH_C0
-from geo4d.core.types import Gaussians, PointCloud
+from geo4d.core.types import SH_C0, Gaussians, PointCloud
 
 EXTENSION = "KHR_gaussian_splatting"
 POINTS, FLOAT, UNSIGNED_SHORT, ARRAY_BUFFER = 0, 5126, 5123, 34962

@@ -16,6 +16,7 @@ import numpy as np
 
 from geo4d.core.errors import InputError
 from geo4d.core.io.gaussian_values import REST_DEGREES, StoredGaussians, mirrored
+from geo4d.core.types import SH_C0
 
 CHUNK = 256
 CHUNK_FIELDS = [
@@ -36,7 +37,6 @@ SPZ_FINEST_BITS = 18
 """Fractional bits of positions at most: 4 micrometres in metric scenes within 32 m."""
 
 SPLAT = np.dtype([("position", "<f4", 3), ("scale", "<f4", 3), ("rgba", "u1", 4), ("rotation", "u1", 4)])
-SH_C0 = 0.28209479177387814
 
 
 # Compressed PLY

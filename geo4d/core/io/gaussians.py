@@ -20,6 +20,8 @@ from geo4d.core.io.gaussian_values import StoredGaussians, from_stored, to_store
 from geo4d.core.io.ply_elements import read_ply
 from geo4d.core.types import Gaussians
 
+GAUSSIANS = "gaussians.ply"
+"""Of a scene folder that was fitted."""
 SUFFIXES = {"compressed": ".compressed.ply", "ply": ".ply", "spz": ".spz", "splat": ".splat"}
 """Format -> how its files' names end; the longest one that fits says what a file is."""
 

@@ -15,10 +15,9 @@ from PIL import Image
 
 from geo4d.core.errors import MissingDependencyError
 from geo4d.core.io import atomic
-from geo4d.core.io.gaussian_packed import SH_C0
 from geo4d.core.io.ply import to_uint8
 from geo4d.core.io.scene import StoredPicture
-from geo4d.core.types import Camera, Frame, Gaussians, PointCloud, Scene
+from geo4d.core.types import SH_C0, Camera, Frame, Gaussians, PointCloud, Scene
 
 MAX_POINTS, MAX_GAUSSIANS, MAX_ELLIPSOIDS = 500_000, 500_000, 20_000
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import io
 import re
+import shlex
 import unicodedata
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -19,6 +18,7 @@ from PIL import Image
 
 from geo4d.core.errors import InputError
 from geo4d.core.io import atomic
+from geo4d.core.io.arrays import read_arrays, write_arrays
 from geo4d.core.io.colmap import read_colmap, write_colmap
 from geo4d.core.io.nerfstudio import write_transforms
 from geo4d.core.io.ply import read_points, write_points
@@ -28,6 +28,7 @@ FORMAT, VERSION, MARKER = "geo4d-scene", 1, "scene.json"
 MODEL = "colmap/sparse/0"
 MAPS = ("depth", "confidence", "dynamic")
 LOSSLESS = (".png", ".bmp", ".tif", ".tiff")
+DAMAGED = "a file of the scene is damaged"
 CLEAN = {"jfif", "jfif_version", "jfif_unit", "jfif_density"}
 """What a stored picture's file may say besides its pixels."""
 
@@ -174,7 +175,7 @@ def write_scene_files(scene: Scene, folder: Path, *, command: str | None = None,
     masks = write_pictures(scene, folder, files)
     depth = [_write_maps(scene, i, folder, f"depth/{Path(file).stem}.npz") for i, file in enumerate(files)]
     if scene.covariance is not None:
-        _write_arrays(folder / "covariance.npz", covariance=scene.covariance.numpy())
+        write_arrays(folder / "covariance.npz", covariance=scene.covariance.numpy())
     write_points(folder / "points.ply", scene.points)
     write_colmap(folder / MODEL, dict(zip(files, scene.camera, strict=True)), scene.observations)
     write_scene_transforms(scene, folder, files, points="points.ply")
@@ -198,6 +199,11 @@ def write_scene_files(scene: Scene, folder: Path, *, command: str | None = None,
         "report": scene.report,
     }
     atomic.write_json(folder / MARKER, content)
+
+
+def command_line(command: Sequence[str]) -> str | None:
+    """The line that a shell takes for the arguments of `geo4d`, for the provenance; None without arguments."""
+    return shlex.join(["geo4d", *command]) if command else None
 
 
 def package_version() -> str:
@@ -276,14 +282,8 @@ def _write_maps(scene: Scene, index: int, folder: Path, file: str) -> str | None
     arrays = {key: value.cpu().numpy().astype(np.float32) for key, value in maps.items() if value is not None}
     if not arrays:
         return None
-    _write_arrays(folder / file, **arrays)
+    write_arrays(folder / file, **arrays)
     return file
-
-
-def _write_arrays(path: Path, **arrays: np.ndarray) -> None:
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **arrays)
-    atomic.write_bytes(path, buffer.getbuffer())
 
 
 def write_scene_transforms(scene: Scene, folder: Path, files: Sequence[str], *, points: str) -> None:
@@ -364,7 +364,7 @@ def _scene(folder: Path, content: dict[str, Any]) -> Scene:
     maps = [_read_maps(folder, entry["depth"]) for entry in entries]
     covariance = None
     if content["covariance"] is not None:
-        covariance = torch.from_numpy(_read_arrays(_inside(folder, content["covariance"]))["covariance"])
+        covariance = torch.from_numpy(read_arrays(_inside(folder, content["covariance"]), DAMAGED)["covariance"])
     return Scene(
         frames=Frames([_frame(folder, entry) for entry in entries], content["dropped"]),
         camera=tuple(Camera(_matrix(e["K"], 3), _matrix(e["world_from_cam"], 4), _hw(e)) for e in entries),
@@ -430,20 +430,12 @@ def _frame(folder: Path, entry: dict[str, Any]) -> Frame:
 def _read_maps(folder: Path, file: str | None) -> dict[str, torch.Tensor]:
     if file is None:
         return {}
-    arrays = _read_arrays(_inside(folder, file))
+    arrays = read_arrays(_inside(folder, file), DAMAGED)
     for key in set(MAPS) & set(arrays):
         if arrays[key].ndim != 2 or arrays[key].dtype != np.float32:
             found = f"{folder / file}, {key}: {arrays[key].dtype} {arrays[key].shape}"
             raise InputError("cannot read a dense map", found=found, accepted="float32 (h, w)")
     return {key: torch.from_numpy(arrays[key]) for key in MAPS if key in arrays}
-
-
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return dict(arrays)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError("a file of the scene is damaged", found=f"{path}: {error}", accepted="an npz file") from error
 
 
 def _read_observations(folder: Path, content: dict[str, Any], frames: int) -> Observations:
