@@ -276,11 +276,12 @@ def bins(rows, row_start, columns, slot_start, across, tiles):
 
 # Planes of a tile's buffer, PIXELS apart: what is left of the light (negative once a pixel has stopped), pixel centres,
 # weight of the Gaussian at hand, and for derivatives: its falloff, its alpha, what is still to come (dot gradient),
-# gradient by what is left times what is left, gradient times colour. Then the features, then their gradients.
-LEFT, PX, PY, WEIGHT, FALL, ALPHA, COMING, BEHIND, DOT, FEATURES = (PIXELS * k for k in range(10))
+# gradient dot features. Then the features; for derivatives, their gradients.
+LEFT, PX, PY, WEIGHT, FALL, ALPHA, COMING, DOT, FEATURES = (PIXELS * k for k in range(9))
 
-# exp(16 y) = p(y)^16 for 16 y in [-ln 255 - 0.1, 0]: p is exp's series; its relative error there is 2e-7.
-E0, E1, E2, E3, E4, E5 = F(1.0), F(1.0), F(0.5), F(1 / 6), F(1 / 24), F(1 / 120)
+# exp(16 y) = p(y)^16 for 16 y in [-ln 255 - 0.1, 0]: p is exp's series; its relative error there is 2e-7. Summed in
+# pairs: the processor waits for a chain of operations, not for their number.
+E2, E3, E4, E5 = F(0.5), F(1 / 6), F(1 / 24), F(1 / 120)
 SIXTEENTH = F(1 / 16)
 LOWEST = F(-5.65 / 16)
 
@@ -289,7 +290,8 @@ LOWEST = F(-5.65 / 16)
 def _seen(t, base, a, o):
     """Falloff exp(16 (a t^2 + base)) and alpha of a Gaussian of opacity `o`; alpha 0 where faint."""
     y = max(a * t * t + base, LOWEST)
-    p = E0 + y * (E1 + y * (E2 + y * (E3 + y * (E4 + y * E5))))
+    yy = y * y
+    p = (F(1.0) + y) + yy * ((E2 + y * E3) + yy * (E4 + y * E5))
     p = p * p
     p = p * p
     p = p * p
@@ -298,54 +300,42 @@ def _seen(t, base, a, o):
     return fall, (alpha if alpha >= MIN_ALPHA else F(0.0))
 
 
-@numba.njit(**fast)
-def _blend_three(v, rows, u, dy, A, k, c, o, f0, f1, f2):
-    """Blends one Gaussian with three features over the first rows of a buffer.
+def _blend_of(four):
+    """The kernel that blends one Gaussian with three features, or with four, over the first rows of a buffer.
 
     `dy` is where the first row's pixel centres are below the Gaussian's. Row by row, since most of the form is the
     same along a row. Features one by one: a loop over them takes twice as long.
     """
-    a = F(-0.5) * SIXTEENTH * A
-    for row in range(rows):
-        e, shift, base = v[row * TILE :], u - k * dy, F(-0.5) * SIXTEENTH * c * dy * dy
-        dy += F(1.0)
-        for p in range(TILE):
-            _, alpha = _seen(e[p + PX] - shift, base, a, o)
-            left = e[p]
-            weight = left * alpha
-            rest = left - weight
-            goes_on = rest > MIN_LEFT
-            weight = weight if goes_on else F(0.0)
-            e[p] = rest if goes_on else -abs(left)
-            e[p + FEATURES] += weight * f0
-            e[p + FEATURES + PIXELS] += weight * f1
-            e[p + FEATURES + 2 * PIXELS] += weight * f2
+
+    @numba.njit(**fast)
+    def blend_one(v, rows, u, dy, A, k, c, o, f0, f1, f2, f3):
+        a = F(-0.5) * SIXTEENTH * A
+        for row in range(rows):
+            e, shift, base = v[row * TILE :], u - k * dy, F(-0.5) * SIXTEENTH * c * dy * dy
+            dy += F(1.0)
+            for p in range(TILE):
+                _, alpha = _seen(e[p + PX] - shift, base, a, o)
+                left = e[p]
+                weight = left * alpha
+                rest = left - weight
+                goes_on = rest > MIN_LEFT
+                weight = weight if goes_on else F(0.0)
+                e[p] = rest if goes_on else -abs(left)
+                e[p + FEATURES] += weight * f0
+                e[p + FEATURES + PIXELS] += weight * f1
+                e[p + FEATURES + 2 * PIXELS] += weight * f2
+                if four:
+                    e[p + FEATURES + 3 * PIXELS] += weight * f3
+
+    return blend_one
 
 
-@numba.njit(**fast)
-def _blend_four(v, rows, u, dy, A, k, c, o, f0, f1, f2, f3):
-    """As `_blend_three`, with four features."""
-    a = F(-0.5) * SIXTEENTH * A
-    for row in range(rows):
-        e, shift, base = v[row * TILE :], u - k * dy, F(-0.5) * SIXTEENTH * c * dy * dy
-        dy += F(1.0)
-        for p in range(TILE):
-            _, alpha = _seen(e[p + PX] - shift, base, a, o)
-            left = e[p]
-            weight = left * alpha
-            rest = left - weight
-            goes_on = rest > MIN_LEFT
-            weight = weight if goes_on else F(0.0)
-            e[p] = rest if goes_on else -abs(left)
-            e[p + FEATURES] += weight * f0
-            e[p + FEATURES + PIXELS] += weight * f1
-            e[p + FEATURES + 2 * PIXELS] += weight * f2
-            e[p + FEATURES + 3 * PIXELS] += weight * f3
+_blend_three, _blend_four = _blend_of(False), _blend_of(True)
 
 
 @numba.njit(**fast)
 def _weigh(v, count, u, w, A, k, c, o):
-    """As `_blend_four`, but only the weight, falloff and alpha are kept, for features in several groups."""
+    """As `_blend_of`, but only the weight, falloff and alpha are kept, for features in several groups."""
     a, c = F(-0.5) * SIXTEENTH * A, F(-0.5) * SIXTEENTH * c
     for p in range(count):
         dy = v[p + PY] - w
@@ -385,6 +375,27 @@ def _rows_of(mean_y, radius_y, top):
     """Pixel rows of a tile whose centres an ellipse can reach."""
     first = max(0, np.int64(math.ceil(mean_y - radius_y - top - F(0.501))))
     last = min(TILE - 1, np.int64(math.floor(mean_y + radius_y - top - F(0.499))))
+    return first, last
+
+
+@numba.njit(**fast)
+def _rows_within(b, beside, top):
+    """As `_rows_of`, of a record, and only what it can reach within the tile's columns.
+
+    Exact, which costs more than it saves where a row is as cheap as in blending. The ellipse
+    A (x + k y)^2 + c y^2 <= c radius_y^2 is lowest on the picture at x = -k radius_y, highest at the opposite point;
+    where that is beside the tile, at the tile's nearer edge.
+    """
+    ry, A, k, c = b[2], b[3], b[4], b[5]
+    low, high = beside + F(0.499) - b[0], beside + F(TILE) - F(0.499) - b[0]
+    yy, slope = c + A * k * k, A * k
+    reach = yy * c * ry * ry
+    x = min(max(-k * ry, low), high)
+    down = (math.sqrt(max(reach - A * c * x * x, F(0.0))) - slope * x) / yy
+    x = min(max(k * ry, low), high)
+    up = (math.sqrt(max(reach - A * c * x * x, F(0.0))) + slope * x) / yy
+    first = max(0, np.int64(math.ceil(b[1] - up - top - F(0.501))))
+    last = min(TILE - 1, np.int64(math.floor(b[1] + down - top - F(0.499))))
     return first, last
 
 
@@ -443,22 +454,17 @@ def _blend_tile(v, batch, records, entries, row):
             rows = last - first + 1
             if rows <= 0:
                 continue
-            part, dy = v[first * TILE :], top + F(first) + F(0.5) - b[1]
+            part, f, dy = v[first * TILE :], b[RECORD:], top + F(first) + F(0.5) - b[1]
+            u, w, A, k, c, o = b[0], b[1], b[3], b[4], b[5], b[6]
             if d == 3:
-                _blend_three(
-                    part, rows, b[0], dy, b[3], b[4], b[5], b[6], b[RECORD], b[RECORD + 1], b[RECORD + 2]
-                )  # fmt: skip
+                _blend_three(part, rows, u, dy, A, k, c, o, f[0], f[1], f[2], F(0.0))
             elif d == GROUP:
-                _blend_four(
-                    part, rows, b[0], dy, b[3], b[4], b[5], b[6],
-                    b[RECORD], b[RECORD + 1], b[RECORD + 2], b[RECORD + 3],
-                )  # fmt: skip
+                _blend_four(part, rows, u, dy, A, k, c, o, f[0], f[1], f[2], f[3])
             else:
                 count = rows * TILE
-                _weigh(part, count, b[0], b[1], b[3], b[4], b[5], b[6])
-                for k in range(0, d, GROUP):
-                    f = b[RECORD + k :]
-                    _add_four(part, part[FEATURES + k * PIXELS :], count, f[0], f[1], f[2], f[3])
+                _weigh(part, count, u, w, A, k, c, o)
+                for n in range(0, d, GROUP):
+                    _add_four(part, part[FEATURES + n * PIXELS :], count, f[n], f[n + 1], f[n + 2], f[n + 3])
         if _all_stopped(v):
             break
 
@@ -500,81 +506,61 @@ def _write_slopes(A, k, c, opacity, t1, t1y, t2, y1, y2, out):
     out[2], out[3], out[4], out[5] = F(-0.5) * t2, -A * t1y, F(-0.5) * y2, opacity
 
 
-@numba.njit(**fast)
-def _unblend_three(v, count, u, w, A, k, c, o, f0, f1, f2, g, out):
-    """Derivatives of one Gaussian with three features over the first `count` pixels, summed into `out` (9,).
+def _unblend_of(four, clipped):
+    """The kernel of the derivatives of one Gaussian with three features, or with four.
 
-    `g` are the planes of the pictures' gradients. Front to back like the blending itself: with q = gradient dot
-    features, S = gradient dot all that lies behind: dL/dalpha = left q - (S - left_at_the_end dL/dleft) / (1 - alpha).
+    Over the first `count` pixels, summed into `out` (GRADIENTS + features); the gradients of the pictures stand in the
+    buffer where blending has the pictures. Front to back like the blending itself: with q = gradient dot features and
+    S = gradient dot all that lies behind, d L / d ln alpha = weight q - S alpha / (1 - alpha). Where alpha is clipped,
+    shape and opacity have no slope: the more costly kernel, for opacities above MAX_ALPHA alone.
     """
-    t1 = t1y = t2 = y1 = y2 = so = s0 = s1 = s2 = F(0.0)
-    a, low = F(-0.5) * SIXTEENTH * A, F(-0.5) * SIXTEENTH * c
-    for p in range(count):
-        dy = v[p + PY] - w
-        t = v[p + PX] - u + k * dy
-        fall, alpha = _seen(t, low * dy * dy, a, o)
-        left = v[p]
-        rest = left - left * alpha
-        goes_on = rest > MIN_LEFT
-        alpha = alpha if goes_on else F(0.0)
-        weight = left * alpha
-        v[p] = rest if goes_on else -abs(left)
-        g0, g1, g2 = g[p], g[p + PIXELS], g[p + 2 * PIXELS]
-        q = g0 * f0 + g1 * f1 + g2 * f2
-        coming = v[p + COMING] - weight * q
-        v[p + COMING] = coming
-        slope = left * q - (coming - v[p + BEHIND]) / (F(1.0) - alpha)
-        slope = slope if (alpha > F(0.0)) & (o * fall <= MAX_ALPHA) else F(0.0)
-        so += slope * fall
-        slope *= alpha
-        across, down = slope * t, slope * dy
-        t1 += across
-        t1y += across * dy
-        t2 += across * t
-        y1 += down
-        y2 += down * dy
-        s0 += weight * g0
-        s1 += weight * g1
-        s2 += weight * g2
-    _write_slopes(A, k, c, so, t1, t1y, t2, y1, y2, out)
-    out[6], out[7], out[8] = s0, s1, s2
+
+    @numba.njit(**fast)
+    def unblend_one(v, count, u, w, A, k, c, o, f0, f1, f2, f3, out):
+        t1 = t1y = t2 = y1 = y2 = so = s0 = s1 = s2 = s3 = F(0.0)
+        a, low = F(-0.5) * SIXTEENTH * A, F(-0.5) * SIXTEENTH * c
+        for p in range(count):
+            dy = v[p + PY] - w
+            t = v[p + PX] - u + k * dy
+            fall, alpha = _seen(t, low * dy * dy, a, o)
+            left = v[p]
+            weight = left * alpha
+            rest = left - weight
+            goes_on = rest > MIN_LEFT
+            alpha = alpha if goes_on else F(0.0)
+            weight = weight if goes_on else F(0.0)
+            v[p] = rest if goes_on else F(0.0)
+            g0, g1, g2 = v[p + FEATURES], v[p + FEATURES + PIXELS], v[p + FEATURES + 2 * PIXELS]
+            q = g0 * f0 + g1 * f1 + g2 * f2
+            if four:
+                g3 = v[p + FEATURES + 3 * PIXELS]
+                q += g3 * f3
+                s3 += weight * g3
+            coming = v[p + COMING] - weight * q
+            v[p + COMING] = coming
+            slope = weight * q - coming * (alpha / (F(1.0) - alpha))
+            if clipped:
+                slope = slope if o * fall <= MAX_ALPHA else F(0.0)
+            across, down = slope * t, slope * dy
+            so += slope
+            t1 += across
+            t1y += across * dy
+            t2 += across * t
+            y1 += down
+            y2 += down * dy
+            s0 += weight * g0
+            s1 += weight * g1
+            s2 += weight * g2
+        _write_slopes(A, k, c, so / o, t1, t1y, t2, y1, y2, out)
+        out[6], out[7], out[8] = s0, s1, s2
+        if four:
+            out[9] = s3
+
+    return unblend_one
 
 
-@numba.njit(**fast)
-def _unblend_four(v, count, u, w, A, k, c, o, f0, f1, f2, f3, g, out):
-    """As `_unblend_three`, with four features."""
-    t1 = t1y = t2 = y1 = y2 = so = s0 = s1 = s2 = s3 = F(0.0)
-    a, low = F(-0.5) * SIXTEENTH * A, F(-0.5) * SIXTEENTH * c
-    for p in range(count):
-        dy = v[p + PY] - w
-        t = v[p + PX] - u + k * dy
-        fall, alpha = _seen(t, low * dy * dy, a, o)
-        left = v[p]
-        rest = left - left * alpha
-        goes_on = rest > MIN_LEFT
-        alpha = alpha if goes_on else F(0.0)
-        weight = left * alpha
-        v[p] = rest if goes_on else -abs(left)
-        g0, g1, g2, g3 = g[p], g[p + PIXELS], g[p + 2 * PIXELS], g[p + 3 * PIXELS]
-        q = g0 * f0 + g1 * f1 + g2 * f2 + g3 * f3
-        coming = v[p + COMING] - weight * q
-        v[p + COMING] = coming
-        slope = left * q - (coming - v[p + BEHIND]) / (F(1.0) - alpha)
-        slope = slope if (alpha > F(0.0)) & (o * fall <= MAX_ALPHA) else F(0.0)
-        so += slope * fall
-        slope *= alpha
-        across, down = slope * t, slope * dy
-        t1 += across
-        t1y += across * dy
-        t2 += across * t
-        y1 += down
-        y2 += down * dy
-        s0 += weight * g0
-        s1 += weight * g1
-        s2 += weight * g2
-        s3 += weight * g3
-    _write_slopes(A, k, c, so, t1, t1y, t2, y1, y2, out)
-    out[6], out[7], out[8], out[9] = s0, s1, s2, s3
+_unblend_three, _unblend_three_clipped = _unblend_of(False, False), _unblend_of(False, True)
+_unblend_four, _unblend_four_clipped = _unblend_of(True, False), _unblend_of(True, True)
 
 
 @numba.njit(**fast)
@@ -593,67 +579,63 @@ def _dot_four(v, g, count, f0, f1, f2, f3, out):
 
 
 @numba.njit(**fast)
-def _unweigh(v, before, count, u, w, A, k, c, o, out):
-    """Derivatives of one Gaussian's shape and opacity from the planes of `_weigh` and `_dot_four`."""
+def _unweigh(v, count, u, w, A, k, c, o, out):
+    """Derivatives of one Gaussian's shape and opacity from the planes of `_weigh` and `_dot_four`: as `_unblend_of`."""
     t1 = t1y = t2 = y1 = y2 = so = F(0.0)
     for p in range(count):
-        alpha, fall, q = v[p + ALPHA], v[p + FALL], v[p + DOT]
+        alpha, seen = v[p + ALPHA], v[p + WEIGHT] * v[p + DOT]
         v[p + DOT] = F(0.0)
-        coming = v[p + COMING] - v[p + WEIGHT] * q
+        coming = v[p + COMING] - seen
         v[p + COMING] = coming
-        slope = before[p] * q - (coming - v[p + BEHIND]) / (F(1.0) - alpha)
-        slope = slope if (alpha > F(0.0)) & (o * fall <= MAX_ALPHA) else F(0.0)
-        so += slope * fall
-        slope *= alpha
+        slope = seen - coming * (alpha / (F(1.0) - alpha))
+        slope = slope if o * v[p + FALL] <= MAX_ALPHA else F(0.0)
         dy = v[p + PY] - w
         t = v[p + PX] - u + k * dy
         across, down = slope * t, slope * dy
+        so += slope
         t1 += across
         t1y += across * dy
         t2 += across * t
         y1 += down
         y2 += down * dy
-    _write_slopes(A, k, c, so, t1, t1y, t2, y1, y2, out)
+    _write_slopes(A, k, c, so / o, t1, t1y, t2, y1, y2, out)
 
 
 @numba.njit(**fast)
-def _multiply_add(a, b, n, out):
+def _add_product(a, b, sign, n, out):
     for i in range(n):
-        out[i] += a[i] * b[i]
+        out[i] += sign * a[i] * b[i]
 
 
 @numba.njit(**fast)
-def _unblend_tile(v, gradient, before, batch, records, entries, row, rows):
+def _unblend_tile(v, batch, records, entries, row, column, rows):
     """Walks a tile's list again and writes the derivatives of every slot into its row."""
-    d, top = records.shape[1] - RECORD, F(row * TILE)
+    d, beside, top = records.shape[1] - RECORD, F(column * TILE), F(row * TILE)
     for first_of_batch in range(0, len(entries), BATCH):
         many = min(BATCH, len(entries) - first_of_batch)
         _collect(entries[first_of_batch:], many, records, batch)
         for i in range(many):
             b = batch[i]
-            first, last = _rows_of(b[1], b[2], top)
-            count = (last - first + 1) * TILE
+            first, last = _rows_within(b, beside, top)
+            count, out = (last - first + 1) * TILE, rows[entries[first_of_batch + i, 1]]
             if count <= 0:
                 continue
-            part, slope = v[first * TILE :], gradient[first * TILE :]
-            out = rows[entries[first_of_batch + i, 1]]
-            if d == 3:
-                _unblend_three(
-                    part, count, b[0], b[1], b[3], b[4], b[5], b[6], b[RECORD], b[RECORD + 1], b[RECORD + 2],
-                    slope, out,
-                )  # fmt: skip
+            part, f = v[first * TILE :], b[RECORD:]
+            u, w, A, k, c, o = b[0], b[1], b[3], b[4], b[5], b[6]
+            if d == 3 and o <= MAX_ALPHA:
+                _unblend_three(part, count, u, w, A, k, c, o, f[0], f[1], f[2], F(0.0), out)
+            elif d == 3:
+                _unblend_three_clipped(part, count, u, w, A, k, c, o, f[0], f[1], f[2], F(0.0), out)
+            elif d == GROUP and o <= MAX_ALPHA:
+                _unblend_four(part, count, u, w, A, k, c, o, f[0], f[1], f[2], f[3], out)
             elif d == GROUP:
-                _unblend_four(
-                    part, count, b[0], b[1], b[3], b[4], b[5], b[6],
-                    b[RECORD], b[RECORD + 1], b[RECORD + 2], b[RECORD + 3], slope, out,
-                )  # fmt: skip
+                _unblend_four_clipped(part, count, u, w, A, k, c, o, f[0], f[1], f[2], f[3], out)
             else:
-                before[:] = v[:PIXELS]
-                _weigh(part, count, b[0], b[1], b[3], b[4], b[5], b[6])
-                for k in range(0, d, GROUP):
-                    r = b[RECORD + k :]
-                    _dot_four(part, slope[k * PIXELS :], count, r[0], r[1], r[2], r[3], out[GRADIENTS + k :])
-                _unweigh(part, before[first * TILE :], count, b[0], b[1], b[3], b[4], b[5], b[6], out)
+                _weigh(part, count, u, w, A, k, c, o)
+                for n in range(0, d, GROUP):
+                    gradient = part[FEATURES + n * PIXELS :]
+                    _dot_four(part, gradient, count, f[n], f[n + 1], f[n + 2], f[n + 3], out[GRADIENTS + n :])
+                _unweigh(part, count, u, w, A, k, c, o, out)
         if _all_stopped(v):
             break
 
@@ -667,27 +649,25 @@ def unblend(records, entries, start, picture, left, d_picture, d_alpha, width, h
     turns, strips = _turns(down), (across + STRIP - 1) // STRIP
     for task in numba.prange(down * strips):
         row, first_column = turns[task // strips], task % strips * STRIP
-        v, gradient = np.zeros(FEATURES, np.float32), np.zeros(d * PIXELS, np.float32)
-        before, batch = np.zeros(PIXELS, np.float32), np.zeros((BATCH, RECORD + d), np.float32)
+        v, batch = np.zeros(FEATURES + d * PIXELS, np.float32), np.zeros((BATCH, RECORD + d), np.float32)
         for column in range(first_column, min(first_column + STRIP, across)):
             tile = row * across + column
             if start[tile] == start[tile + 1]:
                 continue
             _place(v, row, column)
-            gradient[:] = F(0.0)
             n = min(TILE, width - column * TILE)
             for y in range(TILE):
                 at, above, beside = y * TILE, row * TILE + y, column * TILE
                 if above >= height:
-                    v[at : at + TILE] = F(-1.0)  # outside the picture
+                    v[at : at + TILE] = F(0.0)  # outside the picture
                     continue
-                v[at + n : at + TILE] = F(-1.0)
+                v[at + n : at + TILE] = F(0.0)
                 for k in range(d):
-                    g = gradient[at + k * PIXELS :]
+                    g = v[at + FEATURES + k * PIXELS :]
                     _copy(d_picture[k, above, beside:], n, g)
-                    _multiply_add(g, picture[k, above, beside:], n, v[at + COMING :])
-                _multiply_add(d_alpha[above, beside:], left[above, beside:], n, v[at + BEHIND :])
-            _unblend_tile(v, gradient, before, batch, records, entries[start[tile] : start[tile + 1]], row, rows)
+                    _add_product(g, picture[k, above, beside:], F(1.0), n, v[at + COMING :])
+                _add_product(d_alpha[above, beside:], left[above, beside:], F(-1.0), n, v[at + COMING :])
+            _unblend_tile(v, batch, records, entries[start[tile] : start[tile + 1]], row, column, rows)
     return rows
 
 

@@ -100,6 +100,22 @@ def test_any_number_of_features(channels: int, backend: str) -> None:
     assert_alike({"render_mode": "RGB+D"}, wider, backend=backend)
 
 
+@pytest.mark.parametrize("channels", [3, 4, 6])
+@FAST
+def test_where_alpha_is_clipped_shape_and_opacity_have_no_slope(channels: int, backend: str) -> None:
+    """One wide, nearly opaque Gaussian whose alpha is at its limit over many pixels."""
+
+    def clipped(s: dict[str, Tensor]) -> dict[str, Tensor]:
+        g = torch.Generator().manual_seed(2)
+        colors = torch.rand(1, channels, generator=g, dtype=torch.float64)
+        means, scales = torch.tensor([[0.0, 0.0, 4.0]]), torch.tensor([[20.0, 20.0, 0.1]])
+        opacities = torch.tensor([0.9999], dtype=torch.float64)
+        chosen = {"means": means, "scales": scales, "opacities": opacities, "colors": colors}
+        return {k: v[:1] if k == "quats" else v for k, v in s.items()} | {k: v.double() for k, v in chosen.items()}
+
+    assert_alike({}, clipped, backend=backend)
+
+
 @pytest.mark.parametrize("degree", [0, 1, 2, 3])
 @FAST
 def test_colours_by_direction(degree: int, backend: str) -> None:
