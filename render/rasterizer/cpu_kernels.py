@@ -32,6 +32,8 @@ CHUNKS = 32
 """Parts of a sum over Gaussians; fixed, so that its rounding does not depend on the number of threads."""
 SORT_PARTS = 8
 """Parts of a radix sort; every one has its own counts, which cost more than they save where there are many."""
+FEW = 50_000
+"""So many Gaussians and fewer are sorted by one thread."""
 MAX_ALPHA, MIN_ALPHA, MIN_LEFT = F(0.999), F(1 / 255), F(1e-4)
 
 fast = {"cache": True, "fastmath": {"contract", "reassoc", "nsz", "arcp", "afn"}, "error_model": "numpy", "nogil": True}
@@ -203,34 +205,57 @@ def spans(records, rows, row_start, width, height):
     return columns, count
 
 
+@numba.njit(cache=True, nogil=True)
+def _count_digits(keys, shift, begin, end, count):
+    for i in range(begin, end):
+        count[(keys[i] >> shift) & np.uint32(2047)] += 1
+
+
+@numba.njit(cache=True, nogil=True)
+def _place_digits(keys, order, shift, begin, end, place, other_keys, other):
+    for i in range(begin, end):
+        digit = (keys[i] >> shift) & np.uint32(2047)
+        to = place[digit]
+        other_keys[to], other[to] = keys[i], order[i]
+        place[digit] = to + 1
+
+
+@numba.njit(cache=True, nogil=True)
+def _counts_to_places(count):
+    total = 0
+    for digit in range(2048):
+        for part in range(len(count)):
+            here = count[part, digit]
+            count[part, digit] = total
+            total += here
+
+
 @numba.njit(parallel=True, cache=True, nogil=True)
 def order_by_depth(depth, index):
-    """`index` (int32) sorted by depth > 0, stable: radix sort of the bits, in three passes of 11 bits."""
-    n = len(index)
-    keys, order = np.zeros(n, np.uint32), index.copy()
-    bits = depth.view(np.uint32)
-    for i in numba.prange(n):
-        keys[i] = bits[index[i]]
+    """`index` (int32) sorted by depth > 0, stable: radix sort of the bits, in three passes of 11 bits.
+
+    Few are sorted by one thread: to start the others six times takes longer.
+    """
+    n, bits = len(index), depth.view(np.uint32)
+    keys, order = bits[index], index.copy()
     other_keys, other = np.zeros(n, np.uint32), np.zeros(n, np.int32)
-    count = np.zeros((SORT_PARTS, 2048), np.int64)
+    count = np.zeros((SORT_PARTS if n > FEW else 1, 2048), np.int64)
     for turn in range(3):
         shift = np.uint32(11 * turn)
         count[:] = 0
-        for chunk in numba.prange(SORT_PARTS):
-            for i in range(chunk * n // SORT_PARTS, (chunk + 1) * n // SORT_PARTS):
-                count[chunk, (keys[i] >> shift) & np.uint32(2047)] += 1
-        total = 0
-        for digit in range(2048):
-            for chunk in range(SORT_PARTS):
-                here = count[chunk, digit]
-                count[chunk, digit] = total
-                total += here
-        for chunk in numba.prange(SORT_PARTS):
-            for i in range(chunk * n // SORT_PARTS, (chunk + 1) * n // SORT_PARTS):
-                digit = (keys[i] >> shift) & np.uint32(2047)
-                to = count[chunk, digit]
-                other_keys[to], other[to] = keys[i], order[i]
-                count[chunk, digit] = to + 1
+        if n > FEW:
+            for part in numba.prange(SORT_PARTS):
+                begin, end = part * n // SORT_PARTS, (part + 1) * n // SORT_PARTS
+                _count_digits(keys, shift, begin, end, count[part])
+        else:
+            _count_digits(keys, shift, 0, n, count[0])
+        _counts_to_places(count)
+        if n > FEW:
+            for part in numba.prange(SORT_PARTS):
+                begin, end = part * n // SORT_PARTS, (part + 1) * n // SORT_PARTS
+                _place_digits(keys, order, shift, begin, end, count[part], other_keys, other)
+        else:
+            _place_digits(keys, order, shift, 0, n, count[0], other_keys, other)
         keys, other_keys = other_keys, keys
         order, other = other, order
     return order

@@ -198,10 +198,12 @@ def test_two_runs_and_any_number_of_threads_give_the_same_bits() -> None:
     assert bits() == first
 
 
-def test_depths_are_sorted_stably() -> None:
+@pytest.mark.parametrize("count", [0, 5000, 2 * cpu_kernels.FEW])
+def test_depths_are_sorted_stably(count: int) -> None:
+    """By one thread and by several."""
     rng = np.random.default_rng(0)
-    depth = rng.choice(np.array([0.01, 1, 1 + 1e-7, 3.5, 1e9], np.float32), 5000)
-    index = np.flatnonzero(rng.random(5000) < 0.7).astype(np.int32)
+    depth = rng.choice(np.array([0.01, 1, 1 + 1e-7, 3.5, 1e9], np.float32), count)
+    index = np.flatnonzero(rng.random(count) < 0.7).astype(np.int32)
     expected = index[np.argsort(depth[index], kind="stable")]
     np.testing.assert_array_equal(cpu_kernels.order_by_depth(depth, index), expected)
 
