@@ -27,7 +27,7 @@ from geo4d.core.types import SH_C0, Gaussians
 from render import rasterization
 
 WIDTH, HEIGHT, FOCAL = 640, 480, 500.0
-PEER_COUNTS, ROUNDS = (10_000, 100_000), 3
+PEER_COUNTS, ROUNDS = (10_000, 100_000), 5
 COUNTS = (10_000, 30_000, 100_000, 300_000, 1_000_000)
 SIZES = ((320, 240), (640, 480), (960, 720), (1280, 960))
 RUNS = 9
@@ -147,8 +147,8 @@ def main() -> None:
             for width, height in SIZES:
                 growth.append({"gaussians": count, "size": [width, height], **measure(scene, width, height)})
                 print(growth[-1], flush=True)
-    plot(growth, RESULTS.parents[1] / "assets" / "readme" / "rasterizer.png")
     print(write_result("rasterizer", {"size": [WIDTH, HEIGHT], "against_peer": peers, "growth": growth}))
+    plot(growth, RESULTS.parents[1] / "assets" / "readme" / "rasterizer.png")
 
 
 if __name__ == "__main__":
