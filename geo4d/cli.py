@@ -362,7 +362,8 @@ def evaluate(
 
     Args:
         what: poses (pairwise AUC at 1, 3, 5 and 30 degrees, trajectory error), depth (AbsRel and its kin), views
-            (PSNR and SSIM of renders, with pictures in SCENE/views.html), or objects (IoU of object ids).
+            (PSNR and SSIM of renders, LPIPS where its weights are at hand, with pictures in SCENE/views.html), or
+            objects (IoU of object ids).
         scene: a scene folder.
         reference: poses: transforms.json, COLMAP model, scene folder, folder of camera or pose files; depth: folder of
             16-bit PNG or npz; objects: folder of pictures of object ids; views: none, the scene's photos are the
@@ -387,7 +388,11 @@ def evaluate(
                 device=choose_device(device), progress=progress,
             )  # fmt: skip
         if not json:
-            result["images"] = [f"{i['name']}  {i['psnr'] or 0:.2f} dB  {i['ssim'] or 0:.3f}" for i in result["images"]]
+            result["images"] = [
+                f"{i['name']}  {i['psnr'] or 0:.2f} dB  {i['ssim'] or 0:.3f}"
+                + ("" if i["lpips"] is None else f"  {i['lpips']:.3f}")
+                for i in result["images"]
+            ]
         return result
     if reference is None:
         raise InputError(

@@ -95,6 +95,8 @@ def look_at_environment(disk: Path) -> tuple[dict[str, Any], list[Finding]]:
     for name, found in probed.items():
         findings += judge_package(name, PACKAGES[name], found)
     extras, more = look_at_extras()
+    if all(found["works"] for found in probed.values()):
+        more += look_at_weights()
     packages = {name: {"version": found["version"], "works": found["works"]} for name, found in probed.items()}
     compute = {**probed["torch"]["out"], "numba": probed["numba"]["out"]}
     return {"machine": machine, "packages": packages, "compute": compute, "extras": extras}, findings + more
@@ -209,6 +211,17 @@ def look_at_extras() -> tuple[dict[str, Any], list[Finding]]:
             "install": f"pip install 'geo4d[{extra}]'" if missing else None,
         }
     return extras, []
+
+
+def look_at_weights() -> list[Finding]:
+    """Which files of weights are not there, and what is done without them."""
+    from geo4d.evaluation import lpips
+
+    files = lpips.find_weights()
+    remedies = [] if files.alexnet else ["torchvision.models.alexnet(weights='DEFAULT') downloads AlexNet there"]
+    remedies += [] if files.linear else ["pip install --no-deps lpips"]
+    what = f"scores of views come without LPIPS: {files.missing}"
+    return [Finding("note", what, "; ".join(remedies))] if remedies else []
 
 
 def _needs(requirements: Sequence[str], extra: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""How much renders of Gaussians look like the photos of a scene: PSNR and SSIM per photo and in the mean."""
+"""How much renders of Gaussians look like the photos of a scene: PSNR, SSIM and LPIPS per photo and in the mean."""
 
 from __future__ import annotations
 
@@ -11,15 +11,25 @@ from torch import Tensor
 
 from geo4d.core import metrics
 from geo4d.core.types import Camera, Gaussians, Scene
+from geo4d.evaluation import lpips
 from render.photos import Photo, Photos
 from render.rasterizer.api import rasterization
 
+KEYS = ("psnr", "ssim", "lpips")
+
 
 @torch.no_grad()
-def score_views(scene: Scene, gaussians: Gaussians, frames: Sequence[int], *, long_side: int) -> dict[str, Any]:
-    """PSNR and SSIM over the valid pixels of some photos; means over photos that have them, None where none has.
+def score_views(
+    scene: Scene,
+    gaussians: Gaussians,
+    frames: Sequence[int],
+    *,
+    long_side: int,
+    network: lpips.Network | None = None,
+) -> dict[str, Any]:
+    """PSNR, SSIM and LPIPS over the valid pixels of some photos; means over photos that have them, None where none has.
 
-    `psnr` and `ssim` are raw; under `corrected` the colours of each render are first fitted to its photo by an affine
+    Those at the top are raw; under `corrected` the colours of each render are first fitted to its photo by an affine
     map (least squares over the valid pixels), which takes out what exposure and white balance do.
 
     Args:
@@ -27,31 +37,34 @@ def score_views(scene: Scene, gaussians: Gaussians, frames: Sequence[int], *, lo
         gaussians: on the CPU.
         frames: indices of the photos.
         long_side: of the pictures compared, in pixels; smaller photos are compared as they are.
+        network: of `lpips.load_network`, on the CPU; without it there is no LPIPS.
     """
     photos = Photos(scene, list(frames), long_side)
     images = []
     for k in range(len(photos)):
         photo = photos.get(k)
-        images.append(score_view(photo, render_like(gaussians, photo.camera)))
+        images.append(score_view(photo, render_like(gaussians, photo.camera), network))
         photos.forget(k)
     sizes = sorted({photos.hw(k) for k in range(len(photos))})
     return {
-        "psnr": mean_score([i["psnr"] for i in images]),
-        "ssim": mean_score([i["ssim"] for i in images]),
-        "corrected": {key: mean_score([i["corrected"][key] for i in images]) for key in ("psnr", "ssim")},
+        **mean_scores(images),
         "image_size": list(sizes[0]) if len(sizes) == 1 else [list(hw) for hw in sizes],
         "images": images,
     }
 
 
-def score_view(photo: Photo, render: Tensor) -> dict[str, Any]:
-    """Name and scores of one photo, raw and `corrected` (see `score_views`); NaN where no pixel or window is valid."""
+def score_view(photo: Photo, render: Tensor, network: lpips.Network | None = None) -> dict[str, Any]:
+    """Name and scores of one photo, raw and `corrected` (see `score_views`).
+
+    NaN where no pixel or window is valid or the photo is too small; `lpips` is None without its network, which has to
+    be on the device of the photo.
+    """
     truth = photo.rgb.float() / 255
     fitted = _fit_exposure(render, truth, photo.valid)
     return {
         "name": photo.name,
-        **_scores(render, truth, photo.valid),
-        "corrected": _scores(fitted, truth, photo.valid),
+        **_scores(render, truth, photo.valid, network),
+        "corrected": _scores(fitted, truth, photo.valid, network),
     }
 
 
@@ -65,10 +78,13 @@ def render_like(gaussians: Gaussians, camera: Camera) -> Tensor:
     return picture[0].clamp(0, 1)
 
 
-def _scores(render: Tensor, truth: Tensor, valid: Tensor) -> dict[str, float]:
-    small = min(render.shape[:2]) < metrics.SSIM_WINDOW
-    ssim = math.nan if small else metrics.ssim(render, truth, valid)
-    return {"psnr": metrics.psnr(render, truth, valid), "ssim": ssim}
+def _scores(render: Tensor, truth: Tensor, valid: Tensor, network: lpips.Network | None) -> dict[str, float | None]:
+    side = min(render.shape[:2])
+    ssim = math.nan if side < metrics.SSIM_WINDOW else metrics.ssim(render, truth, valid)
+    distance = None if network is None else math.nan
+    if network is not None and side >= lpips.LEAST_SIDE:
+        distance = lpips.perceptual_distance(network, render, truth, valid)
+    return {"psnr": metrics.psnr(render, truth, valid), "ssim": ssim, "lpips": distance}
 
 
 def _fit_exposure(render: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
@@ -84,7 +100,15 @@ def _fit_exposure(render: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
     return (given @ (start + change).float()).clamp(0, 1)
 
 
-def mean_score(values: list[float]) -> float | None:
-    """Over the photos that have a score: one whose mask leaves nothing has none (NaN)."""
-    known = [v for v in values if not math.isnan(v)]
+def mean_scores(images: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Means of what `score_view` gave, raw and `corrected`, over the photos that have a score; None where none has."""
+    corrected = [i["corrected"] for i in images]
+    return {
+        **{key: _mean([i[key] for i in images]) for key in KEYS},
+        "corrected": {key: _mean([c[key] for c in corrected]) for key in KEYS},
+    }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [v for v in values if v is not None and not math.isnan(v)]
     return sum(known) / len(known) if known else None

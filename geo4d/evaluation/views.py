@@ -18,7 +18,8 @@ from geo4d.core.io.ply import to_uint8
 from geo4d.core.io.scene import load_scene
 from geo4d.core.progress import Progress
 from geo4d.core.types import Scene
-from geo4d.evaluation.view_scores import mean_score, render_like, score_view
+from geo4d.evaluation import lpips
+from geo4d.evaluation.view_scores import mean_scores, render_like, score_view
 from geo4d.evaluation.views_page import Comparison, write_views_page
 from render.photos import Photo, Photos
 
@@ -48,11 +49,11 @@ def evaluate_views(
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """PSNR and SSIM of renders at the cameras of photos, ready for JSON; writes SCENE/views.html.
+    """PSNR, SSIM and LPIPS of renders at the cameras of photos, ready for JSON; writes SCENE/views.html.
 
     Compared are the photos that metrics.json names as held out; without it, or with `every`, all photos. Means are
     over photos, scores over the valid pixels of each; `corrected` are those after the colours of each render were
-    fitted to its photo by an affine map.
+    fitted to its photo by an affine map. `lpips` is None where its weights are not at hand (`lpips.find_weights`).
 
     Args:
         folder: a scene folder.
@@ -64,7 +65,7 @@ def evaluate_views(
         progress: hears of the photos.
 
     Raises:
-        InputError: no scene, no Gaussians, or nothing to compare.
+        InputError: no scene, no Gaussians, nothing to compare, or damaged weights of LPIPS.
     """
     progress = progress or Progress()
     folder = Path(folder)
@@ -76,6 +77,7 @@ def evaluate_views(
     fitted = _metrics(folder) if gaussians is None else {}
     choice = choose(scene, fitted, holdout=holdout, every=every)
     size = _image_size(fitted, image_size)
+    network = lpips.load_network(device)
     comparisons: list[Comparison] = []
     photos = Photos(scene, choice.index, size, device)
     shown = next(px for count, px in _SHOWN_PX if len(photos) <= count)
@@ -84,7 +86,7 @@ def evaluate_views(
         for k in range(len(photos)):
             photo = photos.get(k)
             render = render_like(splats, photo.camera)
-            scores = score_view(photo, render)
+            scores = score_view(photo, render, network)
             triple = (photo.rgb.cpu().numpy(), to_uint8(render.cpu().numpy()), _error_map(photo, render))
             comparisons.append(Comparison(scores, *(_small(p, shown) for p in triple)))
             photos.forget(k)
@@ -148,14 +150,12 @@ def _small(picture: np.ndarray, long_side: int) -> np.ndarray:
 
 def _result(comparisons: Sequence[Comparison], choice: Choice, file: Path, size: int) -> dict[str, Any]:
     images = [c.scores for c in comparisons]
-    corrected = [i["corrected"] for i in images]
     return {
         "gaussians": str(file),
         "compared": choice.words,
         "photos": len(images),
         "seen_in_fitting": None if choice.unseen is None else not choice.unseen,
         "image_size": size,
-        **{key: mean_score([i[key] for i in images]) for key in ("psnr", "ssim")},
-        "corrected": {key: mean_score([c[key] for c in corrected]) for key in ("psnr", "ssim")},
+        **mean_scores(images),
         "images": images,
     }

@@ -35,7 +35,7 @@ _STYLE = """
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Scores of one photo (`name`, `psnr`, `ssim`, `corrected`) and the pictures to show, uint8 `(h, w, 3)`."""
+    """Scores of one photo (as `score_view` gives them) and the pictures to show, uint8 `(h, w, 3)`."""
 
     scores: dict[str, Any]
     photo: np.ndarray
@@ -108,6 +108,7 @@ def _tiles(result: dict[str, Any], gaussians: int) -> str:
             f"PSNR; {FAIR_DB:g} is recognisable, {GOOD_DB:g} good, 30 hard to tell apart",
         ),
         (number(result["ssim"], 3), "", "SSIM; 1 is the same"),
+        *([(number(result["lpips"], 3), "", "LPIPS; 0 is the same")] if _known(result["lpips"]) else []),
         (number(corrected["psnr"], 4), "dB", "PSNR after the colours of each render were fitted to its photo"),
         (number(gaussians), "", "Gaussians"),
         (number(result["image_size"]), "px", "longer side of the pictures compared, at most"),
@@ -123,7 +124,12 @@ def _tiles(result: dict[str, Any], gaussians: int) -> str:
 def _bars(comparisons: Sequence[Comparison]) -> str:
     rows = [(c.scores["name"], _finite(c.scores["psnr"]), _words(c.scores)) for c in comparisons]
     body = f'<div class="card">{figures.horizontal_bars(rows)}</div>'
-    return html.section("Scores", "PSNR and SSIM of every photo, over the pixels that may be used.", body)
+    scores = "PSNR, SSIM and LPIPS" if any(_known(c.scores["lpips"]) for c in comparisons) else "PSNR and SSIM"
+    return html.section("Scores", f"{scores} of every photo, over the pixels that may be used.", body)
+
+
+def _known(value: float | None) -> bool:
+    return value is not None and value == value  # neither without weights nor NaN
 
 
 def _finite(value: float) -> float:
@@ -134,7 +140,8 @@ def _words(scores: dict[str, Any]) -> str:
     if scores["psnr"] != scores["psnr"]:
         return "no pixel may be used"
     psnr = "equal" if scores["psnr"] > 99 else html.with_unit(scores["psnr"], "dB", 4)
-    return f"{psnr} · {number(scores['ssim'], 3)}"
+    lpips = f" · {number(scores['lpips'], 3)}" if _known(scores["lpips"]) else ""
+    return f"{psnr} · {number(scores['ssim'], 3)}{lpips}"
 
 
 def _views(comparisons: Sequence[Comparison], largest: float) -> str:

@@ -21,6 +21,7 @@ from geo4d.core.io.scene import command_line, load_scene, package_version
 from geo4d.core.memory import peak_memory_gib
 from geo4d.core.progress import Progress
 from geo4d.core.types import Scene
+from geo4d.evaluation import lpips
 from geo4d.evaluation.view_scores import score_views
 from render.checkpoint import load_checkpoint, save_checkpoint
 from render.fitting import SNAPSHOT_EVERY, Fit, FitOptions, Fitter
@@ -48,7 +49,7 @@ def fit_folder(
     on from there.
 
     Raises:
-        InputError: no scene, Gaussians that must not be replaced, or options that do not fit.
+        InputError: no scene, Gaussians that must not be replaced, options that do not fit, or damaged weights of LPIPS.
         FitError: the loss diverges.
     """
     start = time.perf_counter()
@@ -57,6 +58,7 @@ def fit_folder(
     _check(folder, checkpoint, overwrite=overwrite, resume=resume)
     with progress.stage("load the scene"):
         scene = load_scene(folder)
+        network = lpips.load_network()  # for the end, but a damaged file should not cost a fit
         fitter = Fitter(scene, options, device=device, progress=progress)
     fitter.start = start
     if resume:
@@ -67,7 +69,7 @@ def fit_folder(
     save_checkpoint(checkpoint, fitter)  # for an interruption of the scores, too
     write_gaussians(folder / GAUSSIANS, result.gaussians, up_world=scene.up_world)
     with progress.stage("score"), threads.kernels_only():
-        metrics = _metrics(scene, result, options, fitter.device, command)
+        metrics = _metrics(scene, result, options, fitter.device, command, network)
     atomic.write_json(folder / METRICS, metrics)
     if result.complete:
         checkpoint.unlink()
@@ -121,15 +123,20 @@ def _stopped_gently(fitter: Fitter, progress: Progress) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _metrics(scene: Scene, fit: Fit, options: FitOptions, device: str, command: Sequence[str]) -> dict[str, Any]:
+def _metrics(
+    scene: Scene, fit: Fit, options: FitOptions, device: str, command: Sequence[str], network: lpips.Network | None
+) -> dict[str, Any]:
     """What metrics.json holds; see docs/formats.md."""
-    held_out = score_views(scene, fit.gaussians, fit.test, long_side=options.image_size)
+    long_side = options.image_size
+    held_out = score_views(scene, fit.gaussians, fit.test, long_side=long_side, network=network)
     step = max(1, len(fit.train) // TRAIN_SHOWN)
-    train = score_views(scene, fit.gaussians, fit.train[::step][:TRAIN_SHOWN], long_side=options.image_size)
+    shown = fit.train[::step][:TRAIN_SHOWN]
+    train = score_views(scene, fit.gaussians, shown, long_side=long_side, network=network)
     return {
         "format": "geo4d-metrics", "version": 1,
-        "psnr": held_out["psnr"], "ssim": held_out["ssim"], "corrected": held_out["corrected"],
-        "images": held_out["images"], "image_size": held_out["image_size"] or train["image_size"],
+        "psnr": held_out["psnr"], "ssim": held_out["ssim"], "lpips": held_out["lpips"],
+        "corrected": held_out["corrected"], "images": held_out["images"],
+        "image_size": held_out["image_size"] or train["image_size"],
         "train": train, "holdout": options.holdout, "test": [scene.frames[i].name for i in fit.test],
         "seed": options.seed, "command": command_line(command),
         "complete": fit.complete, "steps": fit.steps, "seconds": fit.seconds,
@@ -143,7 +150,7 @@ def _summary(folder: Path, metrics: dict[str, Any], fit: Fit, seconds: float, co
     corrected = metrics["corrected"] or {}
     result = {
         "gaussians": len(fit.gaussians), "steps": fit.steps, "photos": len(fit.train), "held out": len(fit.test),
-        "PSNR held out dB": metrics["psnr"], "SSIM held out": metrics["ssim"],
+        "PSNR held out dB": metrics["psnr"], "SSIM held out": metrics["ssim"], "LPIPS held out": metrics["lpips"],
         "PSNR held out, exposure fitted dB": corrected.get("psnr"), "PSNR training dB": metrics["train"]["psnr"],
         "seconds": round(seconds, 1), "peak memory GiB": round(metrics["peak_memory_gib"], 2),
         "written": str(folder / GAUSSIANS), "metrics": str(folder / METRICS),
