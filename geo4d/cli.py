@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as json_module
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -197,7 +197,8 @@ def fit(
         holdout: hold back every k-th photo (0, k, 2k, ... of the sorted names) and score on them; 0 learns from all.
         sh_degree: how much colours depend on the direction.
         exposure: estimate the exposure and white balance of every photo (--no-exposure takes them as they are).
-        refine_cameras: let the poses of the photos move a little.
+        refine_cameras: let the poses of the photos move a little, for scenes whose cameras are not exact: where they
+            are, it costs quality. The moved poses stand in metrics.json.
         overwrite: replace Gaussians that are already there.
         resume: go on with a fit that was stopped.
         device: where to compute; cuda needs gsplat.
@@ -528,7 +529,7 @@ def main(argv: list[str] | None = None) -> int:
             )
         return error.exit_code
     except KeyboardInterrupt:
-        kept = args[:1] in (["reconstruct"], ["fit"])
+        kept = args[:1] == ["reconstruct"] or (args[:1] == ["fit"] and _has_checkpoint(args))
         then = "what was finished is kept: the same command with --resume goes on" if kept else "nothing was written"
         sys.stderr.write(f"geo4d: interrupted; {then}\n")
         return 130
@@ -537,6 +538,12 @@ def main(argv: list[str] | None = None) -> int:
     exit_code = int(result.pop("exit_code", 0))
     _show(result, as_json=as_json)
     return exit_code
+
+
+def _has_checkpoint(args: Sequence[str]) -> bool:
+    from geo4d.pipeline.fitting import CHECKPOINT
+
+    return any(Path(arg, CHECKPOINT).is_file() for arg in args)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from geo4d.core.errors import InputError
 from geo4d.core.io import atomic
+from geo4d.core.io.scene import StoredMask, StoredPicture
 from geo4d.core.types import Scene
 from render.fitting import FitOptions, Fitter
 
@@ -118,7 +119,13 @@ def _check(state: Mapping[str, Any]) -> None:
 def _fingerprint(scene: Scene, options: FitOptions) -> str:
     """Of what must be the same for a fit to go on."""
     chosen = {k: v for k, v in asdict(options).items() if k not in ENDS}
-    cameras = [
-        (f.name, c.hw, c.K.tolist(), c.world_from_cam.tolist()) for f, c in zip(scene.frames, scene.camera, strict=True)
+    photos = [
+        (f.name, _checksum(f.read), _checksum(f.read_mask), c.hw, c.K.tolist(), c.world_from_cam.tolist())
+        for f, c in zip(scene.frames, scene.camera, strict=True)
     ]
-    return hashlib.sha256(json.dumps([chosen, cameras], default=str).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([chosen, photos], default=str).encode()).hexdigest()
+
+
+def _checksum(source: object) -> int | None:
+    """Of a picture or mask that is a file."""
+    return zlib.crc32(source.path.read_bytes()) if isinstance(source, StoredPicture | StoredMask) else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,6 +34,12 @@ WORSE = 1.12
 """The state at the end is not taken where its mean square is so many times that of the best (0.5 dB)."""
 MAX_ROLLBACKS = 5
 FEW_PHOTOS = 3
+NOT_NEGATIVE = (
+    "means_lr", "means_lr_end", "scales_lr", "quats_lr", "opacities_lr", "colour_lr", "exposure_lr", "cameras_lr",
+    "opacity_weight", "scale_weight", "depth_weight", "ssim_weight", "noise_lr",
+)  # fmt: skip
+LEAST_EXTENT = 0.1
+"""Of the cameras, as part of the distance of half of what they see."""
 NEAR = 1e-3
 """Nearest depth that is drawn in a scene much smaller than its unit, as part of the cameras' extent."""
 
@@ -70,7 +76,7 @@ class FitOptions:
     opacities_lr: float = 5e-2
     colour_lr: float = 2.5e-3
     exposure_lr: float = 1e-3
-    cameras_lr: float = 1e-4
+    cameras_lr: float = 5e-4
     opacity_weight: float = 0.01
     scale_weight: float = 0.01
     depth_weight: float = 0.1
@@ -92,6 +98,10 @@ class FitOptions:
             raise InputError(
                 "first_gaussians is a part of max_gaussians", found=str(self.first_gaussians), accepted="0 to 1"
             )
+        for name in NOT_NEGATIVE:
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise InputError(f"{name} must not be negative", found=str(value), accepted="0 or more")
         if self.sh_degree not in (0, 1, 2, 3):
             raise InputError("unknown sh_degree", found=str(self.sh_degree), accepted="0, 1, 2, 3")
         if self.holdout < 0 or self.holdout == 1:
@@ -106,12 +116,13 @@ class Fit:
     """What fitting gave.
 
     `exposure (n, 3, 4)` maps renders of the Gaussians to the n training photos (colour @ exposure[:, :3].T +
-    exposure[:, 3]); `train` and `test` are indices of frames; `history` has one entry per hundred steps; `complete` is
-    False where it was stopped early.
+    exposure[:, 3]); `cameras` are theirs, moved where they were refined; `train` and `test` are indices of frames;
+    `history` has one entry per hundred steps; `complete` is False where it was stopped early.
     """
 
     gaussians: Gaussians
     exposure: Tensor
+    cameras: tuple[Camera, ...]
     train: tuple[int, ...]
     test: tuple[int, ...]
     steps: int
@@ -194,7 +205,7 @@ class Fitter:
             scene, max(1, int(options.first_gaussians * options.max_gaussians)), frames=self.train,
             sh_degree=options.sh_degree, seed=options.seed,
         )  # fmt: skip
-        self.first, self.extent = len(first), _extent([scene.camera[i] for i in self.train])
+        self.first, self.extent = len(first), _extent(scene, self.train, first)
         self.params = _parameters(first.to(self.device))
         n = len(self.train)
         self.views = {
@@ -278,8 +289,8 @@ class Fitter:
             self.progress.note(f"the last steps made it worse: the state of step {best['steps']} is kept")
             self.restore(best)
         return Fit(
-            self.gaussians(), self._centred_exposure(), tuple(self.train), tuple(self.test), self.steps, self.seconds,
-            not self.stopped, self.history,
+            self.gaussians(), self._centred_exposure(), self.cameras(), tuple(self.train), tuple(self.test),
+            self.steps, self.seconds, not self.stopped, self.history,
         )  # fmt: skip
 
     def _line(self) -> str:
@@ -446,6 +457,16 @@ class Fitter:
             p["scales"][keep].exp().detach(), opacity[keep].detach(), sh.detach(),
         ).to("cpu")  # fmt: skip
 
+    def cameras(self) -> tuple[Camera, ...]:
+        """Those of the training photos as they are now; on the CPU."""
+        given = [self.scene.camera[i] for i in self.train]
+        if not self.options.refine_cameras:
+            return tuple(given)
+        moved = [_moved(change, self.extent) for change in self.views["cameras"].detach().cpu().double()]
+        return tuple(
+            c.with_pose(torch.linalg.inv(change @ c.cam_from_world)) for c, change in zip(given, moved, strict=True)
+        )
+
     def _centred_exposure(self) -> Tensor:
         """Exposures of the photos relative to their mean, in which `gaussians` gives the colours."""
         exposure = self.views["exposure"].detach().cpu()
@@ -489,8 +510,9 @@ def _depth_loss(depth: Tensor, alpha: Tensor, photo: Photo) -> Tensor:
     return (weight[known] * error).sum() / weight[known].sum().clamp_min(1e-6)
 
 
-def _extent(cameras: list[Camera]) -> float:
-    """Radius of the cameras' positions, in scene units; 1 where they stand on one spot."""
-    centre = torch.stack([c.world_from_cam[:3, 3] for c in cameras])
-    radius = float((centre - centre.mean(0)).norm(dim=-1).max()) * 1.1
-    return radius if radius > 0 else 1.0
+def _extent(scene: Scene, train: Sequence[int], first: Gaussians) -> float:
+    """Radius of the cameras' positions, in scene units; where they hardly move, a part of how far they see."""
+    centre = torch.stack([scene.camera[i].world_from_cam[:3, 3] for i in train])
+    radius = 1.1 * float((centre - centre.mean(0)).norm(dim=-1).max())
+    seen = float((first.means.double() - centre.mean(0)).norm(dim=-1).median())
+    return max(radius, LEAST_EXTENT * seen) or 1.0

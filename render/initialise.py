@@ -1,4 +1,4 @@
-"""Where Gaussians begin: on the surfaces that the depth maps of the training photos show, else on the sparse points."""
+"""Where Gaussians begin: on the surfaces that the depth maps of the training photos show, else on the points."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from geo4d.core import pictures
 from geo4d.core.errors import InputError
 from geo4d.core.types import SH_C0, Gaussians, Scene
+from render.views import normals_from_depth
 
 MIN_CONFIDENCE = 0.3
 OPACITY = 0.5
@@ -28,8 +29,8 @@ def initial_gaussians(
     """At most `count` Gaussians on what the scene knows of its surfaces, coloured by the photos.
 
     Pixels of the depth maps are drawn at random, equally many per photo; the sparse points are added, so that what has
-    no depth is not empty. Each Gaussian reaches as far as its neighbours, flat along the surface where a normal is
-    known.
+    no depth is not empty. Without depth, the sparse points or the scene's point cloud, whichever has more. Each
+    Gaussian reaches as far as its neighbours, flat along the surface where a normal is known.
 
     Args:
         scene: with cameras, and depth or points.
@@ -45,6 +46,8 @@ def initial_gaussians(
     chosen = list(range(len(scene.frames))) if frames is None else list(frames)
     with_depth = [i for i in chosen if scene.depth[i] is not None]
     position, colour, normal = _sparse(scene, chosen, count // 4 if with_depth else count, rng)
+    if not with_depth and len(scene.points.p_world) > len(position):
+        position, colour, normal = _cloud(scene, count, rng)
     left = max(count - len(position), 0)
     for k, i in enumerate(with_depth):
         share = left * (k + 1) // len(with_depth) - left * k // len(with_depth)
@@ -68,20 +71,30 @@ def _sparse(scene: Scene, chosen: Sequence[int], count: int, rng: np.random.Gene
     return position, scene.observations.rgb.numpy()[index], np.full_like(position, np.nan)
 
 
+def _cloud(scene: Scene, count: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+    """At most `count` points of the scene's point cloud: positions, colours, normals (NaN where unknown)."""
+    points = scene.points
+    index = np.arange(len(points.p_world))
+    if len(index) > count:
+        index = np.sort(rng.choice(index, count, replace=False))
+    return tuple(t.numpy()[index] for t in (points.p_world, points.rgb, points.normal_world.double()))
+
+
 def _surface(scene: Scene, i: int, count: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
     """Random pixels of one depth map: positions, colours and normals in the world."""
     depth, known, usable = _filled(scene, i)
     frame, hw = scene.frames[i], (depth.shape[0], depth.shape[1])
-    centre, ray = scene.camera[i].resize(hw).rays()
-    pointmap = centre + ray * depth[..., None].double()
+    camera = scene.camera[i].resize(hw)
+    centre, ray = camera.rays()
+    position = centre + ray * depth[..., None].double()
     index = np.flatnonzero(usable.numpy())
     # What was measured is drawn more often than what was guessed.
     weight = np.where(known.numpy().reshape(-1)[index], 1.0, GUESSED)
     if len(index) > count:
         index = np.sort(rng.choice(index, count, replace=False, p=weight / weight.sum()))
     rgb = pictures.resize(frame.read(), hw).astype(np.float32) / np.float32(255)
-    normal = _normals(torch.where(known[..., None], pointmap, torch.nan), centre - pointmap)
-    return tuple(a.reshape(-1, 3)[index] for a in (pointmap.numpy(), rgb, normal.numpy()))
+    normal = normals_from_depth(torch.where(known, depth, torch.nan), camera).double()
+    return tuple(a.reshape(-1, 3)[index] for a in (position.numpy(), rgb, normal.numpy()))
 
 
 def _filled(scene: Scene, i: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -102,16 +115,6 @@ def _filled(scene: Scene, i: int) -> tuple[Tensor, Tensor, Tensor]:
         ndimage.distance_transform_edt(~known.numpy(), return_distances=False, return_indices=True)
     )
     return depth[torch.from_numpy(rows), torch.from_numpy(columns)], known, usable
-
-
-def _normals(pointmap: Tensor, facing: Tensor) -> Tensor:
-    """Unit normals `(h, w, 3)` towards the camera, from differences of a pointmap; NaN where a neighbour is unknown."""
-    across, down = torch.full_like(pointmap, torch.nan), torch.full_like(pointmap, torch.nan)
-    across[:, 2:-2] = pointmap[:, 4:] - pointmap[:, :-4]
-    down[2:-2] = pointmap[4:] - pointmap[:-4]
-    normal = torch.linalg.cross(across, down)
-    normal = normal / normal.norm(dim=-1, keepdim=True)
-    return torch.where((normal * facing).sum(-1, keepdim=True) < 0, -normal, normal)
 
 
 def _gaussians(position: np.ndarray, colour: np.ndarray, normal: np.ndarray, sh_degree: int) -> Gaussians:

@@ -137,12 +137,17 @@ def _metrics(
         "psnr": held_out["psnr"], "ssim": held_out["ssim"], "lpips": held_out["lpips"],
         "corrected": held_out["corrected"], "images": held_out["images"],
         "image_size": held_out["image_size"] or train["image_size"],
+        "cameras": _poses(scene, fit) if options.refine_cameras else None,
         "train": train, "holdout": options.holdout, "test": [scene.frames[i].name for i in fit.test],
         "seed": options.seed, "command": command_line(command),
         "complete": fit.complete, "steps": fit.steps, "seconds": fit.seconds,
         "gaussians": len(fit.gaussians), "peak_memory_gib": peak_memory_gib(), "device": device,
         "options": asdict(options), "history": fit.history, "geo4d": package_version(),
     }  # fmt: skip
+
+
+def _poses(scene: Scene, fit: Fit) -> dict[str, Any]:
+    return {scene.frames[i].name: c.world_from_cam.tolist() for i, c in zip(fit.train, fit.cameras, strict=True)}
 
 
 def _summary(folder: Path, metrics: dict[str, Any], fit: Fit, seconds: float, command: Sequence[str]) -> dict[str, Any]:

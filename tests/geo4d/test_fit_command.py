@@ -21,11 +21,13 @@ import torch
 from PIL import Image
 
 from geo4d.core import metrics as scores
+from geo4d.core.errors import InputError
 from geo4d.core.io.gaussians import read_gaussians
 from geo4d.core.io.scene import load_scene, save_scene
 from geo4d.core.types import Frames, Scene
 from render import rasterization
-from render.fitting import Fitter
+from render.checkpoint import load_checkpoint, save_checkpoint
+from render.fitting import FitOptions, Fitter
 
 SMALL = ("--steps", "60", "--max-gaussians", "500", "--image-size", "40", "--holdout", "3", "--sh-degree", "1")
 RESULTS = ("gaussians.ply", "metrics.json", "fit.checkpoint.npz")
@@ -114,7 +116,7 @@ def test_metrics_say_how_they_came_about(fitted: tuple[Path, dict[str, Any]]) ->
     found = json.loads((fitted[0] / "metrics.json").read_text())
     expected = {
         "format": "geo4d-metrics", "version": 1, "image_size": [30, 40], "holdout": 3, "seed": 0, "complete": True,
-        "steps": 60, "device": "cpu",
+        "steps": 60, "device": "cpu", "cameras": None,
     }  # fmt: skip
     assert {k: found[k] for k in expected} == expected
     assert set(found) - set(expected) == {
@@ -221,6 +223,43 @@ def test_ctrl_c_saves_and_resume_goes_on(folder: Path, geo4d: Geo4d, how: signal
     assert f"going on from step {found['steps']}" in done.stderr
     assert results(folder) == ["gaussians.ply", "metrics.json"]
     assert json.loads((folder / "metrics.json").read_text())["complete"] is True
+
+
+def test_poses_that_were_refined_are_told(folder: Path, geo4d: Geo4d) -> None:
+    """Of the training photos, rigid, moved, but hardly."""
+    assert geo4d("fit", folder, *SMALL, "--refine-cameras").code == 0
+    found, scene = json.loads((folder / "metrics.json").read_text())["cameras"], load_scene(folder)
+    assert sorted(found) == [f.name for i, f in enumerate(scene.frames) if i % 3]
+    for frame, camera in zip(scene.frames, scene.camera, strict=True):
+        if frame.name in found:
+            pose = torch.tensor(found[frame.name], dtype=torch.float64)
+            torch.testing.assert_close(pose[:3, :3] @ pose[:3, :3].T, torch.eye(3, dtype=torch.float64))
+            assert 1e-5 < float((pose - camera.world_from_cam).abs().max()) < 0.05
+
+
+def test_an_interruption_before_the_first_step_promises_nothing(
+    folder: Path, geo4d: Geo4d, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: Any, **options: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("geo4d.pipeline.fitting.load_scene", interrupted)
+    run = geo4d("fit", folder, *SMALL)
+    assert run.code == 130
+    assert "nothing was written" in run.stderr
+    assert "--resume" not in run.stderr
+    assert results(folder) == []
+
+
+def test_a_fit_does_not_go_on_with_other_pictures(folder: Path) -> None:
+    scene = load_scene(folder)
+    fitter = Fitter(scene, FitOptions(steps=2, image_size=40, max_gaussians=50))
+    save_checkpoint(folder / "fit.checkpoint.npz", fitter)
+    load_checkpoint(folder / "fit.checkpoint.npz", Fitter(load_scene(folder), fitter.options))
+    path = sorted((folder / "images").iterdir())[0]
+    Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+    with pytest.raises(InputError, match="cannot go on with the fit"):
+        load_checkpoint(folder / "fit.checkpoint.npz", Fitter(load_scene(folder), fitter.options))
 
 
 def test_scores_that_were_interrupted_are_made_up_for(

@@ -568,22 +568,29 @@ def test_cameras_that_are_a_little_off_are_moved_back(scene: Scene) -> None:
     turned = [c.with_pose(c.world_from_cam @ change) for c, change in zip(scene.camera, off, strict=True)]
     options = replace(SMALL, steps=240, holdout=0, exposure=False, refine_cameras=True, cameras_lr=3e-3)
     fitter = Fitter(replace(scene, camera=tuple(turned)), options)
-    unit = fitter.extent
 
     def error_deg() -> float:
-        refined = torch.stack(
-            [
-                fitting._moved(fitter.views["cameras"][k].detach().double(), unit) @ c.cam_from_world
-                for k, c in enumerate(turned)
-            ]
-        )
+        refined = torch.stack([c.cam_from_world for c in fitter.cameras()])
         wrong = refined @ torch.stack([c.world_from_cam for c in scene.camera])
         pairs = wrong[:, None] @ torch.linalg.inv(wrong)[None]
         return float(torch.rad2deg(geometry.rotation_angle(pairs[..., :3, :3])).flatten().median())
 
     before = error_deg()
-    fitter.run()
+    result = fitter.run()
     assert error_deg() < 0.6 * before
+    for found, expected in zip(result.cameras, fitter.cameras(), strict=True):
+        assert torch.equal(found.world_from_cam, expected.world_from_cam)
+
+
+def test_lengths_follow_what_is_seen_where_cameras_stand_on_one_spot(scene: Scene) -> None:
+    """As in a panorama: the fit's unit is a part of the distance to what is there, in any unit of the scene."""
+    pose = scene.camera[0].world_from_cam
+    same = replace(scene, camera=tuple(c.with_pose(pose) for c in scene.camera))
+    to_larger = torch.diag(torch.tensor([100.0, 100.0, 100.0, 1.0], dtype=torch.float64))
+    small, large = (Fitter(s, replace(SMALL, steps=5)).extent for s in (same, same.transformed(to_larger)))
+    assert large == pytest.approx(100 * small, rel=1e-3)
+    distance = float(torch.cat([d[torch.isfinite(d)] for d in scene.depth if d is not None]).median())
+    assert 0.05 * distance < small < 0.2 * distance
 
 
 def test_one_call_does_it(scene: Scene, small: tuple[Fitter, Fit]) -> None:
@@ -599,7 +606,8 @@ def test_one_call_does_it(scene: Scene, small: tuple[Fitter, Fit]) -> None:
     [
         {"steps": 0}, {"steps": -5}, {"time_budget_s": 0.0}, {"time_budget_s": float("nan")}, {"image_size": 0},
         {"max_gaussians": 0}, {"sh_degree": 4}, {"holdout": -1}, {"holdout": 1}, {"seed": -1},
-        {"first_gaussians": 1.5}, {"first_gaussians": 0.0},
+        {"first_gaussians": 1.5}, {"first_gaussians": 0.0}, {"means_lr": -1.0}, {"cameras_lr": float("nan")},
+        {"noise_lr": float("inf")}, {"depth_weight": -0.1},
     ],
 )  # fmt: skip
 def test_options_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:

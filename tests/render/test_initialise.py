@@ -12,7 +12,7 @@ from torch import Tensor
 
 from geo4d.core import geometry, procedural
 from geo4d.core.errors import InputError
-from geo4d.core.types import SH_C0, Frame, Frames, Gaussians, Scene
+from geo4d.core.types import SH_C0, Frame, Frames, Gaussians, PointCloud, Scene
 from render.initialise import initial_gaussians
 
 
@@ -190,6 +190,25 @@ def test_points_alone_are_enough(generated_scene: Callable[..., Scene]) -> None:
     assert float(torch.cdist(g.means.double(), scene.observations.p_world).amin(-1).max()) < 1e-6
     assert torch.equal(g.scales[:, 0], g.scales[:, 2])
     assert len(initial_gaussians(scene, 80)) == 80
+
+
+def test_a_point_cloud_alone_is_enough(generated_scene: Callable[..., Scene]) -> None:
+    """Flat where it has normals; the tracks instead where they are more, the depth where there is any."""
+    scene = generated_scene(5, (96, 128), depth=False, points=False)
+    p_world, rgb = torch.rand(400, 3, dtype=torch.float64), torch.rand(400, 3)
+    normal = torch.tensor([0.0, 1.0, 0.0]).repeat(400, 1)
+    normal[200:] = torch.nan
+    g = initial_gaussians(replace(scene, points=PointCloud(p_world, rgb, normal)), 1000)
+    torch.testing.assert_close(g.means.double(), p_world, atol=1e-6, rtol=0)
+    torch.testing.assert_close(0.5 + SH_C0 * g.sh[:, 0], rgb)
+    thin = g.scales[:, 2] / g.scales[:, 0]
+    torch.testing.assert_close(thin, torch.where(torch.arange(400) < 200, 0.3, 1.0))
+    axis = geometry.matrix_from_quat(g.quats_wxyz[:200].double())[:, :, 2]
+    torch.testing.assert_close(axis[:, 1].abs(), torch.ones(200, dtype=torch.float64), atol=1e-6, rtol=0)
+    assert len(initial_gaussians(replace(scene, points=PointCloud(p_world, rgb, normal)), 80)) == 80
+    tracked = generated_scene(5, (96, 128), depth=False)
+    few = PointCloud(p_world[:7], rgb[:7], normal[:7])
+    assert len(initial_gaussians(replace(tracked, points=few), 1000)) == 300
 
 
 def test_depth_alone_is_enough(generated_scene: Callable[..., Scene]) -> None:
