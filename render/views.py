@@ -37,6 +37,8 @@ SAME_SURFACE = 0.05
 """Neighbours whose inverse depth differs by a larger share lie on another surface."""
 FEWEST = 6
 """Pixels that make a plane."""
+NEAR, NEAR_SHARE, MEANS = 0.01, 1e-3, 20_000
+"""Depths at which nothing is drawn any more: in the scene's unit, and of its spread, which so many means tell."""
 STRIP_PX = 1 << 16
 """Pixels that are worked on at a time, so that they stay in the cache."""
 IDS_PER_PASS = 32
@@ -136,6 +138,17 @@ def iterate_views(
     return _views(gaussians, camera, behind, buffers, backend)
 
 
+def near_plane(means: Tensor) -> float:
+    """Nearest depth at which Gaussians with these means `(n, 3)` are drawn: 0.01, or less in a small scene.
+
+    A thousandth of the median distance of the finite means to their median point where that is less.
+    """
+    known = means.detach()[:: max(1, len(means) // MEANS)]
+    known = known[torch.isfinite(known).all(-1)]
+    spread = float((known - known.median(0).values).norm(dim=-1).median()) if len(known) else 0.0
+    return min(NEAR, NEAR_SHARE * spread) if spread > 0 else NEAR
+
+
 def single_cameras(camera: Camera) -> Iterator[Camera]:
     """The cameras of a batch one by one."""
     if camera.K.dim() == 2:
@@ -149,34 +162,34 @@ def _views(
     gaussians: Gaussians, camera: Camera, background: Tensor | None, buffers: Sequence[str], backend: Backend
 ) -> Iterator[Buffers]:
     chosen: Backend = ("cuda" if gaussians.means.is_cuda else "cpu") if backend == "auto" else backend
-    cameras = single_cameras(camera.to(gaussians.means.device))
+    cameras, near = single_cameras(camera.to(gaussians.means.device)), near_plane(gaussians.means)
     one = next(cameras)
     while one is not None:
         following = next(cameras, None)
         with torch.no_grad(), threads.kernels_only():
-            view = _view(gaussians, one, following, background, buffers, chosen)
+            view = _view(gaussians, one, following, background, buffers, chosen, near)
         yield view
         one = following
 
 
 def _view(
     gaussians: Gaussians, camera: Camera, following: Camera | None, background: Tensor | None,
-    buffers: Sequence[str], backend: Backend,
+    buffers: Sequence[str], backend: Backend, near: float,
 ) -> Buffers:  # fmt: skip
     """All maps of one camera; colour and the planes of depth are blended in one pass."""
     paint: Callable[..., Tensor] = cpu.colours if backend == "cpu" else spherical_harmonics.colours
     features = [
         paint(gaussians.sh_degree, gaussians.sh, gaussians.means, camera.cam_from_world.float()),
-        _inverse_depth_planes(gaussians, camera),
+        _inverse_depth_planes(gaussians, camera, near),
     ]
     if "normal_world" in buffers:
         features.append(_shortest_axes(gaussians, camera))
-    picture, alpha, drawn = _blend(gaussians, torch.cat(features, -1), camera, backend)
+    picture, alpha, drawn = _blend(gaussians, torch.cat(features, -1), camera, backend, near)
     rgb = picture[..., :3] if background is None else picture[..., :3] + (1 - alpha[..., None]) * background
     depth = _depth(picture[..., 3:6], alpha)
     object_id = None
     if "object_id" in buffers and gaussians.object_id is not None:
-        object_id = _object_ids(gaussians, gaussians.object_id, camera, alpha, drawn, backend)
+        object_id = _object_ids(gaussians, gaussians.object_id, camera, alpha, drawn, backend, near)
     return Buffers(
         rgb.clamp(0, 1),
         alpha,
@@ -188,7 +201,9 @@ def _view(
     )
 
 
-def _blend(gaussians: Gaussians, features: Tensor, camera: Camera, backend: Backend) -> tuple[Tensor, Tensor, Tensor]:
+def _blend(
+    gaussians: Gaussians, features: Tensor, camera: Camera, backend: Backend, near: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """Blended features `(h, w, d)`, alpha `(h, w)`, and which Gaussians were drawn `(g,)`."""
     h, w = camera.hw
     if len(gaussians) == 0:
@@ -196,7 +211,8 @@ def _blend(gaussians: Gaussians, features: Tensor, camera: Camera, backend: Back
         return picture, picture[..., 0].clone(), torch.zeros(0, dtype=torch.bool, device=features.device)
     picture, alpha, meta = rasterization(
         gaussians.means, gaussians.quats_wxyz, gaussians.scales, gaussians.opacity, features,
-        camera.cam_from_world.float()[None], camera.K.float()[None], w, h, eps2d=BLUR_PX2, backend=backend,
+        camera.cam_from_world.float()[None], camera.K.float()[None], w, h, near_plane=near, eps2d=BLUR_PX2,
+        backend=backend,
     )  # fmt: skip
     return picture[0], alpha[0, ..., 0], (meta["radii"][0] > 0).all(-1)
 
@@ -204,7 +220,7 @@ def _blend(gaussians: Gaussians, features: Tensor, camera: Camera, backend: Back
 # Depth and normals
 
 
-def _inverse_depth_planes(gaussians: Gaussians, camera: Camera) -> Tensor:
+def _inverse_depth_planes(gaussians: Gaussians, camera: Camera, near: float) -> Tensor:
     """Per Gaussian (a, b, c): 1 / depth is a + b u + c v at the pixel (u, v) from the picture's middle.
 
     A Gaussian in (pixel, depth), with the projection linearised as in splatting, has the covariance [[P, k], [k', s]].
@@ -213,7 +229,7 @@ def _inverse_depth_planes(gaussians: Gaussians, camera: Camera) -> Tensor:
     cam_from_world, K = camera.cam_from_world.float(), camera.K.float()
     h, w = camera.hw
     p = gaussians.means @ cam_from_world[:3, :3].T + cam_from_world[:3, 3]
-    front = p[:, 2] > 0.01
+    front = p[:, 2] > near
     z = torch.where(front, p[:, 2], torch.ones_like(p[:, 2]))
     x, y = p[:, 0] / z, p[:, 1] / z
     fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
@@ -324,14 +340,14 @@ def _neighbour_sums(padded: Tensor) -> list[Tensor]:
 
 
 def _object_ids(
-    gaussians: Gaussians, object_id: Tensor, camera: Camera, alpha: Tensor, drawn: Tensor, backend: Backend
+    gaussians: Gaussians, object_id: Tensor, camera: Camera, alpha: Tensor, drawn: Tensor, backend: Backend, near: float
 ) -> Tensor:
     """Ids whose Gaussians weigh most together: the ids in view are blended as one-hot features, some at a time."""
     best = torch.zeros_like(alpha)
     winner = torch.zeros(alpha.shape, dtype=torch.int64, device=alpha.device)
     seen = torch.unique(object_id[drawn])
     for ids in seen.split(IDS_PER_PASS) if len(seen) else ():
-        weights, _, _ = _blend(gaussians, (object_id[:, None] == ids).float(), camera, backend)
+        weights, _, _ = _blend(gaussians, (object_id[:, None] == ids).float(), camera, backend, near)
         most, index = weights.max(-1)
         winner = torch.where(most > best, ids[index], winner)
         best = torch.maximum(best, most)

@@ -14,6 +14,7 @@ from geo4d.core.types import Camera, Gaussians, Scene
 from geo4d.evaluation import lpips
 from render.photos import Photo, Photos
 from render.rasterizer.api import rasterization
+from render.views import near_plane
 
 KEYS = ("psnr", "ssim", "lpips")
 
@@ -73,7 +74,7 @@ def render_like(gaussians: Gaussians, camera: Camera) -> Tensor:
     picture, _, _ = rasterization(
         gaussians.means, gaussians.quats_wxyz, gaussians.scales, gaussians.opacity, gaussians.sh,
         camera.cam_from_world.float()[None], camera.K.float()[None], camera.hw[1], camera.hw[0],
-        sh_degree=gaussians.sh_degree,
+        near_plane=near_plane(gaussians.means), sh_degree=gaussians.sh_degree,
     )  # fmt: skip
     return picture[0].clamp(0, 1)
 

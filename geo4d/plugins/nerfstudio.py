@@ -143,12 +143,13 @@ def parameters(gaussians: Gaussians) -> torch.nn.ParameterDict:
 def draw(values: torch.nn.ParameterDict, camera: Camera) -> dict[str, Tensor]:
     """Pictures of the Gaussians: `rgb (h, w, 3)`, `depth (h, w, 1)` in scene units, `accumulation (h, w, 1)`."""
     from render import rasterization
+    from render.views import near_plane
 
     means = values["means"]
     picture, alpha, _ = rasterization(
         means, values["quats"], values["log_scales"].exp(), values["logits"].sigmoid(), values["sh"],
         camera.cam_from_world[None].to(means), camera.K[None].to(means), camera.hw[1], camera.hw[0],
-        sh_degree=round(values["sh"].shape[1] ** 0.5) - 1, render_mode="RGB+ED",
+        near_plane=near_plane(means), sh_degree=round(values["sh"].shape[1] ** 0.5) - 1, render_mode="RGB+ED",
     )  # fmt: skip
     return {"rgb": picture[0, ..., :3].clamp(0, 1), "depth": picture[0, ..., 3:], "accumulation": alpha[0]}
 

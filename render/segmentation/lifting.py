@@ -15,6 +15,7 @@ from torch import Tensor
 from geo4d.core.errors import InputError
 from geo4d.core.types import Camera, Gaussians
 from render.rasterizer.api import rasterization
+from render.views import near_plane
 
 SEEN_PX = 0.3
 """A photo shows a Gaussian when the Gaussian's weights in it, summed over the pixels, come to so much..."""
@@ -97,7 +98,7 @@ def seen_weights(gaussians: Gaussians, camera: Camera, masks: Tensor) -> tuple[n
     zeros = torch.zeros(len(gaussians), masks.shape[-1] + 1, requires_grad=True)
     picture, _, meta = rasterization(
         gaussians.means, gaussians.quats_wxyz, gaussians.scales, gaussians.opacity, zeros,
-        camera.cam_from_world.float()[None], camera.K.float()[None], w, h,
+        camera.cam_from_world.float()[None], camera.K.float()[None], w, h, near_plane=near_plane(gaussians.means),
     )  # fmt: skip
     everywhere = torch.ones_like(masks[..., :1])
     (picture[0] * torch.cat([masks, everywhere], -1)).sum().backward()

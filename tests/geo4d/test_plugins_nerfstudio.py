@@ -19,8 +19,8 @@ import torch
 
 from geo4d.core import geometry
 from geo4d.core.errors import InputError
-from geo4d.core.io.gaussians import write_gaussians
-from geo4d.core.io.scene import save_scene
+from geo4d.core.io.gaussians import read_gaussians, write_gaussians
+from geo4d.core.io.scene import load_scene, save_scene
 from geo4d.core.types import Camera, Frame, Frames, Gaussians, Observations, PointCloud, Scale, Scene
 from geo4d.plugins import nerfstudio as plugin
 
@@ -302,3 +302,15 @@ def test_method_needs_gaussians(stubbed: None, folder: Path, tmp_path: Path) -> 
 def test_importing_the_plugin_needs_no_nerfstudio() -> None:
     code = "import sys, geo4d.plugins.nerfstudio as p; assert 'nerfstudio' not in sys.modules; assert p.split_data"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_pictures_do_not_hang_on_the_unit_of_the_scene(folder: Path) -> None:
+    scene, gaussians, unit = load_scene(folder), read_gaussians(folder / "gaussians.ply"), 1e-3
+    small = dataclasses.replace(gaussians, means=unit * gaussians.means, scales=unit * gaussians.scales)
+    pose = scene.camera[0].world_from_cam
+    moved = scene.camera[0].with_pose(geometry.rigid(pose[:3, :3], unit * pose[:3, 3]))
+    expected = plugin.draw(plugin.parameters(gaussians), scene.camera[0])
+    found = plugin.draw(plugin.parameters(small), moved)
+    assert float(expected["accumulation"].max()) > 0.5
+    for name in ("rgb", "accumulation"):
+        torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-3)

@@ -355,6 +355,16 @@ def test_weights_are_those_of_blending():
     assert shown.any()
 
 
+def test_what_is_seen_does_not_hang_on_the_unit_of_the_scene(scene: Gaussians):
+    camera, unit, mask = cameras(1)[0], 1e-4, torch.ones(*HW, 1)
+    small = replace(scene, means=unit * scene.means, scales=unit * scene.scales)
+    moved = camera.with_pose(geometry.rigid(camera.world_from_cam[:3, :3], unit * camera.world_from_cam[:3, 3]))
+    expected, found = seen_weights(scene, camera, mask), seen_weights(small, moved, mask)
+    assert expected[1].any()
+    np.testing.assert_allclose(found[0], expected[0], rtol=0, atol=0.05)
+    assert np.mean(found[1] != expected[1]) < 1e-3
+
+
 def test_what_is_hidden_is_not_seen():
     front, back = ball((0, -0.3, 0.1), 0.1, RED), ball((0, 0.3, 0.1), 0.05, BLUE)
     camera = cameras(1)[0]

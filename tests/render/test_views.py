@@ -13,8 +13,9 @@ from torch import Tensor
 from geo4d.core import geometry
 from geo4d.core.errors import InputError
 from geo4d.core.types import Camera, Distortion, Gaussians
+from geo4d.evaluation.view_scores import render_like
 from render import iterate_views, rasterization, render_views
-from render.views import BUFFERS
+from render.views import BUFFERS, near_plane, single_cameras
 
 C0 = 0.28209479177387814
 HW = (120, 160)
@@ -333,6 +334,37 @@ def test_one_pixel_is_a_picture() -> None:
     seen = render_views(ball, replace(camera((1, 1)), K=K), buffers=BUFFERS)
     assert seen.normal_world is not None
     assert bool(torch.isnan(seen.normal_world).all())  # neither a shortest axis nor neighbours
+
+
+@pytest.mark.parametrize("unit", [1e-3, 1e3])
+def test_the_unit_of_a_scene_does_not_change_its_pictures(unit: float) -> None:
+    """Also of what stands so near that the usual near plane is behind it."""
+    wall, thing = plane(0.1, 30)[0], plane(0.1, 10, half=0.3)[0]
+    scene = join(wall, replace(thing, means=thing.means - torch.tensor([0.2, 0.1, 1.0])))
+    other = replace(scene, means=unit * scene.means, scales=unit * scene.scales)
+    cameras = walk(2)
+    moved = cameras.world_from_cam.clone()
+    moved[:, :3, 3] *= unit
+    expected = render_views(scene, cameras, buffers=BUFFERS)
+    found = render_views(other, cameras.with_pose(moved), buffers=BUFFERS)
+    assert float(expected.alpha.mean()) > 0.8
+    for name in ("rgb", "alpha", "flow_px"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=0, atol=2e-3, equal_nan=True)
+    torch.testing.assert_close(found.depth / unit, expected.depth, rtol=1e-4, atol=0, equal_nan=True)
+    turned = (found.normal_world - expected.normal_world).norm(dim=-1)
+    assert worst(turned) < 1e-3
+    assert float((found.object_id != expected.object_id).double().mean()) < 1e-3
+    for c, k in zip(single_cameras(cameras), single_cameras(cameras.with_pose(moved)), strict=True):
+        torch.testing.assert_close(render_like(other, k), render_like(scene, c), rtol=0, atol=1e-4)
+
+
+def test_the_near_plane_follows_the_spread_of_what_is_finite() -> None:
+    means = torch.tensor([[0.0, 0, 0], [1, 0, 0], [-2, 0, 0], [0, 3, 0], [0, 0, 500]])
+    assert near_plane(means) == pytest.approx(2e-3)
+    assert near_plane(torch.cat([means, torch.full((1, 3), math.nan)])) == pytest.approx(2e-3)
+    assert near_plane(1e-3 * means) == pytest.approx(2e-6)
+    assert near_plane(1e3 * means) == 0.01
+    assert near_plane(means[:1]) == near_plane(means[:0]) == near_plane(math.nan * means) == 0.01
 
 
 def test_no_gaussians_are_an_empty_picture() -> None:
