@@ -8,7 +8,7 @@ from typing import Any
 
 from geo4d.core.errors import InputError
 from geo4d.core.io.export import EXPORTS, GAUSSIAN_EXPORTS, check_file, export_gaussians, export_scene
-from geo4d.core.io.gaussians import GAUSSIANS, gaussian_format, read_gaussians
+from geo4d.core.io.gaussians import GAUSSIANS, gaussian_format, read_gaussians, read_up_world
 from geo4d.core.io.ply import write_mesh
 from geo4d.core.io.scene import load_scene
 from geo4d.core.progress import Progress
@@ -103,7 +103,7 @@ def _convert(source: Path, format: str, out: Path, *, overwrite: bool, progress:
         )  # fmt: skip
     gaussians = read_noted(source, progress)
     with progress.stage(f"export {format}"):
-        export_gaussians(gaussians, format, out, overwrite=overwrite)
+        export_gaussians(gaussians, format, out, up_world=read_up_world(source), overwrite=overwrite)
     return {"exported": str(out), "format": format, "formats": ", ".join(GAUSSIAN_EXPORTS)} | _count(gaussians)
 
 

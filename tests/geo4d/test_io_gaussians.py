@@ -19,7 +19,7 @@ import torch
 from geo4d.core.errors import InputError
 from geo4d.core.io.gaussian_packed import encode_spz
 from geo4d.core.io.gaussian_values import SH_PARITY, StoredGaussians, from_stored, mirrored, to_stored
-from geo4d.core.io.gaussians import SUFFIXES, read_gaussians, write_gaussians
+from geo4d.core.io.gaussians import SUFFIXES, read_gaussians, read_up_world, write_gaussians
 from geo4d.core.types import Gaussians
 from render import rasterization
 from render.rasterizer import spherical_harmonics
@@ -130,6 +130,34 @@ def test_the_extremes_survive(tmp_path: Path) -> None:
     for name in FILES:
         write_gaussians(tmp_path / name, g.subset(torch.tensor([0, 1, 4])))
         assert len(read_gaussians(tmp_path / name)) == 3
+
+
+@pytest.mark.parametrize("suffix", [".ply", ".compressed.ply"])
+def test_ply_gives_up_back(suffix: str, tmp_path: Path) -> None:
+    g, up = random_gaussians(300), torch.tensor([0.6, 0.0, 0.8], dtype=torch.float64)
+    path = tmp_path / f"a{suffix}"
+    write_gaussians(path, g)
+    assert read_up_world(path) is None
+    without = read_gaussians(path)
+    write_gaussians(path, g, up_world=up)
+    said = read_up_world(path)
+    assert said is not None
+    torch.testing.assert_close(said, up, atol=1e-6, rtol=0)
+    assert torch.equal(read_gaussians(path).means, without.means)
+    np.testing.assert_array_equal(gsply.plyread(path).means.shape, (300, 3))  # others pass over the comment
+    data = path.read_bytes()
+    for wrong in (b"0.000000 0.000000 0.000000", b"nan 0.0 1.0", b"to the top", b"0.0 1.0"):
+        path.write_bytes(data.replace(b"0.600000 0.000000 0.800000", wrong))
+        assert read_up_world(path) is None, wrong
+    path.unlink()
+    with pytest.raises(InputError, match="cannot read Gaussians"):
+        read_up_world(path)
+
+
+def test_up_is_not_in_other_files(tmp_path: Path) -> None:
+    for name in ("a.spz", "a.splat"):
+        write_gaussians(tmp_path / name, random_gaussians(10), up_world=torch.tensor([0.0, 0.0, 1.0]))
+        assert read_up_world(tmp_path / name) is None
 
 
 def test_other_readers_open_files_with_object_ids(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,9 @@ SCALE, ROTATION = tuple(f"scale_{i}" for i in range(3)), tuple(f"rot_{i}" for i 
 LARGEST_ID = 1 << 24
 """Object ids are a float property, since some readers take every property of a Gaussian to have four bytes of float;
 float32 holds whole numbers up to this one."""
+
+HEADER_LIMIT = 1 << 16
+"""Bytes at the start of a file that hold the comments of `up_comments`, unless others are very long."""
 
 
 def encode_ply(stored: StoredGaussians, up_world: np.ndarray | None = None) -> bytearray:
@@ -35,7 +39,7 @@ def encode_ply(stored: StoredGaussians, up_world: np.ndarray | None = None) -> b
                 "cannot write object ids", found=f"{ids.min()} to {ids.max()}", accepted=f"<= {LARGEST_ID}"
             )
         names.append("object_id")
-    comments = ["SplatRenderMode: default", *_up_comments(up_world)]
+    comments = ["SplatRenderMode: default", *up_comments(up_world)]
     header = "ply\nformat binary_little_endian 1.0\n" + "".join(f"comment {c}\n" for c in comments)
     header += f"element vertex {n}\n" + "".join(f"property float {name}\n" for name in names) + "end_header\n"
     data = bytearray(len(header) + 4 * n * len(names))
@@ -50,7 +54,8 @@ def encode_ply(stored: StoredGaussians, up_world: np.ndarray | None = None) -> b
     return data
 
 
-def _up_comments(up_world: np.ndarray | None) -> list[str]:
+def up_comments(up_world: np.ndarray | None) -> list[str]:
+    """Comments of a header for the direction against gravity `(3,)`; none where it is not known."""
     if up_world is None:
         return []
     axis = int(np.abs(up_world).argmax())
@@ -60,6 +65,25 @@ def _up_comments(up_world: np.ndarray | None) -> list[str]:
         f"up_world: {' '.join(f'{v:.6f}' for v in np.round(up_world, 6) + 0.0)}",
         *([f"Vertical Axis: {name}"] if aligned else []),
     ]
+
+
+def with_up(data: bytes, up_world: np.ndarray | None) -> bytes:
+    """A binary PLY with the comments of `up_comments` after its second line, `format`."""
+    first, second, rest = data.split(b"\n", 2)
+    return b"\n".join([first, second, *(f"comment {c}".encode() for c in up_comments(up_world)), rest])
+
+
+def read_up(path: Path) -> np.ndarray | None:
+    """The direction `(3,)` of the comment `up_world`, unit; None without one, or where it is no direction."""
+    with path.open("rb") as file:
+        header = file.read(HEADER_LIMIT).partition(b"end_header")[0]
+    found = re.search(rb"^comment up_world: (\S+) (\S+) (\S+)\s*$", header, re.MULTILINE)
+    try:
+        up = np.array([float(v) for v in found.groups()]) if found else np.zeros(3)
+    except ValueError:
+        return None
+    norm = np.linalg.norm(up)
+    return up / norm if np.isfinite(norm) and norm > 0 else None
 
 
 def decode_ply(vertex: np.ndarray, path: Path) -> StoredGaussians:

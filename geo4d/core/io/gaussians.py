@@ -15,7 +15,7 @@ import torch
 
 from geo4d.core.errors import InputError
 from geo4d.core.io import atomic, gaussian_packed
-from geo4d.core.io.gaussian_ply import decode_ply, encode_ply
+from geo4d.core.io.gaussian_ply import decode_ply, encode_ply, read_up, with_up
 from geo4d.core.io.gaussian_values import StoredGaussians, from_stored, to_stored
 from geo4d.core.io.ply_elements import read_ply
 from geo4d.core.types import Gaussians
@@ -50,7 +50,7 @@ def write_gaussians(
         path: the suffix chooses: .ply, .compressed.ply, .spz or .splat.
         gaussians: what to write.
         format: `ply`, `compressed`, `spz` or `splat` whatever the suffix.
-        up_world: `(3,)` direction against gravity, noted in a comment of a .ply.
+        up_world: `(3,)` direction against gravity, noted in a comment of a .ply or .compressed.ply.
 
     Raises:
         InputError: an unknown suffix, values that the format cannot hold, or the disk refuses.
@@ -60,10 +60,10 @@ def write_gaussians(
     if kind not in SUFFIXES:
         raise InputError(f"cannot write Gaussians to {path.name!r}", accepted=", ".join(SUFFIXES.values()))
     stored = to_stored(gaussians)
-    if kind == "ply":
-        data = encode_ply(stored, None if up_world is None else up_world.numpy())
-    else:
-        data = _ENCODERS[kind](stored)
+    up = None if up_world is None else up_world.numpy()
+    data = encode_ply(stored, up) if kind == "ply" else _ENCODERS[kind](stored)
+    if kind == "compressed":
+        data = with_up(bytes(data), up)
     atomic.write_bytes(path, memoryview(data))
 
 
@@ -87,6 +87,24 @@ def read_gaussians(path: Path) -> Gaussians:
             f"{path}: {dropped} of {len(stored)} Gaussians left out: not finite, or of zero rotation", stacklevel=2
         )
     return gaussians
+
+
+def read_up_world(path: Path) -> torch.Tensor | None:
+    """The direction against gravity that `write_gaussians` noted in a .ply: `(3,)`, unit, float64.
+
+    None where a file does not say it: .spz and .splat cannot, and files of other programs do not.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    path = Path(path)
+    if gaussian_format(path) not in ("ply", "compressed"):
+        return None
+    try:
+        up = read_up(path)
+    except OSError as error:
+        raise InputError("cannot read Gaussians", found=f"{path}: {error.strerror or error}") from error
+    return None if up is None else torch.from_numpy(up)
 
 
 def _read(path: Path) -> StoredGaussians:
