@@ -528,16 +528,25 @@ def main(argv: list[str] | None = None) -> int:
                 as_json=True,
             )
         return error.exit_code
-    except KeyboardInterrupt:
+    except BrokenPipeError:
+        return 0
+    except (KeyboardInterrupt, Exception) as error:
+        if not _is_interruption(error):
+            raise
         kept = args[:1] == ["reconstruct"] or (args[:1] == ["fit"] and _has_checkpoint(args))
         then = "what was finished is kept: the same command with --resume goes on" if kept else "nothing was written"
         sys.stderr.write(f"geo4d: interrupted; {then}\n")
         return 130
-    except BrokenPipeError:
-        return 0
     exit_code = int(result.pop("exit_code", 0))
     _show(result, as_json=as_json)
     return exit_code
+
+
+def _is_interruption(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind an error: where it meets a compiled kernel, Python makes a SystemError of it."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _has_checkpoint(args: Sequence[str]) -> bool:

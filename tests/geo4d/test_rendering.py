@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -118,6 +123,37 @@ def test_an_interrupted_run_leaves_nothing(photographed: Path, tmp_path: Path) -
     with pytest.raises(KeyboardInterrupt):
         render_folder(photographed, tmp_path / "out", RenderOptions(frames=2), progress=Stopped())
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("seconds", [1.5, 2.5])
+def test_ctrl_c_in_a_kernel_is_an_interruption(photographed: Path, tmp_path: Path, seconds: float) -> None:
+    """Python makes a SystemError of most of those that meet a compiled kernel, which is most of the time here."""
+    command = ["render", photographed, "-o", tmp_path / "out", "--modalities", "alpha", "--width", 2000]
+    run = subprocess.Popen(
+        [sys.executable, "-m", "geo4d.cli", *map(str, command), "--frames", "1000"],
+        stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells let background jobs ignore it
+    )  # fmt: skip
+    assert run.stderr is not None
+    assert any(line.startswith("load the scene") for line in iter(run.stderr.readline, ""))
+    time.sleep(seconds)
+    os.kill(run.pid, signal.SIGINT)
+    _, err = run.communicate(timeout=120)
+    assert run.returncode == 130, err
+    assert err.endswith("geo4d: interrupted; nothing was written\n")
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_errors_are_no_interruptions(
+    photographed: Path, tmp_path: Path, geo4d: Geo4D, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(*args: Any, **options: Any) -> Any:
+        raise SystemError("a kernel is broken")
+
+    monkeypatch.setattr("geo4d.pipeline.rendering.load_scene", wrong)
+    with pytest.raises(SystemError, match="broken"):
+        geo4d("render", photographed, "-o", tmp_path / "out")
 
 
 def test_what_is_there_is_not_replaced_unasked(photographed: Path, tmp_path: Path) -> None:
