@@ -7,19 +7,26 @@ from pathlib import Path
 from typing import Any
 
 from geo4d.core.errors import InputError
+from geo4d.core.io import atomic
 from geo4d.core.io.export import EXPORTS, GAUSSIAN_EXPORTS, check_file, export_gaussians, export_scene
-from geo4d.core.io.gaussians import GAUSSIANS, gaussian_format, read_gaussians, read_up_world
+from geo4d.core.io.gaussians import GAUSSIANS, SUFFIXES, gaussian_format, read_gaussians, read_up_world
 from geo4d.core.io.ply import write_mesh
 from geo4d.core.io.scene import load_scene
 from geo4d.core.progress import Progress
 from geo4d.core.types import Gaussians, Scene
 
+MESH_SUFFIXES = (".ply", ".glb")
 FORMATS = (*EXPORTS, "mesh", "html", "rerun")
 
 
 def _write_mesh(scene: Scene, out: Path, *, overwrite: bool, progress: Progress) -> None:
-    if out.exists() and not overwrite:
-        raise InputError(f"{str(out)!r} already exists", accepted="a new file", hint="add --overwrite to replace it")
+    suffix = out.suffix.lower()
+    if suffix not in MESH_SUFFIXES:
+        raise InputError(
+            f"cannot export 'mesh' to {str(out)!r}", found=suffix or "a name without an ending",
+            accepted=f"a file that ends in {' or '.join(MESH_SUFFIXES)}", hint=f"-o {out.with_suffix('.ply')}",
+        )  # fmt: skip
+    check_file(out, "mesh", overwrite=overwrite, suffix=suffix)
     from recon.dense import dense_mesh
 
     mesh = dense_mesh(scene, progress)
@@ -37,9 +44,12 @@ def _write_html(source: Path, out: Path, *, overwrite: bool, progress: Progress)
     from geo4d.pipeline.viewing import write_page
 
     check_file(out, "html", overwrite=overwrite, suffix=".html")
-    held = write_page(source, out=out, progress=progress)
+    page = out.with_name(f".{out.name}.new") if out.exists() else out  # write_page replaces nothing but players
+    held = write_page(source, out=page, progress=progress)
+    with atomic.disk_errors("the page", out):
+        page.replace(out)
     held.pop("player")
-    return {"exported": str(out), "format": "html", "formats": ", ".join(FORMATS), **held}
+    return {"exported": str(out), "format": "html", **held}
 
 
 def read_noted(path: Path, progress: Progress) -> Gaussians:
@@ -76,6 +86,14 @@ def export(
         MissingDependencyError: `rerun` without rerun-sdk.
     """
     progress = progress or Progress()
+    if format not in FORMATS:
+        raise InputError(f"cannot export to {format!r}", accepted=", ".join(FORMATS))
+    if source.is_file() and gaussian_format(source) is None:
+        raise InputError(
+            f"cannot export {str(source)!r}", found=f"a {source.suffix or 'nameless'} file",
+            accepted=f"a scene folder, or Gaussians in a file that ends in {', '.join(SUFFIXES.values())}",
+            hint=f"geo4d export SCENE -o {out} --format {format}",
+        )  # fmt: skip
     if format == "html":
         return _write_html(source, out, overwrite=overwrite, progress=progress)
     if gaussian_format(source) is not None and not source.is_dir():
@@ -92,7 +110,7 @@ def export(
                 _write_rerun(scene, gaussians, out, overwrite=overwrite)
             else:
                 export_scene(scene, format, out, gaussians=gaussians, overwrite=overwrite)
-    return {"exported": str(out), "format": format, "formats": ", ".join(FORMATS)} | _count(gaussians)
+    return {"exported": str(out), "format": format} | _count(gaussians)
 
 
 def _convert(source: Path, format: str, out: Path, *, overwrite: bool, progress: Progress) -> dict[str, Any]:
@@ -104,7 +122,7 @@ def _convert(source: Path, format: str, out: Path, *, overwrite: bool, progress:
     gaussians = read_noted(source, progress)
     with progress.stage(f"export {format}"):
         export_gaussians(gaussians, format, out, up_world=read_up_world(source), overwrite=overwrite)
-    return {"exported": str(out), "format": format, "formats": ", ".join(GAUSSIAN_EXPORTS)} | _count(gaussians)
+    return {"exported": str(out), "format": format} | _count(gaussians)
 
 
 def _count(gaussians: Gaussians | None) -> dict[str, int]:

@@ -54,3 +54,54 @@ def test_a_file_that_does_not_say_it_has_up_at_minus_y(
     write_gaussians(tmp_path / "a.ply", gaussians)
     assert geo4d("export", tmp_path / "a.ply", "-o", tmp_path / "a.glb", "--format", "glb").code == 0
     assert [abs(v) for v in turn_of(tmp_path / "a.glb")] == pytest.approx([1, 0, 0, 0], abs=1e-12)
+
+
+def test_the_result_is_about_what_was_written(gaussians: Gaussians, tmp_path: Path, geo4d: Callable[..., Any]) -> None:
+    write_gaussians(tmp_path / "a.ply", gaussians)
+    done = geo4d("export", tmp_path / "a.ply", "-o", tmp_path / "a.spz", "--format", "spz", "--json")
+    assert done.result == {"exported": str(tmp_path / "a.spz"), "format": "spz", "gaussians": 50}
+    page = geo4d("export", tmp_path / "a.ply", "-o", tmp_path / "a.html", "--format", "html", "--json")
+    assert set(page.result) == {"exported", "format", "gaussians", "size_mb"}
+
+
+@pytest.mark.parametrize("name", ["a.glb", "a.txt", "a"])
+def test_a_file_that_holds_no_gaussians(name: str, tmp_path: Path, geo4d: Callable[..., Any]) -> None:
+    (tmp_path / name).write_bytes(b"glTF")
+    for format, out in (("ply", "b.ply"), ("html", "b.html"), ("mesh", "b.glb")):
+        done = geo4d("export", tmp_path / name, "-o", tmp_path / out, "--format", format)
+        assert (done.code, (tmp_path / out).exists()) == (2, False)
+        assert f"a {Path(name).suffix or 'nameless'} file" in done.stderr
+        assert "a scene folder, or Gaussians in a file that ends in .compressed.ply, .ply, .spz, .splat" in done.stderr
+        assert f"geo4d export SCENE -o {tmp_path / out} --format {format}" in done.stderr.replace("\n", " ")
+
+
+def test_overwrite_replaces_any_file_by_a_page(gaussians: Gaussians, tmp_path: Path, geo4d: Callable[..., Any]) -> None:
+    write_gaussians(tmp_path / "a.ply", gaussians)
+    page = tmp_path / "a.html"
+    page.write_text("mine")
+    command = ("export", tmp_path / "a.ply", "-o", page, "--format", "html")
+    assert (geo4d(*command).code, page.read_text()) == (2, "mine")
+    (tmp_path / "bad.ply").write_bytes(b"ply\n")
+    assert geo4d("export", tmp_path / "bad.ply", *command[2:], "--overwrite").code == 2
+    assert page.read_text() == "mine", "what is there stays where there is nothing to show"
+    done = geo4d(*command, "--overwrite", "--json")
+    assert (done.code, done.result["exported"]) == (0, str(page)), done.stderr
+    assert b"geo4d-player" in page.read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.html", "a.ply", "bad.ply"]
+    page.unlink()
+    page.mkdir()
+    assert geo4d(*command, "--overwrite").code == 2
+
+
+@pytest.mark.parametrize(("name", "ending"), [("m.obj", ".obj"), ("m", "a name without an ending")])
+def test_a_mesh_is_a_ply_or_a_glb(
+    name: str, ending: str, photographed: Path, tmp_path: Path, geo4d: Callable[..., Any]
+) -> None:
+    done = geo4d("export", photographed, "-o", tmp_path / name, "--format", "mesh")
+    assert (done.code, (tmp_path / name).exists()) == (2, False)
+    assert ending in done.stderr
+    assert "a file that ends in .ply or .glb" in done.stderr
+    assert f"-o {tmp_path / 'm.ply'}" in done.stderr.replace("\n", " ")
+    (tmp_path / "m.ply").mkdir()
+    done = geo4d("export", photographed, "-o", tmp_path / "m.ply", "--format", "mesh", "--overwrite")
+    assert (done.code, "name another file" in done.stderr) == (2, True)
