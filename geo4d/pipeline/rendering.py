@@ -27,6 +27,8 @@ from render.views import iterate_views, single_cameras
 MARKER = "render.json"
 LONG_SIDE = 960
 FRAMES = 120
+AS_PHOTO = ("rgb", "normal", "edge", "alpha", "segmentation", "depth", "flow")
+"""Whose files cameras.json names, the first that was rendered: nerfstudio's `file_path` is a picture, and required."""
 COLOURS = {"black": (0.0, 0.0, 0.0), "white": (1.0, 1.0, 1.0)}
 
 
@@ -228,7 +230,8 @@ def _render(
     except BaseException:
         writer.close()
         raise
-    names = [f"{modalities[0]}/{i:05d}.png" for i in range(len(camera.K))]
+    shown = next(m for m in AS_PHOTO if m in modalities)
+    names = [f"{shown}/{i:05d}{Path(facts[shown]['files']).suffix}" for i in range(len(camera.K))]
     times = path.time_s or tuple(i / fps for i in range(len(names)))
     write_transforms(
         partial / "cameras.json",

@@ -93,6 +93,22 @@ def test_a_rendered_path_can_be_rendered_again(photographed: Path, tmp_path: Pat
     assert len(list((tmp_path / "c/rgb").iterdir())) == 2
 
 
+@pytest.mark.parametrize(
+    ("modalities", "named", "last"),
+    [("depth,rgb", "rgb/00000.png", True), ("flow,depth,alpha", "alpha/00000.png", True),
+     ("flow,depth", "depth/00000.png", True), ("flow", "flow/00000.flo", False)],
+)  # fmt: skip
+def test_cameras_name_the_frames(photographed: Path, tmp_path: Path, modalities: str, named: str, last: bool) -> None:
+    """Those that are there and show most; of flow the last camera has none."""
+    render_folder(photographed, tmp_path / "out", RenderOptions("orbit", modalities, frames=2))
+    frames = json.loads((tmp_path / "out/cameras.json").read_text())["frames"]
+    files = [tmp_path / "out" / frame["file_path"] for frame in frames]
+    assert frames[0]["file_path"] == named
+    assert [file.is_file() for file in files] == [True, last]
+    again = RenderOptions(str(tmp_path / "out/cameras.json"), "rgb")
+    assert render_folder(photographed, tmp_path / "again", again)["frames"] == 2
+
+
 def test_times_of_a_path_are_kept(photographed: Path, tmp_path: Path) -> None:
     render_folder(photographed, tmp_path / "a", RenderOptions("dolly", "rgb", frames=3, zoom=True))
     path = tmp_path / "a/camera_path.json"
