@@ -74,7 +74,7 @@ def evaluate_views(
     if gaussians is None and not file.is_file():
         raise InputError("the scene has no Gaussians", found=f"no {file}", hint=f"geo4d fit {folder}")
     splats = read_gaussians(file).to(device)
-    fitted = _metrics(folder) if gaussians is None else {}
+    fitted = fit_metrics(folder) if gaussians is None else {}
     choice = choose(scene, fitted, holdout=holdout, every=every)
     size = _image_size(fitted, image_size)
     network = lpips.load_network(device)
@@ -97,9 +97,32 @@ def evaluate_views(
     return atomic.to_json(result)
 
 
-def _metrics(folder: Path) -> dict[str, Any]:
+def fit_metrics(folder: Path) -> dict[str, Any]:
+    """What metrics.json of a scene says of its fit; empty where there is none.
+
+    Raises:
+        InputError: it cannot be read, or `test` or `options` are not what `geo4d fit` writes.
+    """
     path = folder / "metrics.json"
-    return atomic.read_json(path, "the metrics of a fit") if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    content = atomic.read_json(path, "the metrics of a fit")
+    test, options = content.get("test") or [], content.get("options") or {}
+    if not isinstance(test, list) or not all(isinstance(name, str) for name in test):
+        raise _wrong(path, "test", test, "a list of the names of photos")
+    if not isinstance(options, dict):
+        raise _wrong(path, "options", options, "the options of a fit, by name")
+    size = options.get("image_size")
+    if size is not None and (type(size) is not int or size < 1):
+        raise _wrong(path, "options.image_size", size, "a whole number of pixels")
+    return content
+
+
+def _wrong(path: Path, key: str, value: Any, accepted: str) -> InputError:
+    return InputError(
+        "cannot read the metrics of a fit", found=f"{path}: {key!r} is {value!r:.80}", accepted=accepted,
+        hint="move the file away and choose the photos: --holdout 8",
+    )  # fmt: skip
 
 
 def choose(scene: Scene, fitted: dict[str, Any], *, holdout: int | None = None, every: bool = False) -> Choice:

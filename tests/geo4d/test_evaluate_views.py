@@ -136,3 +136,22 @@ def test_what_cannot_be_compared_is_said(own_scene: Copy, geo4d: Callable[..., A
     done = geo4d("evaluate", "poses", folder)
     assert done.code == 2
     assert "--reference" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "key"),
+    [
+        ({"test": 5}, "'test' is 5"), ({"test": "photo 0.png"}, "'test' is"), ({"test": [5]}, "'test' is"),
+        ({"options": 3}, "'options' is 3"), ({"options": {"image_size": "x"}}, "'options.image_size' is 'x'"),
+        ({"options": {"image_size": -4}}, "'options.image_size' is -4"),
+    ],
+)  # fmt: skip
+def test_metrics_of_other_types_are_said(
+    own_scene: Copy, geo4d: Callable[..., Any], content: dict[str, Any], key: str
+) -> None:
+    folder = own_scene()
+    _metrics(folder, **content)
+    done = geo4d("evaluate", "views", folder)
+    assert done.code == 2
+    assert f"metrics.json: {key}" in done.stderr
+    assert "next: " in done.stderr
