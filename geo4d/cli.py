@@ -261,7 +261,7 @@ def render(
     height: int | None = None,
     background: str = "black",
     gaussians: Path | None = None,
-    holdout: int = 8,
+    holdout: int | None = None,
     zoom: bool = False,
     overwrite: bool = False,
     device: Literal["auto", "cpu", "cuda"] = "auto",
@@ -282,7 +282,8 @@ def render(
         height: of the pictures; where only one is given the other keeps the proportions.
         background: black, white, or R,G,B of 0 to 255.
         gaussians: a file of Gaussians instead of the scene's own.
-        holdout: with --trajectory held-out: every k-th photo of the sorted names.
+        holdout: with --trajectory held-out: every k-th photo of the sorted names (default: those that the fit held
+            out).
         zoom: with --trajectory dolly: zoom so that what is looked at keeps its size.
         overwrite: replace a folder that an earlier run made.
         device: where to compute; cuda needs gsplat.

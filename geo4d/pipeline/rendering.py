@@ -19,7 +19,8 @@ from geo4d.core.io.gaussians import GAUSSIANS, read_gaussians
 from geo4d.core.io.nerfstudio import write_transforms
 from geo4d.core.io.scene import command_line, load_scene, package_version
 from geo4d.core.progress import Progress
-from geo4d.core.types import Camera, Gaussians, Scene
+from geo4d.core.types import Camera, Gaussians, Scene, stack_cameras
+from geo4d.evaluation.views import choose, fit_metrics
 from render import trajectories
 from render.rasterizer.cuda import choose_device
 from render.views import iterate_views, single_cameras
@@ -27,6 +28,7 @@ from render.views import iterate_views, single_cameras
 MARKER = "render.json"
 LONG_SIDE = 960
 FRAMES = 120
+HOLDOUT = 8
 AS_PHOTO = ("rgb", "normal", "edge", "alpha", "segmentation", "depth", "flow")
 """Whose files cameras.json names, the first that was rendered: nerfstudio's `file_path` is a picture, and required."""
 COLOURS = {"black": (0.0, 0.0, 0.0), "white": (1.0, 1.0, 1.0)}
@@ -44,7 +46,7 @@ class RenderOptions:
     height: int | None = None
     background: str = "black"
     gaussians: Path | None = None
-    holdout: int = 8
+    holdout: int | None = None
     zoom: bool = False
     device: str = "auto"
 
@@ -72,7 +74,7 @@ def render_folder(
         scene = load_scene(folder)
         gaussians = load_gaussians(folder, options.gaussians)
         device = choose_device(options.device)
-        path = _path(scene, options, progress)
+        path = _path(folder, scene, options, progress)
     if "segmentation" in modalities and gaussians.object_id is None:
         raise InputError(
             "cannot render a segmentation", found="Gaussians without object ids", hint=f"geo4d segment {folder}"
@@ -139,7 +141,7 @@ def load_gaussians(folder: Path, file: Path | None = None) -> Gaussians:
 # The path
 
 
-def _path(scene: Scene, options: RenderOptions, progress: Progress) -> CameraPath:
+def _path(folder: Path, scene: Scene, options: RenderOptions, progress: Progress) -> CameraPath:
     """The cameras of the trajectory that was asked for, at the size that was asked for."""
     name = options.trajectory
     fps = 30.0 if options.fps is None else options.fps
@@ -147,17 +149,19 @@ def _path(scene: Scene, options: RenderOptions, progress: Progress) -> CameraPat
         raise InputError("cannot use --fps", found=f"{fps:g}", accepted="more than 0, at most 1000")
     if options.frames is not None and options.frames < 1:
         raise InputError("cannot use --frames", found=str(options.frames), accepted="1 or more")
+    if options.zoom and name != "dolly":
+        raise InputError("cannot use --zoom", found=f"--trajectory {name}", accepted="--trajectory dolly")
     hw = _size(options, _usual_size(scene))
     if name in trajectories.PATHS:
         there_and_back = name == "orbit" and not trajectories.goes_round(scene)
         frames = options.frames or (2 * FRAMES if there_and_back else FRAMES)
-        if options.zoom and name != "dolly":
-            raise InputError("cannot use --zoom", found=f"--trajectory {name}", accepted="--trajectory dolly")
         if name == "dolly":
             return CameraPath(trajectories.dolly(scene, frames, hw, zoom=options.zoom), fps=fps)
         return CameraPath(trajectories.PATHS[name](scene, frames, hw), fps=fps)
     if name == "held-out":
-        return _thinned(CameraPath(trajectories.held_out(scene, hw, holdout=options.holdout), fps=fps), options)
+        index = _held_out(folder, scene, options, progress)
+        cameras = stack_cameras([trajectories.refit(scene.camera[i], hw) for i in index])
+        return _thinned(CameraPath(cameras, fps=fps), options)
     if not Path(name).is_file():
         raise InputError(
             "unknown trajectory", found=f"{name!r}, which is no file",
@@ -170,6 +174,21 @@ def _path(scene: Scene, options: RenderOptions, progress: Progress) -> CameraPat
     return _thinned(
         CameraPath(trajectories.refit(given.camera, hw), given.time_s, options.fps or given.fps or 30.0), options
     )
+
+
+def _held_out(folder: Path, scene: Scene, options: RenderOptions, progress: Progress) -> list[int]:
+    """The photos that were asked for, or those that the fit held out, or those that it usually does."""
+    fitted = fit_metrics(folder) if options.gaussians is None else {}
+    every = options.holdout
+    if every is None and not fitted.get("test"):
+        if "test" in fitted:
+            raise InputError(
+                "the fit held out no photos", found=f"none in {folder / 'metrics.json'}",
+                hint=f"--holdout {HOLDOUT} renders every {HOLDOUT}th, which the fit has seen",
+            )  # fmt: skip
+        progress.note(f"nothing says which photos were held out: every {HOLDOUT}th, as geo4d fit does")
+        every = HOLDOUT
+    return choose(scene, fitted, holdout=every).index
 
 
 def _thinned(path: CameraPath, options: RenderOptions) -> CameraPath:

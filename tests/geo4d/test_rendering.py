@@ -78,6 +78,32 @@ def test_held_out_frames_are_the_photos(photographed: Path, tmp_path: Path) -> N
         assert close[mask.numpy() if mask is not None else slice(None)].all()
 
 
+def test_held_out_are_those_that_the_fit_held_out(own_scene: Callable[[], Path], tmp_path: Path, geo4d: Geo4D) -> None:
+    folder = own_scene()
+
+    def rendered(*more: Any) -> tuple[list[int], bool]:
+        """Which photos, and whether it is said that these are a guess."""
+        command = ["render", folder, "-o", tmp_path / "out", "--trajectory", "held-out", "--modalities", "alpha"]
+        done = geo4d(*command, "--width", 80, "--overwrite", *more)
+        assert done.code == 0, done.stderr
+        poses = read_camera_path(tmp_path / "out/camera_path.json").camera.world_from_cam
+        nearest = [int((every - pose).abs().amax((1, 2)).argmin()) for pose in poses]
+        return nearest, "nothing says which photos were held out" in done.stderr
+
+    every = torch.stack([c.world_from_cam for c in load_scene(folder).camera])
+    assert rendered() == ([0, 8], True)
+    assert rendered("--holdout", 3) == ([0, 3, 6], False)
+    metrics = {"holdout": 4, "test": ["photo 0.png", "photo 4.png", "photo 7.png"]}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    assert rendered() == ([0, 4, 7], False)
+    assert rendered("--holdout", 3) == ([0, 3, 6], False)
+    assert rendered("--gaussians", folder / "gaussians.ply") == ([0, 8], True)
+    for content, said in (({"test": []}, "--holdout 8"), ({"test": 5}, "'test'"), ({"test": ["x.png"]}, "x.png")):
+        (folder / "metrics.json").write_text(json.dumps(content))
+        with pytest.raises(InputError, match=said):
+            render_folder(folder, tmp_path / "none", RenderOptions("held-out"))
+
+
 def test_a_rendered_path_can_be_rendered_again(photographed: Path, tmp_path: Path) -> None:
     first = render_folder(photographed, tmp_path / "a", RenderOptions("spiral", "rgb", frames=3, width=64))
     assert first["size"] == "64x48"
@@ -197,7 +223,7 @@ def test_what_is_there_is_not_replaced_unasked(photographed: Path, tmp_path: Pat
         (RenderOptions(fps=0), "--fps"),
         (RenderOptions(width=0), "--width"),
         (RenderOptions(background="red"), "black, white, or R,G,B"),
-        (RenderOptions(zoom=True), "--zoom"),
+        *((RenderOptions(t, zoom=True), "--trajectory dolly") for t in ("orbit", "held-out", __file__)),
         (RenderOptions(trajectory="held-out", holdout=0), "hold out"),
         (RenderOptions(gaussians=Path("no.ply")), "no.ply"),
         (RenderOptions(width=10**6, height=10**6), "GB of memory"),
