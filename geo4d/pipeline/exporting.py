@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,19 +54,25 @@ def _write_html(source: Path, out: Path, *, overwrite: bool, progress: Progress)
     return {"exported": str(out), "format": "html", **held}
 
 
+@contextmanager
+def _noted(progress: Progress) -> Iterator[None]:
+    """What is warned of becomes notes."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        yield
+    for warning in caught:
+        if issubclass(warning.category, UserWarning):
+            progress.note(str(warning.message))
+
+
 def read_noted(path: Path, progress: Progress) -> Gaussians:
     """Read Gaussians; what the reader warns of becomes notes.
 
     Raises:
         InputError: as `read_gaussians`.
     """
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        gaussians = read_gaussians(path)
-    for warning in caught:
-        if issubclass(warning.category, UserWarning):
-            progress.note(str(warning.message))
-    return gaussians
+    with _noted(progress):
+        return read_gaussians(path)
 
 
 def export(
@@ -105,7 +113,7 @@ def export(
     if format == "mesh":
         _write_mesh(scene, out, overwrite=overwrite, progress=progress)
     else:
-        with progress.stage(f"export {format}"):
+        with _noted(progress), progress.stage(f"export {format}"):
             if format == "rerun":
                 _write_rerun(scene, gaussians, out, overwrite=overwrite)
             else:
@@ -120,7 +128,7 @@ def _convert(source: Path, format: str, out: Path, *, overwrite: bool, progress:
             accepted=f"{', '.join(GAUSSIAN_EXPORTS)}, html; or a scene folder for {format}",
         )  # fmt: skip
     gaussians = read_noted(source, progress)
-    with progress.stage(f"export {format}"):
+    with _noted(progress), progress.stage(f"export {format}"):
         export_gaussians(gaussians, format, out, up_world=read_up_world(source), overwrite=overwrite)
     return {"exported": str(out), "format": format} | _count(gaussians)
 

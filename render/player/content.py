@@ -5,9 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-import tempfile
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +14,8 @@ from PIL import Image
 from scipy.spatial import KDTree
 
 from geo4d.core import geometry, pictures
-from geo4d.core.io.gaussians import write_gaussians
+from geo4d.core.io.gaussian_packed import encode_spz
+from geo4d.core.io.gaussian_values import to_stored
 from geo4d.core.io.ply import to_uint8
 from geo4d.core.types import Gaussians, Scene
 
@@ -63,10 +62,7 @@ def pack_gaussians(gaussians: Gaussians) -> Packed:
     )
     unit = 2.0 ** round(math.log2(radius / TYPICAL_RADIUS))
     moved = replace(kept, means=(kept.means - middle) / unit, scales=kept.scales / unit, object_id=None)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "gaussians.spz"
-        write_gaussians(file, moved)
-        data = file.read_bytes()
+    data = encode_spz(to_stored(moved))
     return Packed(data, {
         "count": len(moved), "sh_degree": moved.sh_degree, "format": "spz", "origin": middle.tolist(), "unit": unit,
         "axes": [1, -1, -1],

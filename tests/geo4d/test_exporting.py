@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import struct
+import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 
 from geo4d.core.io.gaussians import read_up_world, write_gaussians
 from geo4d.core.types import Gaussians
+from render.player import write_player
 
 Z_UP = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)
 
@@ -105,3 +108,27 @@ def test_a_mesh_is_a_ply_or_a_glb(
     (tmp_path / "m.ply").mkdir()
     done = geo4d("export", photographed, "-o", tmp_path / "m.ply", "--format", "mesh", "--overwrite")
     assert (done.code, "name another file" in done.stderr) == (2, True)
+
+
+def test_far_gaussians_in_an_spz_are_told(
+    gaussians: Gaussians, own_scene: Callable[[], Path], tmp_path: Path, geo4d: Callable[..., Any]
+) -> None:
+    means = gaussians.means.clone()
+    means[7] = 1e6
+    folder = own_scene()
+    write_gaussians(folder / "gaussians.ply", replace(gaussians, means=means))
+    for source, out in ((folder, "a.spz"), (folder / "gaussians.ply", "b.spz")):
+        done = geo4d("export", source, "-o", tmp_path / out, "--format", "spz")
+        assert done.code == 0
+        assert f"{out}: all positions are rounded to multiples of 0.12 units, for 1 of 50" in done.stderr
+
+
+def test_a_page_does_not_talk_of_units_of_its_own(gaussians: Gaussians, tmp_path: Path) -> None:
+    means = gaussians.means.clone()
+    means[7] = 3e3
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        held = write_player(
+            tmp_path / "a.html", gaussians=replace(gaussians, means=means, scales=gaussians.scales / 10)
+        )
+    assert held["gaussians"] == 50

@@ -527,11 +527,42 @@ def with_records(data: bytes, records: bytes, version: int) -> bytes:
 def test_spz_unit_follows_the_size_of_the_scene(tmp_path: Path) -> None:
     g = random_gaussians(100)
     for factor, step in ((1e-3, 2**-18), (1000.0, 6000 / 2**22), (1e5, 6e5 / 2**22)):
-        write_gaussians(tmp_path / "a.spz", replace(g, means=g.means * factor))
+        scales = g.scales * max(factor, 1.0)
+        write_gaussians(tmp_path / "a.spz", replace(g, means=g.means * factor, scales=scales))
         torch.testing.assert_close(read_gaussians(tmp_path / "a.spz").means, g.means * factor, atol=step, rtol=1e-6)
     with pytest.raises(InputError, match=r"write \.ply instead"):
         write_gaussians(tmp_path / "b.spz", replace(g, means=g.means * 1e7))
     assert encode_spz(to_stored(replace(g, means=torch.zeros(100, 3))))
+
+
+@pytest.mark.parametrize("far", [0.0, 1e3, 1.6e4])
+def test_spz_says_nothing_where_far_gaussians_cost_little(far: float, tmp_path: Path) -> None:
+    g = random_gaussians(2000)
+    means = g.means.clone()
+    means[0, 1] -= far
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        write_gaussians(tmp_path / "a.spz", replace(g, means=means))
+        write_gaussians(tmp_path / "b.spz", g.subset(torch.arange(0)))
+    again = read_gaussians(tmp_path / "a.spz").subset(torch.arange(1, 2000))
+    write_gaussians(tmp_path / "c.spz", g.subset(torch.arange(1, 2000)))
+    assert psnr(picture(again), picture(g)) > psnr(picture(read_gaussians(tmp_path / "c.spz")), picture(g)) - 2.5
+
+
+def test_spz_says_what_far_gaussians_cost(tmp_path: Path) -> None:
+    g = random_gaussians(2000)
+    means = g.means.clone()
+    means[:3, 1] = torch.tensor([-1e6, 5e5, 2e4])
+    with pytest.warns(UserWarning, match="leave them out, or write a .ply") as warned:
+        write_gaussians(tmp_path / "a.spz", replace(g, means=means))
+    said = str(warned[0].message)
+    assert f"{tmp_path / 'a.spz'}: all positions are rounded to multiples of 0.12 units, for 3 of 2000" in said
+    assert "up to 1e+06; without those 3.8e-06" in said
+    again = read_gaussians(tmp_path / "a.spz").means
+    assert torch.equal(again * 8, (again * 8).round()), "what it says is so"
+    assert 0.06 < (again - means).abs().max() <= 0.0625
+    with pytest.warns(UserWarning, match="100 of 100 Gaussians lie beyond .*; a .ply keeps positions$"):
+        write_gaussians(tmp_path / "b.spz", replace(random_gaussians(100), means=random_gaussians(100).means + 1e6))
 
 
 def test_compressed_chunks_hold_neighbours(tmp_path: Path) -> None:

@@ -35,6 +35,9 @@ SPZ_WORLD = (1, -1, -1)
 SPZ_AXES_EXTENSION = 0xADBE0003
 SPZ_FINEST_BITS = 18
 """Fractional bits of positions at most: 4 micrometres in metric scenes within 32 m."""
+SPZ_LARGEST = (1 << 23) - 1
+SPZ_FINE_STEP = 0.05
+"""Steps of positions up to this part of the median scale cost pictures about 1 dB beside all else that SPZ rounds."""
 
 SPLAT = np.dtype([("position", "<f4", 3), ("scale", "<f4", 3), ("rgba", "u1", 4), ("rotation", "u1", 4)])
 
@@ -124,7 +127,7 @@ def encode_spz(stored: StoredGaussians) -> bytes:
     import gsply
 
     reach = float(np.abs(stored.means).max()) if len(stored) else 0.0
-    bits = min(SPZ_FINEST_BITS, int(np.floor(np.log2(((1 << 23) - 1) / max(reach, 1e-30)))))
+    bits = _position_bits(reach)
     if bits < 1:
         found = f"a position {reach:.3g} units from the origin"
         raise InputError("cannot write SPZ", found=found, accepted=f"up to {1 << 22} units", hint="write .ply instead")
@@ -136,6 +139,32 @@ def encode_spz(stored: StoredGaussians) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         gsply.write_spz(Path(folder) / "it.spz", data, fractional_bits=bits)
         return (Path(folder) / "it.spz").read_bytes()
+
+
+def _position_bits(reach: float) -> int:
+    """Fractional bits of the fixed-point positions of a scene that reaches so far from the origin."""
+    return min(SPZ_FINEST_BITS, int(np.floor(np.log2(SPZ_LARGEST / max(reach, 1e-30)))))
+
+
+def spz_loss(stored: StoredGaussians) -> str | None:
+    """What Gaussians far from the origin cost the positions of all, in words; None where sizes hide it."""
+    if not len(stored):
+        return None
+    reach = np.abs(stored.means).max(-1)
+    fine_step = max(2.0**-SPZ_FINEST_BITS, SPZ_FINE_STEP * float(np.exp(np.median(stored.log_scales))))
+    limit = SPZ_LARGEST * fine_step
+    far = reach > limit
+    if not far.any():
+        return None
+    step = 2.0 ** -_position_bits(float(reach.max()))
+    lost = (
+        f"all positions are rounded to multiples of {step:.2g} units, for {int(far.sum())} of {len(far)} Gaussians lie "
+        f"beyond {limit:.2g} units from the origin, up to {reach.max():.2g}"
+    )
+    if far.all():
+        return f"{lost}; a .ply keeps positions"
+    without = 2.0 ** -_position_bits(float(reach[~far].max()))
+    return f"{lost}; without those {without:.2g}: leave them out, or write a .ply, which keeps positions"
 
 
 def decode_spz(path: Path) -> StoredGaussians:

@@ -44,7 +44,7 @@ def write_gaussians(
     """Write Gaussians.
 
     Only .ply keeps everything: spz, compressed and splat round, have no object ids, and splat no view-dependent
-    colour; compressed also changes the order.
+    colour; compressed also changes the order. A warning tells where far Gaussians cost the positions in an .spz.
 
     Args:
         path: the suffix chooses: .ply, .compressed.ply, .spz or .splat.
@@ -64,6 +64,8 @@ def write_gaussians(
     data = encode_ply(stored, up) if kind == "ply" else _ENCODERS[kind](stored)
     if kind == "compressed":
         data = with_up(bytes(data), up)
+    if kind == "spz" and (lost := gaussian_packed.spz_loss(stored)):
+        warnings.warn(f"{path}: {lost}", stacklevel=2)
     atomic.write_bytes(path, memoryview(data))
 
 
