@@ -374,6 +374,20 @@ def edit_json(key: str, value: Any) -> Any:
     return change
 
 
+def no_number(key: str, *place: Any, value: float | None = None) -> Any:
+    """The second frame without a number of its camera."""
+
+    def change(folder: Path) -> None:
+        content = json.loads((folder / "scene.json").read_text())
+        at = content["frames"][1][key]
+        for step in place[:-1]:
+            at = at[step]
+        at[place[-1]] = value
+        (folder / "scene.json").write_text(json.dumps(content))
+
+    return change
+
+
 def cut(name: str, keep: int) -> Any:
     return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:keep])
 
@@ -389,6 +403,12 @@ def cut(name: str, keep: int) -> Any:
         (edit_json("format", "gltf"), "format 'gltf'"),
         (edit_json("scale", None), "scene.json: TypeError"),
         (edit_json("frames", [{}]), "scene.json: missing 'depth'"),
+        (edit_json("frames", []), "no photos(.|\n)*0 photos in .*scene.json(.|\n)*next: .*geo4d reconstruct"),
+        (no_number("world_from_cam", 1, 3), "frame 'b/IMG 2.png': world_from_cam has null(.|\n)*next: "),
+        (no_number("world_from_cam", 1, 3, value=float("nan")), "frame 'b/IMG 2.png': world_from_cam .* not finite"),
+        (no_number("K", 0, 0), "frame 'b/IMG 2.png': K has null"),
+        (no_number("original", "params", 0), r"frame 'b/IMG 2.png': original\.params has null"),
+        (no_number("original", "world_from_cam", 0, 3), r"frame 'b/IMG 2.png': original\.world_from_cam has null"),
         (edit_json("points", "../../elsewhere.ply"), "inside of the scene"),
         (lambda f: (f / "images/b_IMG_2.png").unlink(), r"no .*b_IMG_2\.png"),
         (lambda f: (f / "masks/suss_photo_1.png").unlink(), r"no .*masks.suss_photo_1\.png"),

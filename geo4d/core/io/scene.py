@@ -29,6 +29,7 @@ MODEL = "colmap/sparse/0"
 MAPS = ("depth", "confidence", "dynamic")
 LOSSLESS = (".png", ".bmp", ".tif", ".tiff")
 DAMAGED = "a file of the scene is damaged"
+AGAIN = "make the scene again: geo4d reconstruct PHOTOS -o SCENE --overwrite"
 CLEAN = {"jfif", "jfif_version", "jfif_unit", "jfif_density"}
 """What a stored picture's file may say besides its pixels."""
 
@@ -361,7 +362,14 @@ def load_scene(folder: Path) -> Scene:
 
 def _scene(folder: Path, content: dict[str, Any]) -> Scene:
     entries = content["frames"]
+    if entries == []:
+        raise InputError(
+            "the scene has no photos", found=f"0 photos in {folder / MARKER}", accepted="one camera or more",
+            hint=AGAIN,
+        )  # fmt: skip
     maps = [_read_maps(folder, entry["depth"]) for entry in entries]
+    for entry in entries:
+        _check_numbers(folder, entry)
     covariance = None
     if content["covariance"] is not None:
         covariance = torch.from_numpy(read_arrays(_inside(folder, content["covariance"]), DAMAGED)["covariance"])
@@ -398,6 +406,23 @@ def _inside(folder: Path, file: str) -> Path:
 def _hw(entry: dict[str, Any]) -> tuple[int, int]:
     h, w = entry["hw"]
     return int(h), int(w)
+
+
+def _check_numbers(folder: Path, entry: dict[str, Any]) -> None:
+    """Refuse what a NaN is stored as where a camera must be known."""
+    original = entry["original"]
+    fields = {
+        "K": entry["K"], "world_from_cam": entry["world_from_cam"],
+        "original.params": original["params"], "original.world_from_cam": original["world_from_cam"],
+    }  # fmt: skip
+    for key, value in fields.items():
+        numbers = np.array(value, np.float64)  # null becomes NaN
+        if not np.isfinite(numbers).all():
+            raise InputError(
+                "the scene has a camera that is not known",
+                found=f"{folder / MARKER}, frame {entry['name']!r}: {key} has null or a number that is not finite",
+                accepted="finite numbers", hint=AGAIN,
+            )  # fmt: skip
 
 
 def _matrix(rows: list[list[float]], size: int) -> torch.Tensor:
