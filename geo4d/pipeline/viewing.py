@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import webbrowser
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,8 +22,8 @@ from render.player import FORMAT, Surface, write_player
 
 PAGE, MESH = "player.html", "mesh.ply"
 HOST = "127.0.0.1"
-OWN_NAMES = ("127.0.0.1", "localhost")
-"""Under any other name a page from elsewhere could be asking (DNS rebinding)."""
+OWN_NAMES = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:\d+)?", re.IGNORECASE)
+"""Under any other name a page from elsewhere could be asking (DNS rebinding). Browsers leave out port 80."""
 MAX_FACES = 200_000
 
 
@@ -193,8 +194,7 @@ class _PageHandler(BaseHTTPRequestHandler):
         self._answer(with_body=False)
 
     def _answer(self, *, with_body: bool) -> None:
-        host = self.headers.get("Host", "").rpartition(":")[0]
-        if host not in OWN_NAMES:
+        if not OWN_NAMES.fullmatch(self.headers.get("Host", "")):
             self.send_error(HTTPStatus.FORBIDDEN)
             return
         if self.path.partition("?")[0] not in ("/", f"/{PAGE}"):

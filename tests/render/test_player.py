@@ -637,7 +637,10 @@ def test_view_writes_and_serves_one_page_to_this_machine(room: Room, open_page: 
             "(await Promise.all(['/', '/player.html', '/garden.spz', '/../'].map(p => fetch(p)))).map(r => r.status)"
         )
         assert fetched == [200, 200, 404, 200]
-        assert _status(server.server_port, "evil.example") == 403
+        port = server.server_port
+        assert [_status(port, f"{name}:{port}") for name in ("localhost", "[::1]", "evil.example")] == [200, 200, 403]
+        without_port = ("127.0.0.1", "LocalHost", "[::1]", "evil.example", "::1", "", "localhost.evil.example")
+        assert [_status(port, name) for name in without_port] == [200, 200, 200, 403, 403, 403, 403]
         with pytest.raises(InputError, match="port"), viewing.serve(Path(result["player"]), server.server_port):
             pass
         server.shutdown()
@@ -648,7 +651,7 @@ def _status(port: int, host: str) -> int:
     from http.client import HTTPConnection
 
     connection = HTTPConnection("127.0.0.1", port, timeout=10)
-    connection.request("GET", "/", headers={"Host": f"{host}:{port}"})
+    connection.request("GET", "/", headers={"Host": host})
     status = connection.getresponse().status
     connection.close()
     return status
