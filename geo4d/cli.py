@@ -274,7 +274,7 @@ def render(
         scene: a scene folder with Gaussians (geo4d fit).
         out: the folder to make: a video and a file per frame of every modality, and the cameras.
         trajectory: orbit, spiral, spline (through the places of the photos), dolly, held-out, or a file: a
-            camera_path.json of nerfstudio's viewer or a transforms.json.
+            camera_path.json of nerfstudio's viewer, a transforms.json, or the cameras.json of an earlier run.
         modalities: comma list of rgb, depth, normal, alpha, edge, segmentation, flow.
         frames: how many (default: 120; 240 for an orbit that comes back the way it went; of a file all).
         fps: frames per second of the videos (default: 30, or what the file says).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from geo4d.core.types import Camera, Gaussians, Scene, stack_cameras
 from geo4d.evaluation.views import choose, fit_metrics
 from render import trajectories
 from render.rasterizer.cuda import choose_device
-from render.views import iterate_views, single_cameras
+from render.views import _BYTES, _RENDERING_BYTES, iterate_views, single_cameras
 
 MARKER = "render.json"
 LONG_SIDE = 960
@@ -31,6 +32,8 @@ FRAMES = 120
 HOLDOUT = 8
 AS_PHOTO = ("rgb", "normal", "edge", "alpha", "segmentation", "depth", "flow")
 """Whose files cameras.json names, the first that was rendered: nerfstudio's `file_path` is a picture, and required."""
+FILES = "a camera_path.json of nerfstudio's viewer, a transforms.json, or the cameras.json of geo4d render"
+LARGE_BYTES = 2**30
 COLOURS = {"black": (0.0, 0.0, 0.0), "white": (1.0, 1.0, 1.0)}
 
 
@@ -165,9 +168,14 @@ def _path(folder: Path, scene: Scene, options: RenderOptions, progress: Progress
     if not Path(name).is_file():
         raise InputError(
             "unknown trajectory", found=f"{name!r}, which is no file",
-            accepted=f"{', '.join(trajectories.PATHS)}, held-out, or a camera_path.json or transforms.json",
+            accepted=f"{', '.join(trajectories.PATHS)}, held-out, or {FILES}",
         )  # fmt: skip
-    given = read_trajectory(Path(name))
+    try:
+        given = read_trajectory(Path(name))
+    except InputError as error:
+        raise InputError(
+            error.asked, found=error.found, accepted=error.accepted, hint=error.hint or f"--trajectory takes {FILES}"
+        ) from error
     for note in given.notes:
         progress.note(f"{name}: {note}")
     hw = _size(options, given.camera.hw)
@@ -232,9 +240,12 @@ def _render(
 ) -> dict[str, Any]:  # fmt: skip
     """Fill the folder; returns what the files of each modality hold."""
     camera, fps = path.camera, path.fps or 30.0
-    views = iterate_views(
-        gaussians, camera, background=background, buffers=[NEEDED_BUFFERS[m] for m in modalities if m in NEEDED_BUFFERS]
-    )  # refuses at once what does not fit
+    buffers = [NEEDED_BUFFERS[m] for m in modalities if m in NEEDED_BUFFERS]
+    views = iterate_views(gaussians, camera, background=background, buffers=buffers)  # refuses what does not fit
+    needed = math.prod(camera.hw) * (_RENDERING_BYTES + max((_BYTES[b][0] for b in buffers), default=0))
+    if needed > LARGE_BYTES:
+        size = f"{camera.hw[1]}x{camera.hw[0]}"
+        progress.note(f"pictures of {size} need about {needed / 1e9:.3g} GB of memory while they are rendered")
     largest = 0 if gaussians.object_id is None or not len(gaussians) else int(gaussians.object_id.max())
     writer = BufferWriter(
         partial, modalities, camera.hw, fps=fps, metric=scene.scale.kind == "metric", largest_id=largest

@@ -239,7 +239,19 @@ def test_what_cannot_be_rendered_is_said(photographed: Path, tmp_path: Path, opt
 def test_a_file_that_is_no_trajectory_is_said(photographed: Path, tmp_path: Path, geo4d: Geo4D) -> None:
     done = geo4d("render", photographed, "-o", tmp_path / "out", "--trajectory", photographed / "points.ply")
     assert done.code == 2
-    assert "trajectory" in done.stderr
+    for file in ("camera_path.json of nerfstudio's viewer", "transforms.json", "cameras.json of geo4d render"):
+        assert file in done.stderr
+
+
+def test_large_pictures_are_told(photographed: Path, tmp_path: Path, geo4d: Geo4D) -> None:
+    """340 bytes per pixel where there are object ids, more than 1 GiB here; half of the pixels are nothing to tell."""
+    command = ["render", photographed, "-o", tmp_path / "out", "--modalities", "segmentation", "--frames", 1]
+    done = geo4d(*command, "--width", 2000, "--height", 1600)
+    assert done.code == 0, done.stderr
+    note = "note: pictures of 2000x1600 need about 1.09 GB of memory while they are rendered"
+    assert note in done.stderr.splitlines()
+    assert done.stderr.index(note) < done.stderr.index("render: ")
+    assert "GB" not in geo4d(*command, "--width", 1000, "--height", 1600, "--overwrite").stderr
 
 
 def test_segmentation_needs_objects(photographed: Path, tmp_path: Path) -> None:
