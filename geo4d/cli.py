@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+import math
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -191,7 +192,7 @@ def fit(
     Args:
         scene: a scene folder.
         minutes: how long to fit (default: 10); Ctrl-C ends earlier and keeps what there is.
-        steps: fit so many steps instead; two such runs give the same.
+        steps: fit so many steps instead of --minutes; two such runs give the same.
         max_gaussians: the most Gaussians.
         image_size: longer side of the photos in pixels while fitting.
         holdout: hold back every k-th photo (0, k, 2k, ... of the sorted names) and score on them; 0 learns from all.
@@ -205,6 +206,15 @@ def fit(
         seed: of everything random.
         json: print the result as one JSON object on stdout.
     """
+    if minutes is not None and steps is not None:
+        raise InputError(
+            "a fit ends by time or by steps", found=f"--minutes {minutes:g} and --steps {steps}", accepted="one",
+            hint=f"leave one out: --minutes {minutes:g}, or --steps {steps}",
+        )  # fmt: skip
+    if minutes is not None and not 0 < 60 * minutes < math.inf:  # NaN compares false
+        raise InputError(
+            "cannot use --minutes", found=f"{minutes:g}", accepted="more than 0, and finite", hint="--minutes 10"
+        )
     from geo4d.pipeline import fitting
     from render.fitting import FitOptions
 
@@ -391,7 +401,7 @@ def evaluate(
             )  # fmt: skip
         if not json:
             result["images"] = [
-                f"{i['name']}  {i['psnr'] or 0:.2f} dB  {i['ssim'] or 0:.3f}"
+                f"{i['name']}  {_score(i['psnr'], '.2f', ' dB')}  {_score(i['ssim'], '.3f')}"
                 + ("" if i["lpips"] is None else f"  {i['lpips']:.3f}")
                 for i in result["images"]
             ]
@@ -480,6 +490,11 @@ VERBS: dict[str, Callable[..., dict[str, Any]]] = {
     "doctor": doctor,
     "bench": bench,
 }
+
+
+def _score(value: float | None, digits: str, unit: str = "") -> str:
+    """A score with its unit; a dash where there is none (a photo that is masked away, or smaller than a window)."""
+    return "-" if value is None else f"{value:{digits}}{unit}"
 
 
 def _on_cpu(device: str) -> None:

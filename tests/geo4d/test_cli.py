@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -121,6 +122,21 @@ def test_output_that_already_holds_a_scene(scene: Path, room: Path, capsys: pyte
     assert main(["reconstruct", str(room / "images"), "-o", str(scene)]) == 2
     assert "--overwrite" in capsys.readouterr().err
     assert (scene / "scene.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--minutes", "0"), "cannot use --minutes\n  found: 0\n"),
+        (("--minutes", "-3"), "--minutes\n  found: -3\n"),
+        (("--minutes", "nan"), "--minutes\n  found: nan\n"),
+        (("--minutes", "inf"), "--minutes\n  found: inf\n"),
+        (("--minutes", "2", "--steps", "500"), "next: leave one out: --minutes 2, or --steps 500\n"),
+    ],
+)
+def test_how_long_a_fit_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str], options: Any, said: str) -> None:
+    assert main(["fit", str(tmp_path), *options]) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_unknown_backend_and_scale(room: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -118,6 +118,23 @@ def test_the_verb_prints_json_and_a_table(own_scene: Copy, geo4d: Callable[..., 
     assert "views.html" in done.stdout
 
 
+def test_photos_without_a_score_have_a_dash(own_scene: Copy, geo4d: Callable[..., Any]) -> None:
+    """Of a strip that is free no window of SSIM fits; of a photo that is masked away nothing is left to compare."""
+    folder = own_scene()
+    for name, free_rows in (("photo_0.png", 0), ("photo_8.png", 5)):
+        mask = np.zeros((60, 80), np.uint8)
+        mask[60 - free_rows :] = 255
+        Image.fromarray(mask).save(folder / "masks" / name)
+    scene = json.loads((folder / "scene.json").read_text())
+    for frame in scene["frames"]:
+        frame["mask"] = f"masks/{Path(frame['file']).name}"
+    (folder / "scene.json").write_text(json.dumps(scene))
+    done = geo4d("evaluate", "views", folder, "--holdout", "8")
+    assert done.code == 0, done.stderr
+    assert re.search(r"photo 0\.png  -  -\n", done.stdout)
+    assert re.search(r"photo 8\.png  [56]\d\.\d\d dB  -\n", done.stdout)
+
+
 def test_what_cannot_be_compared_is_said(own_scene: Copy, geo4d: Callable[..., Any]) -> None:
     folder = own_scene()
     with pytest.raises(InputError, match="both"):
