@@ -22,9 +22,10 @@ from geo4d.core.io.scene import StoredMask, StoredPicture
 from geo4d.core.types import Scene
 from render.fitting import FitOptions, Fitter
 
-FORMAT, VERSION = "geo4d-fit", 1
+FORMAT, VERSION = "geo4d-fit", 2
 ENDS = ("steps", "time_budget_s")
 """Options that may differ when a fit goes on."""
+PER_PHOTO = ("mean_square", "at_first")
 NUMBERS = ("order", "steps", "rate", "rollbacks", "division", "history")
 
 
@@ -37,7 +38,7 @@ def save_checkpoint(path: Path, fitter: Fitter) -> None:
     state = fitter.snapshot()
     arrays = {f"params/{k}": v.cpu().numpy() for k, v in state["params"].items()}
     numbers: dict[str, Any] = {k: state[k] for k in NUMBERS}
-    numbers |= {"mean_square": list(state["mean_square"].items()), "optimizer_steps": {}}
+    numbers |= {k: list(state[k].items()) for k in PER_PHOTO} | {"optimizer_steps": {}}
     for name, moments in state["optimizers"].items():
         for key, value in moments.items():
             if isinstance(value, Tensor):
@@ -74,13 +75,13 @@ def load_checkpoint(path: Path, fitter: Fitter) -> None:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise InputError(
             "cannot go on with the fit", found=f"{path}: {reason}", accepted="what an interrupted `geo4d fit` left",
-            hint="begin again: leave out --resume",
+            hint="begin again: --overwrite instead of --resume",
         ) from error  # fmt: skip
     if run != _fingerprint(fitter.scene, fitter.options):
         raise InputError(
             "cannot go on with the fit", found=f"{path} is of another scene, or was made with other options",
             accepted="the same command with --resume; only --minutes and --steps may differ",
-            hint="begin again: leave out --resume",
+            hint="begin again: --overwrite instead of --resume",
         )  # fmt: skip
     fitter.restore(state)
     fitter.spent, fitter.first = seconds, first
@@ -99,7 +100,7 @@ def _state(arrays: Mapping[str, np.ndarray], numbers: Mapping[str, Any]) -> dict
         }  # fmt: skip
     return {
         **{k: numbers[k] for k in NUMBERS},
-        "mean_square": {int(k): float(v) for k, v in numbers["mean_square"]},
+        **{name: {int(k): float(v) for k, v in numbers[name]} for name in PER_PHOTO},
         "params": groups["params"], "optimizers": optimizers,
         "random": groups["random"][""], "strategy": groups["strategy"][""],
     }  # fmt: skip

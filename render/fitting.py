@@ -23,6 +23,7 @@ from render.optimiser import Adam
 from render.photos import DEPTH_STRIDE, Photo, Photos
 from render.rasterizer.api import rasterization
 from render.rasterizer.cuda import choose_device
+from render.views import near_plane
 from render.warm_up import compile_kernels
 
 DEFAULT_BUDGET_S = 600.0
@@ -33,6 +34,8 @@ DIVERGED = 4.0
 WORSE = 1.12
 """The state at the end is not taken where its mean square is so many times that of the best (0.5 dB)."""
 MAX_ROLLBACKS = 5
+WATCHED = 8
+"""Photos that tell, before there is a copy to compare with."""
 FEW_PHOTOS = 3
 NOT_NEGATIVE = (
     "means_lr", "means_lr_end", "scales_lr", "quats_lr", "opacities_lr", "colour_lr", "exposure_lr", "cameras_lr",
@@ -40,8 +43,6 @@ NOT_NEGATIVE = (
 )  # fmt: skip
 LEAST_EXTENT = 0.1
 """Of the cameras, as part of the distance of half of what they see."""
-NEAR = 1e-3
-"""Nearest depth that is drawn in a scene much smaller than its unit, as part of the cameras' extent."""
 
 
 class FitError(Geo4DError):
@@ -67,6 +68,7 @@ class FitOptions:
     holdout: int = 0
     exposure: bool = True
     refine_cameras: bool = False
+    random_background: bool = True
     seed: int = 0
     first_gaussians: float = 0.4
     means_lr: float = 1.6e-4
@@ -102,6 +104,20 @@ class FitOptions:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise InputError(f"{name} must not be negative", found=str(value), accepted="0 or more")
+        for name in ("steps", "image_size", "max_gaussians", "refine_every"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int) and value > 0):
+                raise InputError(f"{name} must be a whole number", found=str(value), accepted="1 or more")
+        if not 0 < self.grown_at <= 1 or self.ssim_weight > 1:
+            raise InputError(
+                "grown_at and ssim_weight are parts of a whole", found=f"{self.grown_at}, {self.ssim_weight}",
+                accepted="0 to 1, grown_at more than 0",
+            )  # fmt: skip
+        if not self.sizes or self.sizes[0][0] > 0 or any(division < 1 for _, division in self.sizes):
+            raise InputError(
+                "sizes says from when on photos are divided by how much", found=str(self.sizes),
+                accepted="pairs (part of the fit, whole number of 1 or more), the first from 0 on",
+            )  # fmt: skip
         if self.sh_degree not in (0, 1, 2, 3):
             raise InputError("unknown sh_degree", found=str(self.sh_degree), accepted="0, 1, 2, 3")
         if self.holdout < 0 or self.holdout == 1:
@@ -206,6 +222,7 @@ class Fitter:
             sh_degree=options.sh_degree, seed=options.seed,
         )  # fmt: skip
         self.first, self.extent = len(first), _extent(scene, self.train, first)
+        self.near = near_plane(first.means)
         self.params = _parameters(first.to(self.device))
         n = len(self.train)
         self.views = {
@@ -224,6 +241,8 @@ class Fitter:
         self.order: list[int] = []
         self.steps, self.rate, self.rollbacks = 0, 1.0, 0
         self.division, self.mean_square = 0, dict[int, float]()
+        self.at_first = dict[int, float]()
+        """The mean squares of some photos when the fit came to this size."""
         self.history: list[dict[str, float]] = []
         self.stopped = False
 
@@ -315,6 +334,7 @@ class Fitter:
         if self.division != self._division(passed):  # errors at two sizes do not compare
             self.division = self._division(passed)
             self.mean_square.clear()
+            self.at_first = self._look(degree, passed)
         loss, square, seen = self._loss(k, self.photos.get(k, self.division), degree, passed)
         loss.backward()
         for name, param in self.params.items():
@@ -354,7 +374,8 @@ class Fitter:
             viewmat = _moved(self.views["cameras"][k], self.extent) @ viewmat
         picture, alpha, meta = rasterization(
             p["means"], p["quats"], scales, opacities, sh, viewmat[None], photo.camera.K.float()[None], w, h,
-            near_plane=min(0.01, NEAR * self.extent), sh_degree=degree, render_mode="RGB+D" if weight else "RGB",
+            near_plane=self.near, sh_degree=degree, render_mode="RGB+D" if weight else "RGB",
+            backgrounds=torch.rand(1, 3, generator=self.random).to(self.device) if o.random_background else None,
         )  # fmt: skip
         loss, square = photometric(picture[0], self.views["exposure"][k], photo.rgb, photo.valid, o.ssim_weight)
         if weight:
@@ -362,6 +383,12 @@ class Fitter:
             loss = loss + weight * _depth_loss(picture[0, ::s, ::s, 3], alpha[0, ::s, ::s, 0], photo)
         loss = loss + o.opacity_weight * opacities.mean() + o.scale_weight * scales.mean() / self.extent
         return loss, square, (meta["radii"][0] > 0).any(-1)
+
+    @torch.no_grad()
+    def _look(self, degree: int, passed: float) -> dict[int, float]:
+        """Mean squares of a few photos as they are now."""
+        few = range(0, len(self.train), -(-len(self.train) // WATCHED))
+        return {k: float(self._loss(k, self.photos.get(k, self.division), degree, passed)[1]) for k in few}
 
     def _refine(self, passed: float) -> None:
         """Grow geometrically to the most Gaussians at `grown_at`; the last part of the fit leaves their number."""
@@ -375,9 +402,12 @@ class Fitter:
     # Safety
 
     def _is_sound(self, good: Mapping[str, Any]) -> bool:
-        """Whether the last photo's error is a number, and the photos' errors not far above those of a good state."""
+        """Whether the last photo's error is a number, and the photos' errors not far above those of a good state, nor
+        above those at the beginning of this size.
+        """
         latest = next(reversed(self.mean_square.values())) if self.mean_square else 0.0
-        return math.isfinite(latest) and not self._ratio(good) > DIVERGED
+        then = {"division": self.division, "mean_square": self.at_first}
+        return math.isfinite(latest) and not max(self._ratio(good), self._ratio(then)) > DIVERGED
 
     def _is_finite(self) -> bool:
         return all(bool(torch.isfinite(p).all()) for p in (self.params | self.views).values())
@@ -422,7 +452,7 @@ class Fitter:
             "strategy": self.strategy_state["generator"].get_state(),
             "order": list(self.order),
             "steps": self.steps, "rate": self.rate, "rollbacks": self.rollbacks, "division": self.division,
-            "mean_square": dict(self.mean_square), "history": list(self.history),
+            "mean_square": dict(self.mean_square), "at_first": dict(self.at_first), "history": list(self.history),
         }  # fmt: skip
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -438,6 +468,7 @@ class Fitter:
         self.random.set_state(state["random"])
         self.strategy_state["generator"].set_state(state["strategy"])
         self.order, self.mean_square = list(state["order"]), dict(state["mean_square"])
+        self.at_first = dict(state["at_first"])
         self.history, self.division = list(state["history"]), state["division"]
         self.steps, self.rate, self.rollbacks = state["steps"], state["rate"], state["rollbacks"]
 

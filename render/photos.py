@@ -32,6 +32,11 @@ class Photo:
     depth: Tensor | None
     confidence: Tensor | None
 
+    @property
+    def bytes(self) -> int:
+        """That its maps take."""
+        return sum(t.nbytes for t in (self.rgb, self.valid, self.depth, self.confidence) if t is not None)
+
 
 class Photos:
     """Photos of a scene at any division of one size, made when they are looked at and kept while there is room."""
@@ -51,7 +56,7 @@ class Photos:
         photo = self._made.pop(key, None)
         if photo is None:
             photo = self._make(k, division)
-            self._bytes += photo.rgb.numel()
+            self._bytes += photo.bytes
         self._made[key] = photo  # last, as the one used last
         while self._bytes > MOST_BYTES and len(self._made) > 1:
             self._drop(next(iter(self._made)))
@@ -68,7 +73,7 @@ class Photos:
             self._drop(key)
 
     def _drop(self, key: tuple[int, int]) -> None:
-        self._bytes -= self._made.pop(key).rgb.numel()
+        self._bytes -= self._made.pop(key).bytes
 
     def _make(self, k: int, division: int) -> Photo:
         i = self.index[k]

@@ -17,6 +17,7 @@ from geo4d.core import threads
 from geo4d.core.errors import InputError
 from geo4d.core.io import atomic
 from geo4d.core.io.gaussians import GAUSSIANS, write_gaussians
+from geo4d.core.io.objects import OBJECTS, OVERVIEW
 from geo4d.core.io.scene import command_line, load_scene, package_version
 from geo4d.core.memory import peak_memory_gib
 from geo4d.core.progress import Progress
@@ -45,8 +46,8 @@ def fit_folder(
     """Fit Gaussians to a scene folder: gaussians.ply and metrics.json; returns what the command line shows.
 
     The time budget counts from here, with loading, without the compilation of kernels (a minute, once on a machine) and
-    the scores at the end. Ctrl-C ends the fit after the step at hand: what there is then is written, and `resume` goes
-    on from there.
+    the scores at the end. Ctrl-C ends the fit after the step at hand: what there is then is written, unless that would
+    replace a fit that was finished, and `resume` goes on from there.
 
     Raises:
         InputError: no scene, Gaussians that must not be replaced, options that do not fit, or damaged weights of LPIPS.
@@ -67,13 +68,34 @@ def fit_folder(
     with threads.kernels_only(), _stopped_gently(fitter, progress):
         result = fitter.run(_saving(checkpoint))
     save_checkpoint(checkpoint, fitter)  # for an interruption of the scores, too
-    write_gaussians(folder / GAUSSIANS, result.gaussians, up_world=scene.up_world)
     with progress.stage("score"), threads.kernels_only():
         metrics = _metrics(scene, result, options, fitter.device, command, network)
-    atomic.write_json(folder / METRICS, metrics)
+    kept = not result.complete and _is_finished(folder)
+    if kept:
+        progress.note("the fit that was finished before stays; --resume goes on with this one")
+    else:
+        _write(folder, scene, result, metrics, progress)
     if result.complete:
         checkpoint.unlink()
-    return _summary(folder, metrics, result, time.perf_counter() - start, command)
+    return _summary(folder, metrics, result, time.perf_counter() - start, command, kept=kept)
+
+
+def _is_finished(folder: Path) -> bool:
+    try:
+        return (folder / GAUSSIANS).is_file() and atomic.read_json(folder / METRICS, "metrics")["complete"] is True
+    except (InputError, KeyError, TypeError):
+        return False
+
+
+def _write(folder: Path, scene: Scene, result: Fit, metrics: dict[str, Any], progress: Progress) -> None:
+    """Never numbers beside Gaussians that they are not of; what describes objects of other Gaussians goes."""
+    (folder / METRICS).unlink(missing_ok=True)
+    write_gaussians(folder / GAUSSIANS, result.gaussians, up_world=scene.up_world)
+    atomic.write_json(folder / METRICS, metrics)
+    if (folder / OBJECTS).is_file():
+        progress.note(f"{OBJECTS} was of the Gaussians before, and is removed: geo4d segment finds objects again")
+        for name in (OBJECTS, OVERVIEW):
+            (folder / name).unlink(missing_ok=True)
 
 
 def _check(folder: Path, checkpoint: Path, *, overwrite: bool, resume: bool) -> None:
@@ -150,7 +172,9 @@ def _poses(scene: Scene, fit: Fit) -> dict[str, Any]:
     return {scene.frames[i].name: c.world_from_cam.tolist() for i, c in zip(fit.train, fit.cameras, strict=True)}
 
 
-def _summary(folder: Path, metrics: dict[str, Any], fit: Fit, seconds: float, command: Sequence[str]) -> dict[str, Any]:
+def _summary(
+    folder: Path, metrics: dict[str, Any], fit: Fit, seconds: float, command: Sequence[str], *, kept: bool
+) -> dict[str, Any]:
     same = [word for word in command if word not in ("--resume", "--overwrite")] or ["fit", str(folder)]
     corrected = metrics["corrected"] or {}
     result = {
@@ -158,7 +182,8 @@ def _summary(folder: Path, metrics: dict[str, Any], fit: Fit, seconds: float, co
         "PSNR held out dB": metrics["psnr"], "SSIM held out": metrics["ssim"], "LPIPS held out": metrics["lpips"],
         "PSNR held out, exposure fitted dB": corrected.get("psnr"), "PSNR training dB": metrics["train"]["psnr"],
         "seconds": round(seconds, 1), "peak memory GiB": round(metrics["peak_memory_gib"], 2),
-        "written": str(folder / GAUSSIANS), "metrics": str(folder / METRICS),
+        **({"kept": str(folder / GAUSSIANS)} if kept else
+           {"written": str(folder / GAUSSIANS), "metrics": str(folder / METRICS)}),
         "next": shlex.join(["geo4d", "view", str(folder)] if fit.complete else ["geo4d", *same, "--resume"]),
     }  # fmt: skip
     return atomic.to_json(result | ({} if fit.complete else {"exit_code": 130}))

@@ -19,7 +19,7 @@ from geo4d.core import colouring, pictures, threads
 from geo4d.core.errors import InputError
 from geo4d.core.io import atomic
 from geo4d.core.io.gaussians import GAUSSIANS, write_gaussians
-from geo4d.core.io.objects import Drawn, ObjectFacts, Photo, read_boxes, read_id_masks, write_objects
+from geo4d.core.io.objects import OBJECTS, OVERVIEW, Drawn, ObjectFacts, Photo, read_boxes, read_id_masks, write_objects
 from geo4d.core.io.scene import command_line, load_scene, package_version, picture_files
 from geo4d.core.progress import Progress
 from geo4d.core.types import Gaussians, Scene
@@ -31,7 +31,6 @@ from render.segmentation.lifting import Annotation, lift
 from render.segmentation.sam import MODEL, annotate_with_sam, load_sam
 from render.views import render_views
 
-OBJECTS, OVERVIEW = "objects.json", "objects.jpg"
 OVERVIEW_VIEWS = 4
 OVERVIEW_PX = 800
 TINT = 0.55

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from geo4d.core.errors import InputError
-from geo4d.core.io.gaussians import GAUSSIANS, SUFFIXES, gaussian_format
+from geo4d.core.io.gaussians import GAUSSIANS, SUFFIXES, gaussian_format, read_up_world
 from geo4d.core.io.scene import load_scene
 from geo4d.core.progress import Progress
 from geo4d.pipeline.exporting import read_noted
@@ -50,7 +50,7 @@ def write_page(source: Path, *, out: Path | None = None, progress: Progress | No
         check_page(page)
         gaussians = read_noted(source, progress)
         with progress.stage("player"):
-            held = write_player(page, gaussians=gaussians, name=_stem(source))
+            held = write_player(page, gaussians=gaussians, name=_stem(source), up_world=read_up_world(source))
     else:
         page = out or source / PAGE
         held = _write_scene_page(source, page, progress)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 import warnings
 from collections.abc import Callable
@@ -132,3 +133,12 @@ def test_a_page_does_not_talk_of_units_of_its_own(gaussians: Gaussians, tmp_path
             tmp_path / "a.html", gaussians=replace(gaussians, means=means, scales=gaussians.scales / 10)
         )
     assert held["gaussians"] == 50
+
+
+def test_the_page_of_a_file_stands_upright(gaussians: Gaussians, tmp_path: Path, geo4d: Callable[..., Any]) -> None:
+    for up, expected in ((Z_UP, [0, 0, 1]), (None, [0, -1, 0])):
+        write_gaussians(tmp_path / "a.ply", gaussians, up_world=up)
+        assert geo4d("view", tmp_path / "a.ply", "--write-only").code == 0
+        found = re.search(r'"up_world": (\[[^]]*\])', (tmp_path / "a.html").read_text())
+        assert found is not None
+        assert json.loads(found[1]) == expected

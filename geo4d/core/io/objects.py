@@ -14,6 +14,8 @@ from geo4d.core.errors import InputError
 from geo4d.core.io import atomic
 
 FORMAT, VERSION = "geo4d-objects", 1
+OBJECTS, OVERVIEW = "objects.json", "objects.jpg"
+"""Of a scene folder that was segmented."""
 LARGEST_ID = 65535
 """The largest that a PNG holds."""
 BOXES = '{"IMG_0006.jpg": [{"id": 1, "name": "mug", "box": [left, top, right, bottom]}, ...], ...} in pixels'
