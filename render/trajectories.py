@@ -15,7 +15,7 @@ import torch
 
 from geo4d.core import geometry
 from geo4d.core.errors import InputError
-from geo4d.core.types import Camera, Scene, stack_cameras
+from geo4d.core.types import Camera, Scene
 
 FULL_CIRCLE_GAP_DEG = 75.0
 """Cameras stand all round when no two neighbours are farther apart than this, seen from the middle."""
@@ -388,11 +388,6 @@ def _thinned(pose: np.ndarray, depth: float, most: int) -> np.ndarray:
     travelled = np.append(0, np.cumsum(_steps(pose, depth)))
     wanted = np.linspace(0, travelled[-1], most)
     return np.unique(np.abs(travelled[:, None] - wanted).argmin(0))
-
-
-def held_out(scene: Scene, hw: tuple[int, int], *, holdout: int = 8) -> Camera:
-    """The cameras of the photos 0, n, 2n, ... by name, which fitting with `holdout` n has not seen."""
-    return stack_cameras([refit(scene.camera[i], hw) for i in scene.frames.held_out(holdout)])
 
 
 PATHS: dict[str, Callable[[Scene, int, tuple[int, int]], Camera]] = {

@@ -408,13 +408,16 @@ def _colour(background: Sequence[float] | Tensor | None, gaussians: Gaussians) -
     return colour
 
 
-def _check_memory(hw: tuple[int, int], buffers: Sequence[str], kept: int) -> None:
-    """Refuse pictures that do not fit, instead of being killed on the way; `kept` cameras are held at the end."""
+def rendering_bytes(hw: tuple[int, int], buffers: Sequence[str], kept: int = 0) -> int:
+    """About the memory that rendering takes at most, with the results of `kept` cameras."""
     extra = [_BYTES[b] for b in dict.fromkeys(buffers) if b in _BYTES]
     busy = _RENDERING_BYTES + max((e[0] for e in extra), default=0)
-    pixels = hw[0] * hw[1]
-    result = pixels * (_RESULT_BYTES + sum(e[1] for e in extra)) * kept
-    needed, available = pixels * busy + result, memory_bytes()[1]
+    return hw[0] * hw[1] * (busy + kept * (_RESULT_BYTES + sum(e[1] for e in extra)))
+
+
+def _check_memory(hw: tuple[int, int], buffers: Sequence[str], kept: int) -> None:
+    """Refuse pictures that do not fit, instead of being killed on the way; `kept` cameras are held at the end."""
+    needed, available = rendering_bytes(hw, buffers, kept), memory_bytes()[1]
     if available is not None and needed > available:
         many = f"{kept} pictures" if kept > 1 else "a picture"
         raise InputError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from geo4d.core.types import Camera, Gaussians, Scene, stack_cameras
 from geo4d.evaluation.views import choose, fit_metrics
 from render import trajectories
 from render.rasterizer.cuda import choose_device
-from render.views import _BYTES, _RENDERING_BYTES, iterate_views, single_cameras
+from render.views import iterate_views, rendering_bytes, single_cameras
 
 MARKER = "render.json"
 LONG_SIDE = 960
@@ -242,7 +241,7 @@ def _render(
     camera, fps = path.camera, path.fps or 30.0
     buffers = [NEEDED_BUFFERS[m] for m in modalities if m in NEEDED_BUFFERS]
     views = iterate_views(gaussians, camera, background=background, buffers=buffers)  # refuses what does not fit
-    needed = math.prod(camera.hw) * (_RENDERING_BYTES + max((_BYTES[b][0] for b in buffers), default=0))
+    needed = rendering_bytes(camera.hw, buffers)
     if needed > LARGE_BYTES:
         size = f"{camera.hw[1]}x{camera.hw[0]}"
         progress.note(f"pictures of {size} need about {needed / 1e9:.3g} GB of memory while they are rendered")
