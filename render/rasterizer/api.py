@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+import operator
+from contextlib import nullcontext
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from geo4d.core import threads
 from geo4d.core.errors import InputError
+from geo4d.core.memory import memory_bytes
 from render.rasterizer import reference, spherical_harmonics
 from render.rasterizer.cpu import View, colours, conics, rasterize
 
@@ -16,6 +21,10 @@ RenderMode = Literal["RGB", "D", "ED", "RGB+D", "RGB+ED"]
 Backend = Literal["auto", "cpu", "reference", "cuda"]
 BACKENDS = ("auto", "cpu", "reference", "cuda")
 MODES = ("RGB", "D", "ED", "RGB+D", "RGB+ED")
+TOLERANCE = 1e-4
+"""By so much entries of `Ks` may differ from what a pinhole camera has there."""
+_LITTLE = 1e9
+"""Bytes that are taken without asking how many there are."""
 
 
 def rasterization(  # noqa: D417 - those of gsplat that are not supported are not explained
@@ -56,7 +65,15 @@ def rasterization(  # noqa: D417 - those of gsplat that are not supported are no
     *,
     backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """Pictures of Gaussians from `c` cameras; differentiable, also by `viewmats` and (not on CUDA) by `Ks`.
+    """Pictures of Gaussians from `c` cameras; differentiable (once), also by `viewmats` and (not on CUDA) by `Ks`.
+
+    Tensors are of any floating dtype. The CPU and CUDA compute in float32 and give that, also for float64; the
+    reference computes in the dtype of `means`. CPU and reference leave out Gaussians whose mean, quaternion, scales or opacity are
+    not finite, or whose quaternion is 0.
+
+    On the CPU, run loops that also compute with torch (a loss, an optimiser) inside
+    `geo4d.core.threads.kernels_only()`: torch's threads otherwise spin for a while after every operation and take a
+    core from the rasteriser, which then is up to twice as slow.
 
     Args:
         means: `(*b, n, 3)` in world units.
@@ -65,8 +82,8 @@ def rasterization(  # noqa: D417 - those of gsplat that are not supported are no
         opacities: `(*b, n)` in [0, 1].
         colors: `(*b, n, d)` or `(*b, c, n, d)` features; with `sh_degree` coefficients `(*b, n, k, 3)` or
             `(*b, c, n, k, 3)`.
-        viewmats: `(*b, c, 4, 4)` camera from world, OpenCV axes.
-        Ks: `(*b, c, 3, 3)` in pixels; the centre of the first pixel is at 0.5.
+        viewmats: `(*b, c, 4, 4)` camera from world, OpenCV axes; one camera or more.
+        Ks: `(*b, c, 3, 3)` in pixels, without skew; the centre of the first pixel is at 0.5.
         width: of the pictures.
         height: of the pictures.
         near_plane: Gaussians whose centre is nearer are left out.
@@ -90,7 +107,8 @@ def rasterization(  # noqa: D417 - those of gsplat that are not supported are no
         `n_batches`.
 
     Raises:
-        InputError: shapes do not fit, a value is out of range, an argument is not supported.
+        InputError: shapes or devices do not fit, a value is out of range, an argument is not supported, or the pictures
+            need more memory than there is. On a GPU the values of `viewmats` and `Ks` are not looked at.
     """
     _unsupported(
         sparse_grad=(sparse_grad, False), absgrad=(absgrad, False), distributed=(distributed, False),
@@ -100,46 +118,68 @@ def rasterization(  # noqa: D417 - those of gsplat that are not supported are no
         ftheta_coeffs=(ftheta_coeffs, None), rolling_shutter=(rolling_shutter, None), viewmats_rs=(viewmats_rs, None),
     )  # fmt: skip
     del packed, tile_size, channel_chunk
+    width, height = _integer("width", width), _integer("height", height)
+    sh_degree = None if sh_degree is None else _integer("sh_degree", sh_degree)
     _check_values(width, height, render_mode, rasterize_mode, sh_degree, backend)
+    given = {
+        "means": means, "quats": quats, "scales": scales, "opacities": opacities, "colors": colors,
+        "viewmats": viewmats, "Ks": Ks,
+    }  # fmt: skip
+    _check_tensors(given if backgrounds is None else given | {"backgrounds": backgrounds}, backend)
     batch, cameras = _check_shapes(means, quats, scales, opacities, colors, viewmats, Ks, sh_degree, backgrounds)
     chosen = ("cuda" if means.is_cuda else "cpu") if backend == "auto" else backend
+    dtype = means.dtype if chosen == "reference" else torch.float32
+    tensors = [t.to(dtype) for t in given.values()]
+    backgrounds = None if backgrounds is None else backgrounds.to(dtype)
+    if means.device.type == "cpu":
+        _check_cameras(viewmats.detach().float().numpy(), Ks.detach().float().numpy())
     if chosen == "cuda":
         from render.rasterizer import cuda
 
         return cuda.rasterization(
-            means, quats, scales, opacities, colors, viewmats, Ks, width, height, near_plane, far_plane, radius_clip,
-            eps2d, sh_degree, backgrounds, render_mode, rasterize_mode,
+            tensors, width, height, near_plane, far_plane, radius_clip, eps2d, sh_degree, backgrounds, render_mode,
+            rasterize_mode,
         )  # fmt: skip
     with_depth, with_colour = render_mode != "RGB", render_mode.startswith("RGB")
-    per_camera = colors.dim() == len(batch) + (4 if sh_degree is not None else 3)
+    channels = ((3 if sh_degree is not None else colors.shape[-1]) if with_colour else 0) + with_depth
+    copies = 2 if math.prod(batch) * cameras > 1 or backgrounds is not None or render_mode.endswith("ED") else 1
+    _check_memory(width, height, math.prod(batch) * cameras, 4 * (channels + 2) * copies)
     view = View(
         width, height, near_plane, far_plane, eps2d, rasterize_mode == "antialiased", radius_clip,
-        (colors.shape[-1] if with_colour else 0) if with_depth else -1,
+        channels - 1 if with_depth else -1,
     )  # fmt: skip
-    flat = [
-        t.reshape(math.prod(batch), *t.shape[len(batch) :])
-        for t in (means, quats, scales, opacities, colors, viewmats, Ks)
-    ]
-    shape = (*batch, cameras)
+    with threads.kernels_only() if chosen == "cpu" else nullcontext():
+        flat = [t.reshape(math.prod(batch), *t.shape[len(batch) :]) for t in tensors]
+        picture, alpha, info = _draw(flat, cameras, sh_degree, with_colour, view, chosen == "reference")
+        shape = (*batch, cameras)
+        picture, alpha = picture.unflatten(0, shape), alpha.unflatten(0, shape)
+        picture = _finish(picture, alpha, backgrounds if with_colour else None, render_mode)
+        return picture, alpha, {
+            **{k: v.unflatten(0, shape) for k, v in info.items()},
+            "width": width, "height": height, "n_cameras": cameras, "n_batches": math.prod(batch),
+        }  # fmt: skip
+
+
+def _draw(
+    flat: list[Tensor], cameras: int, sh_degree: int | None, with_colour: bool, view: View, slow: bool
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Pictures `(b c, h, w, d)`, alpha `(b c, h, w, 1)` and meta of arguments with one batch dimension."""
+    if slow:
+        flat = [*reference.without_broken(*flat[:4]), *flat[4:]]
+    paint, draw = (spherical_harmonics.colours, _draw_reference) if slow else (colours, _draw_cpu)
+    per_camera = flat[4].dim() == (5 if sh_degree is not None else 4)
     pictures, alphas, metas = [], [], []
-    for b in range(flat[0].shape[0]):
-        m, q, s, o, colour, viewmat, K = (t[b] for t in flat)
+    for m, q, s, o, colour, viewmats, Ks in zip(*flat, strict=True):
         for c in range(cameras):
             mine = colour[c] if per_camera else colour
-            slow = chosen == "reference"
-            paint, draw = (spherical_harmonics.colours, _draw_reference) if slow else (colours, _draw_cpu)
-            features = mine if sh_degree is None else paint(sh_degree, mine, m, viewmat[c])
+            features = mine if sh_degree is None else paint(sh_degree, mine, m, viewmats[c])
             features = features if with_colour else features[:, :0]
-            picture, alpha, meta = draw(m, q, s, o, features, viewmat[c], K[c], view)
-            pictures.append(picture)
+            picture, alpha, meta = draw(m, q, s, o, features, viewmats[c], Ks[c], view)
+            pictures.append(picture.movedim(-1, 0))  # as the kernels leave it: stacked without being turned
             alphas.append(alpha)
             metas.append(meta)
-    picture, alpha = _stacked(pictures).unflatten(0, shape), _stacked(alphas).unflatten(0, shape)[..., None]
-    picture = _finish(picture, alpha, backgrounds if with_colour else None, render_mode)
-    info = {k: _stacked([meta[k] for meta in metas]).unflatten(0, shape) for k in metas[0]}
-    return picture, alpha, {
-        **info, "width": width, "height": height, "n_cameras": cameras, "n_batches": flat[0].shape[0],
-    }  # fmt: skip
+    info = {k: _stacked([meta[k] for meta in metas]) for k in metas[0]}
+    return _stacked(pictures).movedim(1, -1), _stacked(alphas)[..., None], info
 
 
 def _stacked(tensors: list[Tensor]) -> Tensor:
@@ -167,11 +207,11 @@ def _draw_cpu(
     view: View,
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:  # fmt: skip
     picture, alpha, made = rasterize(means, quats, scales, opacities, features, viewmat, K, view)
-    radii = torch.from_numpy(made.radius).ceil().int()
-    return picture, alpha, {
-        "means2d": torch.from_numpy(made.mean), "conics": torch.from_numpy(conics(made.shape)),
-        "depths": torch.from_numpy(made.depth), "opacities": torch.from_numpy(made.opacity), "radii": radii,
+    found = {
+        "means2d": made.mean, "conics": conics(made.shape), "depths": made.depth, "opacities": made.opacity,
+        "radii": np.ceil(made.radius).astype(np.int32),
     }  # fmt: skip
+    return picture, alpha, {k: torch.from_numpy(v) for k, v in found.items()}
 
 
 def _draw_reference(
@@ -188,25 +228,43 @@ def _draw_reference(
     reach = 2 * torch.log((255 * opacity.detach()).clamp_min(1.0))
     a, b, c = made.conics.detach().unbind(-1)
     det = a * c - b * b
-    radii = torch.sqrt(reach[:, None] * torch.stack([c / det, a / det], -1)) * made.kept[:, None]
-    drawn = radii.amax(-1) > view.radius_clip
+    radii = torch.sqrt(reach[:, None] * torch.stack([c / det, a / det], -1))
+    centre, size = made.means2d.detach(), radii.new_tensor([view.width, view.height])
+    drawn = made.kept & (radii.amax(-1) > view.radius_clip)
+    drawn &= ((centre + radii >= 0) & (centre - radii <= size)).all(-1)
     picture, alpha = reference.blend(
-        reference.Projected(made.means2d, made.conics, made.depths, made.compensations, made.kept & drawn),
+        reference.Projected(made.means2d, made.conics, made.depths, made.compensations, drawn),
         opacity, features, view.width, view.height,
     )  # fmt: skip
-    radii = (radii * drawn[:, None]).ceil().int()
     return picture, alpha, {
-        "means2d": made.means2d, "conics": made.conics, "depths": made.depths, "opacities": opacity, "radii": radii,
+        "means2d": made.means2d, "conics": made.conics, "depths": made.depths, "opacities": opacity,
+        "radii": torch.where(drawn[:, None], radii, 0.0).ceil().int(),
     }  # fmt: skip
 
 
 def _unsupported(**arguments: tuple[Any, Any]) -> None:
     for name, (value, default) in arguments.items():
-        if value is not default and value != default:
+        if value is not default and (hasattr(value, "shape") or value != default):
             raise InputError(
-                f"rasterization does not support {name}", found=f"{name}={value!r}", accepted=f"{name}={default!r}",
-                hint="leave it out; gsplat itself has it on a GPU",
+                f"rasterization does not support {name}", found=f"{name}={_told(value)}",
+                accepted=f"{name}={default!r}", hint="leave it out; gsplat itself has it on a GPU",
             )  # fmt: skip
+
+
+def _told(value: Any) -> str:
+    """A value in a message; of tensors and arrays only type, dtype and shape."""
+    if hasattr(value, "shape"):
+        return f"{type(value).__name__} of {value.dtype} {tuple(value.shape)}"
+    return repr(value)
+
+
+def _integer(name: str, value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError as error:
+        raise InputError(
+            f"{name} is not an integer", found=_told(value), accepted="an int", hint=f"{name}=int(...)"
+        ) from error
 
 
 def _check_values(width: int, height: int, mode: str, rasterize_mode: str, sh_degree: int | None, backend: str) -> None:
@@ -220,6 +278,53 @@ def _check_values(width: int, height: int, mode: str, rasterize_mode: str, sh_de
         raise InputError("a picture has at least one pixel", found=f"{width}x{height}", accepted="1x1 or more")
 
 
+def _check_tensors(given: dict[str, Tensor], backend: str) -> None:
+    """Types, dtypes and devices."""
+    for name, tensor in given.items():
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            raise InputError(
+                f"{name} cannot be used", found=_told(tensor), accepted="a torch.Tensor of a floating dtype",
+                hint=f"{name}=torch.as_tensor({name}, dtype=torch.float32)",
+            )  # fmt: skip
+    device = given["means"].device
+    for name, tensor in given.items():
+        if tensor.device != device:
+            raise InputError(
+                f"{name} is on another device than means", found=f"{name} on {tensor.device}, means on {device}",
+                accepted="all tensors on one device", hint=f"{name}.to(means.device)",
+            )  # fmt: skip
+    if device.type != "cpu" and (backend == "cpu" or (backend == "auto" and device.type != "cuda")):
+        raise InputError(
+            "the cpu backend needs tensors on the CPU", found=f"tensors on {device}", accepted="tensors on the CPU",
+            hint="move them there with .cpu()",
+        )  # fmt: skip
+
+
+def _check_cameras(viewmats: np.ndarray, Ks: np.ndarray) -> None:
+    for name, values in (("viewmats", viewmats), ("Ks", Ks)):
+        if not np.isfinite(values).all():
+            raise InputError(f"{name} is not finite", found="NaN or infinity", accepted="finite numbers")
+    K = Ks.reshape(-1, 9)
+    off = np.abs(K[:, [1, 3, 6, 7, 8]] - np.array([0, 0, 0, 0, 1], np.float32)).max(-1)
+    if off.max() > TOLERANCE:
+        raise InputError(
+            "Ks is not that of a pinhole camera without skew", found=str(K[off.argmax()].reshape(3, 3).tolist()),
+            accepted="[[fx, 0, cx], [0, fy, cy], [0, 0, 1]]",
+        )  # fmt: skip
+
+
+def _check_memory(width: int, height: int, count: int, per_pixel: int) -> None:
+    needed = width * height * count * per_pixel
+    available = memory_bytes()[1] if needed > _LITTLE else None
+    if available is not None and needed > available:
+        many = f"{count} pictures" if count > 1 else "a picture"
+        raise InputError(
+            f"{many} of {width}x{height} would need about {needed / 1e9:.3g} GB of memory",
+            found=f"{available / 1e9:.3g} GB available",
+            hint="render smaller pictures" + (" or fewer cameras at a time" if count > 1 else ""),
+        )
+
+
 def _check_shapes(
     means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor, colors: Tensor, viewmats: Tensor, Ks: Tensor,
     sh_degree: int | None, backgrounds: Tensor | None,
@@ -231,6 +336,10 @@ def _check_shapes(
             accepted="means (*b, n, 3) and viewmats (*b, c, 4, 4)",
         )  # fmt: skip
     batch, n, c = tuple(means.shape[:-2]), means.shape[-2], viewmats.shape[-3]
+    if math.prod(batch) * c == 0:
+        raise InputError(
+            "nothing to render", found=f"no cameras: viewmats {tuple(viewmats.shape)}", accepted="one or more"
+        )
     expected = {
         "means": (means, (*batch, n, 3)), "quats": (quats, (*batch, n, 4)), "scales": (scales, (*batch, n, 3)),
         "opacities": (opacities, (*batch, n)), "viewmats": (viewmats, (*batch, c, 4, 4)), "Ks": (Ks, (*batch, c, 3, 3)),

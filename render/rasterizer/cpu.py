@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from geo4d.core import threads
 from render.rasterizer import cpu_kernels as kernels
@@ -103,11 +104,12 @@ class _Rasterize(torch.autograd.Function):
         picture, left = kernels.blend(prepared.records, prepared.entries, prepared.start, view.width, view.height)
         meta["prepared"] = prepared
         ctx.view, ctx.given, ctx.prepared = view, (m, q, s, o, v, k), prepared
-        ctx.picture, ctx.left, ctx.dtypes = picture, left, (means.dtype, viewmat.dtype, K.dtype)
-        ctx.count = features.shape[1] + (view.depth_feature >= 0)
+        ctx.picture, ctx.left, ctx.count = picture, left, features.shape[1] + (view.depth_feature >= 0)
         return torch.from_numpy(picture[: ctx.count]), torch.from_numpy(F(1) - left)
 
     @staticmethod
+    @once_differentiable
+    @threads.kernels_only()
     def backward(ctx: Any, d_picture: Tensor, d_alpha: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
         view, prepared, count = ctx.view, ctx.prepared, ctx.count
         slope = _plain(d_picture)
@@ -123,10 +125,10 @@ class _Rasterize(torch.autograd.Function):
             means, quats, scales, opacities, viewmat, K, view.width, view.height, F(view.eps2d), view.antialiased,
             prepared.opacity, prepared.rank, sums, view.depth_feature, count - (view.depth_feature >= 0),
         )  # fmt: skip
-        whole_view, whole_K = torch.zeros(4, 4, dtype=ctx.dtypes[1]), torch.zeros(3, 3, dtype=ctx.dtypes[2])
-        whole_view[:3] = torch.from_numpy(d_view)
-        whole_K[[0, 1, 0, 1], [0, 1, 2, 2]] = torch.from_numpy(d_lens).to(whole_K.dtype)
-        return *(torch.from_numpy(g).to(ctx.dtypes[0]) for g in slopes), whole_view, whole_K, None, None
+        whole_view, whole_K = np.zeros((4, 4), np.float32), np.zeros((3, 3), np.float32)
+        whole_view[:3] = d_view
+        whole_K[[0, 1, 0, 1], [0, 1, 2, 2]] = d_lens
+        return *(torch.from_numpy(g) for g in (*slopes, whole_view, whole_K)), None, None
 
 
 def rasterize(
@@ -145,14 +147,15 @@ class _Colours(torch.autograd.Function):
         given = _plain(coefficients), _plain(means), _plain(centre)
         colour = kernels.colours(degree, given[0], given[1], given[2])
         ctx.degree, ctx.given, ctx.colour = degree, given, colour
-        ctx.dtypes = coefficients.dtype, means.dtype, centre.dtype
         return torch.from_numpy(colour)
 
     @staticmethod
+    @once_differentiable
+    @threads.kernels_only()
     def backward(ctx: Any, d_colour: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
         coefficients, means, centre = ctx.given
         slopes = kernels.colour_slopes(ctx.degree, coefficients, means, centre, ctx.colour, _plain(d_colour))
-        return None, *(torch.from_numpy(g).to(dtype) for g, dtype in zip(slopes, ctx.dtypes, strict=True))
+        return None, *(torch.from_numpy(g) for g in slopes)
 
 
 def colours(degree: int, coefficients: Tensor, means: Tensor, viewmat: Tensor) -> Tensor:

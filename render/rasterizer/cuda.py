@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -36,16 +37,16 @@ def _without_gsplat() -> MissingDependencyError:
 
 
 def rasterization(
-    means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor, colors: Tensor, viewmats: Tensor, Ks: Tensor,
-    width: int, height: int, near_plane: float, far_plane: float, radius_clip: float, eps2d: float,
-    sh_degree: int | None, backgrounds: Tensor | None, render_mode: str, rasterize_mode: str,
+    given: Sequence[Tensor], width: int, height: int, near_plane: float, far_plane: float, radius_clip: float,
+    eps2d: float, sh_degree: int | None, backgrounds: Tensor | None, render_mode: str, rasterize_mode: str,
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:  # fmt: skip
-    """`render.rasterizer.api.rasterization` by gsplat; gives no gradient for `Ks`.
+    """`render.rasterizer.api.rasterization` by gsplat; `given` are its tensors; gives no gradient for `Ks`.
 
     Raises:
         InputError: the tensors are not on a CUDA device, or `Ks` wants a gradient.
         MissingDependencyError: gsplat is not installed.
     """
+    means, Ks = given[0], given[-1]
     if not means.is_cuda or not torch.cuda.is_available():
         raise InputError(
             "the cuda backend needs tensors on a GPU", found=f"tensors on {means.device}",
@@ -61,7 +62,7 @@ def rasterization(
     except ImportError as error:
         raise _without_gsplat() from error
     picture, alpha, meta = gsplat.rasterization(
-        means, quats, scales, opacities, colors, viewmats, Ks, width, height,
+        *given, width, height,
         near_plane=near_plane, far_plane=far_plane, radius_clip=radius_clip, eps2d=eps2d, sh_degree=sh_degree,
         packed=False, backgrounds=backgrounds, render_mode=render_mode, rasterize_mode=rasterize_mode,
     )  # fmt: skip

@@ -32,11 +32,27 @@ class Projected:
     kept: Tensor
 
 
+def without_broken(
+    means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The Gaussians `(..., n, ...)` with harmless ones that nobody sees in place of those that are not finite or have a
+    quaternion of 0. Before anything is computed of them, since a derivative of 0 times one that is NaN is NaN.
+    """
+    finite = [torch.isfinite(t).all(-1) for t in (means, quats, scales)]
+    good = finite[0] & finite[1] & finite[2] & torch.isfinite(opacities) & (quats.detach().norm(dim=-1) > 0)
+    return (
+        torch.where(good[..., None], means, 0.0),
+        torch.where(good[..., None], quats, quats.new_tensor([1.0, 0.0, 0.0, 0.0])),
+        torch.where(good[..., None], scales, 1.0),
+        torch.where(good, opacities, 0.0),
+    )
+
+
 def project(
     means: Tensor, quats: Tensor, scales: Tensor, viewmat: Tensor, K: Tensor, width: int, height: int,
     *, near: float, far: float, eps2d: float, antialiased: bool,
 ) -> Projected:  # fmt: skip
-    """Project Gaussians `(n, ...)` into one camera; those that are not kept get harmless numbers."""
+    """Project Gaussians `(n, ...)`, none of them broken; those that are not kept get harmless numbers."""
     p = means @ viewmat[:3, :3].transpose(0, 1) + viewmat[:3, 3]
     kept = (p[:, 2] > near) & (p[:, 2] < far) & torch.isfinite(p).all(-1)
     p = torch.where(kept[:, None], p, p.new_tensor([0.0, 0.0, 1.0]))
@@ -53,20 +69,25 @@ def project(
     )
     M = J @ viewmat[:3, :3] @ _rotation(quats) * scales[:, None, :]
     covariance = M @ M.transpose(-1, -2)
-    a, b, c = covariance[:, 0, 0], covariance[:, 0, 1], covariance[:, 1, 1]
-    det_sharp = (a * c - b * b).clamp_min(0.0)
-    a, c = a + eps2d, c + eps2d
-    det = a * c - b * b
+    det = _determinant(covariance.detach(), eps2d)
     kept = kept & (det > 0) & torch.isfinite(det)
-    det = torch.where(kept, det, torch.ones_like(det))
+    covariance = torch.where(kept[:, None, None], covariance, torch.eye(2, dtype=z.dtype, device=z.device))
+    det_sharp, det = _determinant(covariance, 0.0).clamp_min(0.0), _determinant(covariance, eps2d)
+    a, b, c = covariance[:, 0, 0] + eps2d, covariance[:, 0, 1], covariance[:, 1, 1] + eps2d
     conics = torch.stack([c, -b, a], -1) / det[:, None]
     ones = torch.ones_like(det)
-    compensations = torch.sqrt((det_sharp / det).clamp_min(0.0)) if antialiased else ones
+    share = det_sharp / det if antialiased else ones
+    compensations = torch.where(share > 0, torch.sqrt(torch.where(share > 0, share, ones)), 0.0)
     return Projected(torch.stack([fx * u + cx, fy * v + cy], -1), conics, z, compensations, kept)
 
 
+def _determinant(covariance: Tensor, blur: float) -> Tensor:
+    a, b, c = covariance[:, 0, 0] + blur, covariance[:, 0, 1], covariance[:, 1, 1] + blur
+    return a * c - b * b
+
+
 def _rotation(quats: Tensor) -> Tensor:
-    """Rotations `(n, 3, 3)` of quaternions wxyz that need not be unit; a quaternion of 0 gives NaN."""
+    """Rotations `(n, 3, 3)` of quaternions wxyz that need not be unit, but not 0."""
     w, x, y, z = (quats / quats.norm(dim=-1, keepdim=True)).unbind(-1)
     rows = [
         1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),

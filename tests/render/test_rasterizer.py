@@ -250,6 +250,51 @@ def test_what_cannot_be_seen_leaves_the_picture_and_gives_no_gradient(changed: d
         assert not given[key].grad.any(), key
 
 
+BROKEN = {
+    "no turn": ("quats", [0.0] * 4), "NaN turn": ("quats", [math.nan] * 4), "NaN mean": ("means", [math.nan, 0, 2]),
+    "far": ("means", [1e30] * 3), "far aside": ("means", [1e30, 0, 2]), "at the camera": ("means", [0.0, 0, 0]),
+    "NaN scale": ("scales", [math.nan] * 3), "infinite scale": ("scales", [math.inf] * 3),
+    "huge": ("scales", [1e30] * 3), "NaN opacity": ("opacities", math.nan),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+@pytest.mark.parametrize("rasterize_mode", ["classic", "antialiased"])
+@pytest.mark.parametrize("degree", [None, 1])
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_what_cannot_be_drawn_leaves_the_gradients_of_the_others(
+    broken: str, rasterize_mode: Any, degree: int | None, backend: Any
+) -> None:
+    key, value = BROKEN[broken]
+
+    def slopes(extra: bool) -> dict[str, Tensor]:
+        given = scene(60, torch.float32)
+        if degree is not None:
+            given["colors"] = torch.rand(60, 4, 3, generator=torch.Generator().manual_seed(2))
+        if extra:
+            given = {k: torch.cat([v, v[:1]]) if k not in ("viewmats", "Ks") else v for k, v in given.items()}
+            given[key][-1] = torch.tensor(value)
+        given = {k: v.requires_grad_() for k, v in given.items()}
+        options = {"rasterize_mode": rasterize_mode, "sh_degree": degree, "render_mode": "RGB+ED"}
+        picture, alpha, _ = render(given, **options, backend=backend)
+        (picture.square().sum() + alpha.sum()).backward()
+        return {k: v.grad for k, v in given.items() if v.grad is not None}
+
+    expected, found = slopes(False), slopes(True)
+    for name, slope in expected.items():
+        limit = 1e-5 * float(slope.abs().max())
+        torch.testing.assert_close(found[name][: len(slope)], slope, rtol=0, atol=limit, msg=name)
+        assert not found[name][len(slope) :].any(), name
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_a_point_has_finite_gradients_when_antialiased(backend: Any) -> None:
+    """Its compensation, the root of a ratio, is at 0."""
+    given = {k: v.requires_grad_() for k, v in one(scales=[[0.0] * 3]).items()}
+    render(given, rasterize_mode="antialiased", backend=backend)[0].sum().backward()
+    assert all(torch.isfinite(v.grad).all() for v in given.values() if v.grad is not None)
+
+
 @pytest.mark.parametrize("scale", [0.0, 1e-6, 1e6])
 def test_sizes_from_a_point_to_everything(scale: float) -> None:
     given = {k: v.requires_grad_() for k, v in one(scales=[[scale] * 3]).items()}
@@ -311,11 +356,89 @@ def test_the_order_of_gaussians_does_not_matter() -> None:
         ({}, {"camera_model": "fisheye"}, "does not support camera_model"),
         ({}, {"absgrad": True}, "does not support absgrad"),
         ({}, {"backend": "cuda"}, "needs tensors on a GPU"),
+        ({}, {"covars": torch.zeros(1, 3, 3)}, r"found: covars=Tensor of torch.float32 \(1, 3, 3\)"),
+        ({}, {"radial_coeffs": np.zeros(3)}, r"found: radial_coeffs=ndarray of float64 \(3,\)"),
+        ({}, {"sh_degree": 1.0}, "sh_degree is not an integer"),
+        ({"quats": None}, {}, "quats cannot be used"),
+        ({"means": np.zeros((1, 3), np.float32)}, {}, r"found: ndarray of float32 \(1, 3\)"),
+        ({"colors": torch.zeros(1, 3, dtype=torch.uint8)}, {}, "colors cannot be used"),
+        ({}, {"backgrounds": [0.0, 0.0, 0.0]}, "backgrounds cannot be used"),
+        ({"colors": torch.zeros(1, 3, device="meta")}, {}, "colors is on another device"),
+        ({"viewmats": torch.zeros(0, 4, 4), "Ks": torch.zeros(0, 3, 3)}, {}, "no cameras"),
+        ({"viewmats": math.nan * torch.eye(4)[None]}, {}, "viewmats is not finite"),
+        ({"Ks": math.inf * torch.ones(1, 3, 3)}, {}, "Ks is not finite"),
+        ({"Ks": torch.tensor([[[80.0, 2, 45], [0, 80, 35], [0, 0, 1]]])}, {}, "without skew"),
+        ({"Ks": torch.tensor([[[80.0, 0, 45], [0, 80, 35], [0, 0, 2]]])}, {}, "without skew"),
     ],
 )
 def test_arguments_that_do_not_fit(changed: dict[str, Tensor], options: dict[str, Any], says: str) -> None:
     with pytest.raises(InputError, match=says):
         render(one() | changed, **options)
+
+
+def test_tensors_that_are_on_no_cpu_do_not_fit_its_backend() -> None:
+    with pytest.raises(InputError, match="needs tensors on the CPU"):
+        render({k: v.to("meta") for k, v in one().items()})
+
+
+@pytest.mark.parametrize("size", [64.0, torch.tensor(64.0), "64", None])
+def test_sizes_that_are_not_integers_do_not_fit(size: Any) -> None:
+    with pytest.raises(InputError, match="width is not an integer"):
+        rasterization(**one(), width=size, height=48)
+    with pytest.raises(InputError, match="height is not an integer"):
+        rasterization(**one(), width=64, height=size)
+
+
+@pytest.mark.parametrize("size", [np.int64(WIDTH), torch.tensor(WIDTH)])
+def test_any_integer_is_a_size(size: Any) -> None:
+    torch.testing.assert_close(rasterization(**one(), width=size, height=HEIGHT)[0], render(one())[0], rtol=0, atol=0)
+
+
+def test_pictures_that_need_more_memory_than_there_is_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("render.rasterizer.api.memory_bytes", lambda: (16e9, 8e9))
+    with pytest.raises(InputError, match=r"a picture of 100000x100000 would need about 200 GB(.|\n)*8 GB available"):
+        rasterization(**one(), width=100_000, height=100_000)
+    many = one(viewmats=torch.eye(4).repeat(3, 1, 1).tolist(), Ks=one()["Ks"].repeat(3, 1, 1).tolist())
+    with pytest.raises(InputError, match=r"3 pictures of 10000x10000(.|\n)*fewer cameras"):
+        rasterization(**many, width=10_000, height=10_000)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("wide", ["means", "viewmats", "Ks", "colors", "opacities"])
+def test_dtypes_may_differ_and_gradients_have_those_of_their_tensors(backend: Any, wide: str) -> None:
+    given = {k: v.to(torch.float64 if k == wide else torch.float32).requires_grad_() for k, v in one().items()}
+    behind = torch.ones(1, 3, dtype=torch.float64)
+    picture, _, _ = render(given, backend=backend, backgrounds=behind)
+    assert picture.dtype == (torch.float64 if backend == "reference" and wide == "means" else torch.float32)
+    torch.testing.assert_close(picture.float(), render(one(), backgrounds=behind.float())[0], rtol=0, atol=1e-5)
+    picture.sum().backward()
+    assert all(v.grad.dtype == v.dtype for v in given.values())
+
+
+def test_a_second_derivative_is_refused() -> None:
+    given = {k: v.requires_grad_() for k, v in one().items()}
+    picture, _, _ = render(given)
+    (slope,) = torch.autograd.grad(picture.square().sum(), given["means"], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        slope.sum().backward()
+
+
+def test_torch_leaves_the_cores_to_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def watched(kernel: Any) -> Any:
+        return lambda *a: seen.append(torch.get_num_threads()) or kernel(*a)
+
+    for name in ("project", "unblend"):
+        monkeypatch.setattr(f"render.rasterizer.cpu.kernels.{name}", watched(getattr(cpu_kernels, name)))
+    known = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        render({k: v.requires_grad_() for k, v in one().items()})[0].sum().backward()
+        assert seen == [1, 1]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(known)
 
 
 def test_arguments_are_those_of_gsplat() -> None:
