@@ -150,10 +150,12 @@ def rasterization(  # noqa: D417 - those of gsplat that are not supported are no
     )  # fmt: skip
     with threads.kernels_only() if chosen == "cpu" else nullcontext():
         flat = [t.reshape(math.prod(batch), *t.shape[len(batch) :]) for t in tensors]
-        picture, alpha, info = _draw(flat, cameras, sh_degree, with_colour, view, chosen == "reference")
+        behind = None if backgrounds is None else backgrounds.reshape(math.prod(batch), cameras, -1)
+        picture, alpha, info = _draw(flat, behind, cameras, sh_degree, with_colour, view, chosen == "reference")
         shape = (*batch, cameras)
         picture, alpha = picture.unflatten(0, shape), alpha.unflatten(0, shape)
-        picture = _finish(picture, alpha, backgrounds if with_colour else None, render_mode)
+        if render_mode.endswith("ED"):
+            picture = torch.cat([picture[..., :-1], picture[..., -1:] / alpha.clamp_min(1e-10)], -1)
         return picture, alpha, {
             **{k: v.unflatten(0, shape) for k, v in info.items()},
             "width": width, "height": height, "n_cameras": cameras, "n_batches": math.prod(batch),
@@ -161,20 +163,23 @@ def rasterization(  # noqa: D417 - those of gsplat that are not supported are no
 
 
 def _draw(
-    flat: list[Tensor], cameras: int, sh_degree: int | None, with_colour: bool, view: View, slow: bool
-) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    flat: list[Tensor], backgrounds: Tensor | None, cameras: int, sh_degree: int | None, with_colour: bool, view: View,
+    slow: bool,
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:  # fmt: skip
     """Pictures `(b c, h, w, d)`, alpha `(b c, h, w, 1)` and meta of arguments with one batch dimension."""
     if slow:
         flat = [*reference.without_broken(*flat[:4]), *flat[4:]]
     paint, draw = (spherical_harmonics.colours, _draw_reference) if slow else (colours, _draw_cpu)
     per_camera = flat[4].dim() == (5 if sh_degree is not None else 4)
     pictures, alphas, metas = [], [], []
-    for m, q, s, o, colour, viewmats, Ks in zip(*flat, strict=True):
+    for b, (m, q, s, o, colour, viewmats, Ks) in enumerate(zip(*flat, strict=True)):
         for c in range(cameras):
             mine = colour[c] if per_camera else colour
             features = mine if sh_degree is None else paint(sh_degree, mine, m, viewmats[c])
             features = features if with_colour else features[:, :0]
-            picture, alpha, meta = draw(m, q, s, o, features, viewmats[c], Ks[c], view)
+            black = features.new_zeros(features.shape[-1])
+            behind = backgrounds[b, c] if backgrounds is not None and with_colour else black
+            picture, alpha, meta = draw(m, q, s, o, features, viewmats[c], Ks[c], behind, view)
             pictures.append(picture.movedim(-1, 0))  # as the kernels leave it: stacked without being turned
             alphas.append(alpha)
             metas.append(meta)
@@ -187,26 +192,11 @@ def _stacked(tensors: list[Tensor]) -> Tensor:
     return tensors[0][None] if len(tensors) == 1 else torch.stack(tensors)
 
 
-def _finish(picture: Tensor, alpha: Tensor, backgrounds: Tensor | None, mode: str) -> Tensor:
-    """Backgrounds behind the features; accumulated depth to expected depth."""
-    if backgrounds is None and not mode.endswith("ED"):
-        return picture
-    colour = picture if mode == "RGB" else picture[..., :-1]
-    if backgrounds is not None:
-        colour = colour + (1 - alpha) * backgrounds[..., None, None, :]
-    if mode == "RGB":
-        return colour
-    depth = picture[..., -1:]
-    if mode.endswith("ED"):
-        depth = depth / alpha.clamp_min(1e-10)
-    return torch.cat([colour, depth], -1)
-
-
 def _draw_cpu(
     means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor, features: Tensor, viewmat: Tensor, K: Tensor,
-    view: View,
+    behind: Tensor, view: View,
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:  # fmt: skip
-    picture, alpha, made = rasterize(means, quats, scales, opacities, features, viewmat, K, view)
+    picture, alpha, made = rasterize(means, quats, scales, opacities, features, viewmat, K, behind, view)
     found = {
         "means2d": made.mean, "conics": conics(made.shape), "depths": made.depth, "opacities": made.opacity,
         "radii": np.ceil(made.radius).astype(np.int32),
@@ -216,7 +206,7 @@ def _draw_cpu(
 
 def _draw_reference(
     means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor, features: Tensor, viewmat: Tensor, K: Tensor,
-    view: View,
+    behind: Tensor, view: View,
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:  # fmt: skip
     made = reference.project(
         means, quats, scales, viewmat, K, view.width, view.height,
@@ -236,6 +226,9 @@ def _draw_reference(
         reference.Projected(made.means2d, made.conics, made.depths, made.compensations, drawn),
         opacity, features, view.width, view.height,
     )  # fmt: skip
+    if view.depth_feature >= 0:
+        behind = torch.cat([behind, behind.new_zeros(1)])
+    picture = picture + (1 - alpha)[..., None] * behind
     return picture, alpha, {
         "means2d": made.means2d, "conics": made.conics, "depths": made.depths, "opacities": opacity,
         "radii": torch.where(drawn[:, None], radii, 0.0).ceil().int(),

@@ -97,11 +97,15 @@ class _Rasterize(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor, features: Tensor, viewmat: Tensor,
-        K: Tensor, view: View, meta: dict[str, Any],
+        K: Tensor, behind: Tensor, view: View, meta: dict[str, Any],
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         m, q, s, o, v, k = (_plain(t) for t in (means, quats, scales, opacities, viewmat, K))
         prepared = prepare(m, q, s, o, _plain(features), v, k, view)
-        picture, left = kernels.blend(prepared.records, prepared.entries, prepared.start, view.width, view.height)
+        padded = np.zeros(prepared.records.shape[1] - kernels.RECORD, np.float32)
+        padded[: len(behind)] = behind.detach().numpy()
+        picture, left = kernels.blend(
+            prepared.records, prepared.entries, prepared.start, view.width, view.height, padded
+        )
         meta["prepared"] = prepared
         ctx.view, ctx.given, ctx.prepared = view, (m, q, s, o, v, k), prepared
         ctx.picture, ctx.left, ctx.count = picture, left, features.shape[1] + (view.depth_feature >= 0)
@@ -125,19 +129,21 @@ class _Rasterize(torch.autograd.Function):
             means, quats, scales, opacities, viewmat, K, view.width, view.height, F(view.eps2d), view.antialiased,
             prepared.opacity, prepared.rank, sums, view.depth_feature, count - (view.depth_feature >= 0),
         )  # fmt: skip
+        d_behind = (slope[:count] * ctx.left).sum((1, 2)) if ctx.needs_input_grad[7] else np.zeros(count, np.float32)
+        d_behind = d_behind[: count - (view.depth_feature >= 0)]
         whole_view, whole_K = np.zeros((4, 4), np.float32), np.zeros((3, 3), np.float32)
         whole_view[:3] = d_view
         whole_K[[0, 1, 0, 1], [0, 1, 2, 2]] = d_lens
-        return *(torch.from_numpy(g) for g in (*slopes, whole_view, whole_K)), None, None
+        return *(torch.from_numpy(g) for g in (*slopes, whole_view, whole_K, d_behind)), None, None
 
 
 def rasterize(
     means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor, features: Tensor, viewmat: Tensor, K: Tensor,
-    view: View,
+    behind: Tensor, view: View,
 ) -> tuple[Tensor, Tensor, Prepared]:  # fmt: skip
-    """Features (and depth) `(h, w, d)` of one camera without a background, alpha `(h, w)`, and what was projected."""
+    """Features before `behind` (and depth) `(h, w, d)` of one camera, alpha `(h, w)`, and what was projected."""
     meta: dict[str, Any] = {}
-    picture, alpha = _Rasterize.apply(means, quats, scales, opacities, features, viewmat, K, view, meta)  # pyright: ignore
+    picture, alpha = _Rasterize.apply(means, quats, scales, opacities, features, viewmat, K, behind, view, meta)  # pyright: ignore
     return picture.movedim(0, -1), alpha, meta["prepared"]
 
 

@@ -442,6 +442,13 @@ def _copy(source, n, out):
 
 
 @numba.njit(**fast)
+def _copy_before(source, left, behind, n, out):
+    """A feature of pixels before a background."""
+    for i in range(n):
+        out[i] = source[i] + abs(left[i]) * behind
+
+
+@numba.njit(**fast)
 def _copy_size(source, n, out):
     for i in range(n):
         out[i] = abs(source[i])
@@ -495,8 +502,9 @@ def _blend_tile(v, batch, records, entries, row):
 
 
 @numba.njit(parallel=True, **fast)
-def blend(records, entries, start, width, height):
-    """Pictures of features (d, h, w) without a background, and what is left of the light (h, w).
+def blend(records, entries, start, width, height, behind):
+    """Pictures of features (d, h, w) before a background of the features `behind` (d,), and what is left of the light
+    (h, w).
 
     `records` as of `arrange`, with d = 3 or a multiple of GROUP.
     """
@@ -509,15 +517,18 @@ def blend(records, entries, start, width, height):
         v, batch = np.zeros(FEATURES + d * PIXELS, np.float32), np.zeros((BATCH, RECORD + d), np.float32)
         for column in range(first_column, min(first_column + STRIP, across)):
             tile = row * across + column
+            n, beside = min(TILE, width - column * TILE), column * TILE
             if start[tile] == start[tile + 1]:
+                for k in range(d):
+                    picture[k, row * TILE : (row + 1) * TILE, beside : beside + n] = behind[k]
                 continue
             _place(v, row, column)
             _blend_tile(v, batch, records, entries[start[tile] : start[tile + 1]], row)
             for y in range(min(TILE, height - row * TILE)):
-                n, above, beside = min(TILE, width - column * TILE), row * TILE + y, column * TILE
-                _copy_size(v[y * TILE :], n, left[above, beside:])
+                above, light = row * TILE + y, v[y * TILE :]
+                _copy_size(light, n, left[above, beside:])
                 for k in range(d):
-                    _copy(v[FEATURES + k * PIXELS + y * TILE :], n, picture[k, above, beside:])
+                    _copy_before(v[FEATURES + k * PIXELS + y * TILE :], light, behind[k], n, picture[k, above, beside:])
     return picture, left
 
 
@@ -667,7 +678,10 @@ def _unblend_tile(v, batch, records, entries, row, column, rows):
 
 @numba.njit(parallel=True, **fast)
 def unblend(records, entries, start, picture, left, d_picture, d_alpha, width, height):
-    """Derivatives per slot (m, GRADIENTS + d) from those of picture and alpha; slots that add nothing are 0."""
+    """Derivatives per slot (m, GRADIENTS + d) from those of picture and alpha; slots that add nothing are 0.
+
+    A background is what comes last, so that `picture` with it is all that they need to know of it.
+    """
     d = records.shape[1] - RECORD
     across, down = (width + TILE - 1) // TILE, (height + TILE - 1) // TILE
     rows = np.zeros((len(entries), GRADIENTS + d), np.float32)

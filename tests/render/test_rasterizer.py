@@ -90,6 +90,26 @@ def test_a_fast_rasteriser_is_the_reference(mode: str, rasterize_mode: str, back
     assert_alike(options, backend=backend)
 
 
+@pytest.mark.parametrize("mode", ["RGB", "RGB+ED", "D"])
+@pytest.mark.parametrize("channels", [3, 5])
+def test_a_background_lies_behind_with_its_gradient(channels: int, mode: str) -> None:
+    """Colour plus what is left of the light times the background, also where no Gaussian is; not behind the depth."""
+    s = scene(40, torch.float32) | {"colors": torch.rand(40, channels)}
+    behind = torch.rand(2, channels, requires_grad=True)
+    picture, alpha, _ = render(s, backgrounds=behind, render_mode=mode)
+    plain, same, _ = render(s, render_mode=mode)
+    n = 0 if mode == "D" else channels
+    assert torch.equal(alpha, same)
+    assert bool((alpha == 0).any())
+    expected = plain[..., :n] + (1 - alpha) * behind[:, None, None, :n]
+    torch.testing.assert_close(picture[..., :n], expected, atol=1e-6, rtol=0)
+    assert torch.equal(picture[..., n:], plain[..., n:])
+    if n:
+        weights = torch.rand_like(expected)
+        found, wanted = (torch.autograd.grad((p * weights).sum(), behind)[0] for p in (picture[..., :n], expected))
+        torch.testing.assert_close(found, wanted)
+
+
 @pytest.mark.parametrize("channels", [1, 2, 4, 5, 9])
 @FAST
 def test_any_number_of_features(channels: int, backend: str) -> None:
