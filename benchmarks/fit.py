@@ -4,7 +4,7 @@
 
 Cameras and depth come from `geo4d reconstruct` on all photos, as is the custom of the field; colours and losses from
 the training photos only. Every 8th photo (0, 8, 16, ... of the sorted names) is held out. The time is that of the whole
-command `geo4d fit`, with loading, without the scores at the end.
+command `geo4d fit`, with loading, without the scores at the end. Results of sets that are not chosen stay.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, SOURCES, data_dir, sha256, write_result
+from common import RESULTS, ROOT, SOURCES, commit, data_dir, sha256, write_result
 
 GEO4D = [sys.executable, "-m", "geo4d.cli"]
 RUNS: dict[str, list[dict[str, Any]]] = {
@@ -53,9 +53,14 @@ def fit(scene: Path, minutes: float, max_gaussians: int = 100_000) -> dict[str, 
     return {"minutes": minutes, **{k: m[k] for k in keys}, "held_out": len(m["test"]), "images": m["images"]}
 
 
+def measured_before() -> dict[str, Any]:
+    """Results of the sets so far, each with the commit that it is of."""
+    path = RESULTS / "fit.json"
+    return json.loads(path.read_text())["sets"] if path.exists() else {}
+
+
 def main() -> None:
-    chosen = sys.argv[1:] or list(RUNS)
-    sets: dict[str, Any] = {}
+    chosen, sets = sys.argv[1:] or list(RUNS), measured_before()
     for name in chosen:
         folder = data_dir(name)
         if folder is None:
@@ -68,10 +73,10 @@ def main() -> None:
             fits = [fit(scene, **run) for run in RUNS[name]]
             if name == "fox":
                 fits.append(fit(scene, **MEMORY))
-        sets[name] = {"source": SOURCES[name], "sha256": sha256(folder), "fits": fits}
+        sets[name] = {"source": SOURCES[name], "sha256": sha256(folder), "commit": commit(), "fits": fits}
         for result in fits:
             print(name, {k: v for k, v in result.items() if k != "images"}, flush=True)
-    print(write_result("fit", {"sets": sets}))
+        print(write_result("fit", {"sets": {k: sets[k] for k in RUNS if k in sets}}), flush=True)
 
 
 if __name__ == "__main__":
