@@ -520,7 +520,8 @@ def blend(records, entries, start, width, height, behind):
             n, beside = min(TILE, width - column * TILE), column * TILE
             if start[tile] == start[tile + 1]:
                 for k in range(d):
-                    picture[k, row * TILE : (row + 1) * TILE, beside : beside + n] = behind[k]
+                    if behind[k] != F(0.0):
+                        picture[k, row * TILE : (row + 1) * TILE, beside : beside + n] = behind[k]
                 continue
             _place(v, row, column)
             _blend_tile(v, batch, records, entries[start[tile] : start[tile + 1]], row)
@@ -528,7 +529,11 @@ def blend(records, entries, start, width, height, behind):
                 above, light = row * TILE + y, v[y * TILE :]
                 _copy_size(light, n, left[above, beside:])
                 for k in range(d):
-                    _copy_before(v[FEATURES + k * PIXELS + y * TILE :], light, behind[k], n, picture[k, above, beside:])
+                    feature, out = v[FEATURES + k * PIXELS + y * TILE :], picture[k, above, beside:]
+                    if behind[k] == F(0.0):
+                        _copy(feature, n, out)
+                    else:
+                        _copy_before(feature, light, behind[k], n, out)
     return picture, left
 
 
