@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ FORMAT, VERSION = "geo4d-fit", 2
 ENDS = ("steps", "time_budget_s")
 """Options that may differ when a fit goes on."""
 PER_PHOTO = ("mean_square", "at_first")
+_FINGERPRINTS: WeakKeyDictionary[Fitter, str] = WeakKeyDictionary()
 NUMBERS = ("order", "steps", "rate", "rollbacks", "division", "history")
 
 
@@ -49,7 +51,7 @@ def save_checkpoint(path: Path, fitter: Fitter) -> None:
         arrays[key] = state[key].numpy()
     header = {
         "format": FORMAT, "version": VERSION, "seconds": fitter.seconds, "first": fitter.first,
-        "run": _fingerprint(fitter.scene, fitter.options), "state": numbers,
+        "run": _fingerprint(fitter), "state": numbers,
     }  # fmt: skip
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, header=np.array(json.dumps(atomic.to_json(header))), **arrays)
@@ -77,7 +79,7 @@ def load_checkpoint(path: Path, fitter: Fitter) -> None:
             "cannot go on with the fit", found=f"{path}: {reason}", accepted="what an interrupted `geo4d fit` left",
             hint="begin again: --overwrite instead of --resume",
         ) from error  # fmt: skip
-    if run != _fingerprint(fitter.scene, fitter.options):
+    if run != _fingerprint(fitter):
         raise InputError(
             "cannot go on with the fit", found=f"{path} is of another scene, or was made with other options",
             accepted="the same command with --resume; only --minutes and --steps may differ",
@@ -117,8 +119,14 @@ def _check(state: Mapping[str, Any]) -> None:
             raise ValueError(f"{len(value)} {name} of {rows} Gaussians")
 
 
-def _fingerprint(scene: Scene, options: FitOptions) -> str:
-    """Of what must be the same for a fit to go on."""
+def _fingerprint(fitter: Fitter) -> str:
+    """Of what must be the same for a fit to go on; worked out once, since it reads all photos."""
+    if fitter not in _FINGERPRINTS:
+        _FINGERPRINTS[fitter] = _fingerprint_of(fitter.scene, fitter.options)
+    return _FINGERPRINTS[fitter]
+
+
+def _fingerprint_of(scene: Scene, options: FitOptions) -> str:
     chosen = {k: v for k, v in asdict(options).items() if k not in ENDS}
     photos = [
         (f.name, _checksum(f.read), _checksum(f.read_mask), c.hw, c.K.tolist(), c.world_from_cam.tolist())

@@ -64,9 +64,7 @@ def initial_gaussians(
 def _sparse(scene: Scene, chosen: Sequence[int], count: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
     """At most `count` points of tracks that the chosen photos see: positions, colours, normals (unknown)."""
     seen = torch.isin(scene.observations.frame_id, torch.tensor(list(chosen), dtype=torch.int64))
-    index = scene.observations.track_id[seen].unique().numpy()
-    if len(index) > count:
-        index = np.sort(rng.choice(index, count, replace=False))
+    index = _drawn(scene.observations.track_id[seen].unique().numpy(), count, rng)
     position = scene.observations.p_world.numpy()[index]
     return position, scene.observations.rgb.numpy()[index], np.full_like(position, np.nan)
 
@@ -74,10 +72,15 @@ def _sparse(scene: Scene, chosen: Sequence[int], count: int, rng: np.random.Gene
 def _cloud(scene: Scene, count: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
     """At most `count` points of the scene's point cloud: positions, colours, normals (NaN where unknown)."""
     points = scene.points
-    index = np.arange(len(points.p_world))
-    if len(index) > count:
-        index = np.sort(rng.choice(index, count, replace=False))
+    index = _drawn(np.arange(len(points.p_world)), count, rng)
     return tuple(t.numpy()[index] for t in (points.p_world, points.rgb, points.normal_world.double()))
+
+
+def _drawn(index: np.ndarray, count: int, rng: np.random.Generator, weight: np.ndarray | None = None) -> np.ndarray:
+    """At most `count` of some indices, in order."""
+    if len(index) <= count:
+        return index
+    return np.sort(rng.choice(index, count, replace=False, p=None if weight is None else weight / weight.sum()))
 
 
 def _surface(scene: Scene, i: int, count: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
@@ -90,8 +93,7 @@ def _surface(scene: Scene, i: int, count: int, rng: np.random.Generator) -> tupl
     index = np.flatnonzero(usable.numpy())
     # What was measured is drawn more often than what was guessed.
     weight = np.where(known.numpy().reshape(-1)[index], 1.0, GUESSED)
-    if len(index) > count:
-        index = np.sort(rng.choice(index, count, replace=False, p=weight / weight.sum()))
+    index = _drawn(index, count, rng, weight)
     rgb = pictures.resize(frame.read(), hw).astype(np.float32) / np.float32(255)
     normal = normals_from_depth(torch.where(known, depth, torch.nan), camera).double()
     return tuple(a.reshape(-1, 3)[index] for a in (position.numpy(), rgb, normal.numpy()))

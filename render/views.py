@@ -15,7 +15,7 @@ from torch import Tensor
 
 from geo4d.core import geometry, threads
 from geo4d.core.errors import InputError
-from geo4d.core.memory import memory_bytes
+from geo4d.core.memory import refuse_pictures_beyond_memory
 from geo4d.core.types import Buffers, Camera, Gaussians
 from render.rasterizer import cpu, spherical_harmonics
 from render.rasterizer.api import Backend, rasterization
@@ -417,11 +417,5 @@ def rendering_bytes(hw: tuple[int, int], buffers: Sequence[str], kept: int = 0) 
 
 def _check_memory(hw: tuple[int, int], buffers: Sequence[str], kept: int) -> None:
     """Refuse pictures that do not fit, instead of being killed on the way; `kept` cameras are held at the end."""
-    needed, available = rendering_bytes(hw, buffers, kept), memory_bytes()[1]
-    if available is not None and needed > available:
-        many = f"{kept} pictures" if kept > 1 else "a picture"
-        raise InputError(
-            f"{many} of {hw[1]}x{hw[0]} would need about {needed / 1e9:.3g} GB of memory",
-            found=f"{available / 1e9:.3g} GB available",
-            hint="render smaller pictures" + (", or one at a time with iterate_views" if kept > 1 else ""),
-        )
+    needed = rendering_bytes(hw, buffers, kept)
+    refuse_pictures_beyond_memory(hw, kept, needed, fewer=", or one at a time with iterate_views")

@@ -7,6 +7,8 @@ import re
 import sys
 from pathlib import Path
 
+from geo4d.core.errors import InputError
+
 CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -17,6 +19,18 @@ def memory_bytes() -> tuple[float | None, float | None]:
     if total is not None and limit is not None and limit < total:
         total, free = limit, min(free or limit, limit - (used or 0))
     return total, free
+
+
+def refuse_pictures_beyond_memory(hw: tuple[int, int], count: int, needed: float, *, fewer: str) -> None:
+    """Raise `InputError` where `count` pictures need more bytes than are available; `fewer` ends the hint for many."""
+    available = memory_bytes()[1]
+    if available is not None and needed > available:
+        many = f"{count} pictures" if count > 1 else "a picture"
+        raise InputError(
+            f"{many} of {hw[1]}x{hw[0]} would need about {needed / 1e9:.3g} GB of memory",
+            found=f"{available / 1e9:.3g} GB available",
+            hint="render smaller pictures" + (fewer if count > 1 else ""),
+        )
 
 
 def _system_memory() -> tuple[float | None, float | None]:

@@ -23,6 +23,8 @@ from geo4d.evaluation.view_scores import mean_scores, render_like, score_view
 from geo4d.evaluation.views_page import Comparison, write_views_page
 from render.photos import Photo, Photos
 
+METRICS = "metrics.json"
+"""Of a scene folder that was fitted."""
 LONG_SIDE = 960
 LARGEST_ERROR = 0.25
 """Difference of colours, of 1, that the error maps show as the strongest."""
@@ -103,7 +105,7 @@ def fit_metrics(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: it cannot be read, or `test` or `options` are not what `geo4d fit` writes.
     """
-    path = folder / "metrics.json"
+    path = folder / METRICS
     if not path.is_file():
         return {}
     content = atomic.read_json(path, "the metrics of a fit")

@@ -24,10 +24,11 @@ from geo4d.core.progress import Progress
 from geo4d.core.types import Scene
 from geo4d.evaluation import lpips
 from geo4d.evaluation.view_scores import score_views
+from geo4d.evaluation.views import METRICS
 from render.checkpoint import load_checkpoint, save_checkpoint
 from render.fitting import SNAPSHOT_EVERY, Fit, FitOptions, Fitter
 
-METRICS, CHECKPOINT = "metrics.json", "fit.checkpoint.npz"
+CHECKPOINT = "fit.checkpoint.npz"
 CHECKPOINT_EVERY_S = 60.0
 TRAIN_SHOWN = 8
 """Training photos that are scored too, to compare with the held-out ones."""

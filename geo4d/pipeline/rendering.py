@@ -20,7 +20,7 @@ from geo4d.core.io.nerfstudio import write_transforms
 from geo4d.core.io.scene import command_line, load_scene, package_version
 from geo4d.core.progress import Progress
 from geo4d.core.types import Camera, Gaussians, Scene, stack_cameras
-from geo4d.evaluation.views import choose, fit_metrics
+from geo4d.evaluation.views import METRICS, choose, fit_metrics
 from render import trajectories
 from render.rasterizer.cuda import choose_device
 from render.views import iterate_views, rendering_bytes, single_cameras
@@ -190,7 +190,7 @@ def _held_out(folder: Path, scene: Scene, options: RenderOptions, progress: Prog
     if every is None and not fitted.get("test"):
         if "test" in fitted:
             raise InputError(
-                "the fit held out no photos", found=f"none in {folder / 'metrics.json'}",
+                "the fit held out no photos", found=f"none in {folder / METRICS}",
                 hint=f"--holdout {HOLDOUT} renders every {HOLDOUT}th, which the fit has seen",
             )  # fmt: skip
         progress.note(f"nothing says which photos were held out: every {HOLDOUT}th, as geo4d fit does")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from geo4d.core import threads
 from geo4d.core.errors import InputError
-from geo4d.core.memory import memory_bytes
+from geo4d.core.memory import refuse_pictures_beyond_memory
 from render.rasterizer import reference, spherical_harmonics
 from render.rasterizer.cpu import View, colours, conics, rasterize
 
@@ -308,14 +308,8 @@ def _check_cameras(viewmats: np.ndarray, Ks: np.ndarray) -> None:
 
 def _check_memory(width: int, height: int, count: int, per_pixel: int) -> None:
     needed = width * height * count * per_pixel
-    available = memory_bytes()[1] if needed > _LITTLE else None
-    if available is not None and needed > available:
-        many = f"{count} pictures" if count > 1 else "a picture"
-        raise InputError(
-            f"{many} of {width}x{height} would need about {needed / 1e9:.3g} GB of memory",
-            found=f"{available / 1e9:.3g} GB available",
-            hint="render smaller pictures" + (" or fewer cameras at a time" if count > 1 else ""),
-        )
+    if needed > _LITTLE:
+        refuse_pictures_beyond_memory((height, width), count, needed, fewer=" or fewer cameras at a time")
 
 
 def _check_shapes(

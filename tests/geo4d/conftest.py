@@ -7,6 +7,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+
+from geo4d.core.types import Gaussians
+
+
+@pytest.fixture
+def gaussians() -> Gaussians:
+    """Fifty small ones of colours by direction of degree 1."""
+    g = torch.Generator().manual_seed(0)
+    return Gaussians(
+        torch.rand(50, 3, generator=g), torch.tensor([[1.0, 0, 0, 0]]).repeat(50, 1), torch.full((50, 3), 0.01),
+        torch.full((50,), 0.5), torch.rand(50, 4, 3, generator=g),
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -16,12 +29,11 @@ def photographed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Photo 4 has a mask that hides a painted rectangle; objects 1 and 2 lie on the background 0.
     """
     import numpy as np
-    import torch
 
     from geo4d.core import procedural
     from geo4d.core.io.gaussians import write_gaussians
     from geo4d.core.io.scene import save_scene
-    from geo4d.core.types import Camera, Frame, Frames, Gaussians, Observations, PointCloud, Scale, Scene
+    from geo4d.core.types import Camera, Frame, Frames, Observations, PointCloud, Scale, Scene
     from render import render_views
 
     folder = tmp_path_factory.mktemp("photographed") / "scene"

@@ -21,15 +21,6 @@ from render.player import write_player
 Z_UP = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)
 
 
-@pytest.fixture
-def gaussians() -> Gaussians:
-    g = torch.Generator().manual_seed(0)
-    return Gaussians(
-        torch.rand(50, 3, generator=g), torch.tensor([[1.0, 0, 0, 0]]).repeat(50, 1), torch.full((50, 3), 0.01),
-        torch.full((50,), 0.5), torch.rand(50, 4, 3, generator=g),
-    )  # fmt: skip
-
-
 def turn_of(path: Path) -> list[float]:
     """Rotation (x, y, z, w) of the node of a .glb."""
     data = path.read_bytes()

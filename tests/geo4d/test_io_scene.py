@@ -659,15 +659,6 @@ def test_exports_open_elsewhere(scene: Scene, tmp_path: Path) -> None:
         export_scene(scene, "usdz", tmp_path / "x")
 
 
-@pytest.fixture(scope="module")
-def gaussians() -> Gaussians:
-    g = torch.Generator().manual_seed(0)
-    return Gaussians(
-        torch.rand(50, 3, generator=g), torch.tensor([[1.0, 0, 0, 0]]).repeat(50, 1), torch.full((50, 3), 0.01),
-        torch.full((50,), 0.5), torch.rand(50, 4, 3, generator=g),
-    )  # fmt: skip
-
-
 def test_exports_of_gaussians(scene: Scene, gaussians: Gaussians, tmp_path: Path) -> None:
     export_scene(scene, "ply", tmp_path / "a.ply", gaussians=gaussians)
     same(read_gaussians(tmp_path / "a.ply").means, gaussians.means)

@@ -415,7 +415,7 @@ def test_any_integer_is_a_size(size: Any) -> None:
 
 
 def test_pictures_that_need_more_memory_than_there_is_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("render.rasterizer.api.memory_bytes", lambda: (16e9, 8e9))
+    monkeypatch.setattr("geo4d.core.memory.memory_bytes", lambda: (16e9, 8e9))
     with pytest.raises(InputError, match=r"a picture of 100000x100000 would need about 200 GB(.|\n)*8 GB available"):
         rasterization(**one(), width=100_000, height=100_000)
     many = one(viewmats=torch.eye(4).repeat(3, 1, 1).tolist(), Ks=one()["Ks"].repeat(3, 1, 1).tolist())

@@ -271,7 +271,7 @@ def test_a_thousand_views_come_one_at_a_time_where_they_do_not_fit_together(monk
     one = camera()
     cameras = Camera(one.K.expand(1000, 3, 3), one.world_from_cam.expand(1000, 4, 4), HW)
     gaussians, _ = plane(0.3, 0)
-    monkeypatch.setattr("render.views.memory_bytes", lambda: (1e9, 1e8))
+    monkeypatch.setattr("geo4d.core.memory.memory_bytes", lambda: (1e9, 1e8))
     with pytest.raises(InputError, match="iterate_views"):
         render_views(gaussians, cameras)
     views = iterate_views(gaussians, cameras)
@@ -312,14 +312,14 @@ def test_a_gpu_sees_the_same() -> None:
 
 def test_huge_pictures_are_refused_with_an_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
     gaussians, _ = plane(0.3, 0)
-    monkeypatch.setattr("render.views.memory_bytes", lambda: (16e9, 6e9))
+    monkeypatch.setattr("geo4d.core.memory.memory_bytes", lambda: (16e9, 6e9))
     with pytest.raises(InputError) as error:
         render_views(gaussians, camera((10_000, 10_000)))
     assert str(error.value) == (
         "a picture of 10000x10000 would need about 10 GB of memory\n  found: 6 GB available\n"
         "  next: render smaller pictures"
     )
-    monkeypatch.setattr("render.views.memory_bytes", lambda: (None, None))  # nothing known: nothing refused
+    monkeypatch.setattr("geo4d.core.memory.memory_bytes", lambda: (None, None))  # nothing known: nothing refused
     render_views(gaussians, camera((8, 8)))
 
 
