@@ -1,0 +1,1 @@
+"""Feed-forward networks that give cameras and depth for several views in one pass."""

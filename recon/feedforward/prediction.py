@@ -1,0 +1,51 @@
+"""What a feed-forward network says of several pictures, in terms of the stored pictures."""
+
+# No `from __future__ import annotations`: annotations stay live objects, so that jaxtyping can check them in tests.
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from geo4d.core.progress import Progress
+from geo4d.core.types import Camera, Frames, Observations
+from recon.options import ReconstructOptions
+from recon.priors import Priors
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """Cameras, depth and confidence of every frame, as a network sees them; one entry per frame, in their order.
+
+    All are in one world of the network's choosing, and relative unless `metric`.
+    """
+
+    camera: tuple[Camera, ...]
+    """K of the stored upright picture, whatever size the network worked at; no distortion."""
+    depth: tuple[Tensor | None, ...]
+    """Float32 `(h, w)` z-depth in units of the poses, NaN = unknown. It covers the stored picture, resized."""
+    confidence: tuple[Tensor | None, ...]
+    """Float32 `(h, w)` in [0, 1], of the depth's size."""
+    observations: Observations | None = None
+    """Tracks, where the network has a track head; `uv_px` are pixels of the stored pictures."""
+    metric: bool = False
+    rotation_std_rad: float = 0.05
+    """How far off the rotations may be."""
+    position_relative_std: float = 0.1
+    """How far off the camera centres may be, as a share of the median depth."""
+    focal_relative_std: float = 0.1
+    depth_relative_std: float = 0.1
+    facts: dict[str, Any] = field(default_factory=dict)
+    """Of the network and its run, for the report: backend, weights, size in pixels, seconds."""
+
+    @property
+    def median_depth(self) -> float:
+        """Median over all pixels of all frames that have depth; 1 where none has."""
+        known = [d[torch.isfinite(d)] for d in self.depth if d is not None]
+        values = torch.cat(known) if known else torch.zeros(0)
+        return float(values.median()) if len(values) else 1.0
+
+
+Predict = Callable[[Frames, Priors, ReconstructOptions, Progress], Prediction]
+"""Type of a network back end: `(frames, priors, options, progress) -> Prediction`; priors are matched to the frames."""
