@@ -17,12 +17,12 @@ from cameras import SETS, SUFFIXES, ours, score
 from common import data_dir, run_isolated, write_result
 
 from geo4d.evaluation.references import match_names, read_reference_poses
-from recon import intrinsics, sfm, tracks
+from recon import adjustment, intrinsics, tracks
 
 PARTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "all": lambda: patch.object(intrinsics, "SYSTEMATIC", intrinsics.SYSTEMATIC),
     "keypoints not aligned by grey values": lambda: patch.object(
-        sfm, "_sharpen", lambda run, state, known, found, frame: (state, {})
+        adjustment, "_sharpen", lambda run, state, known, found, frame: (state, {})
     ),
     "tracks not completed": lambda: patch.object(tracks, "complete", lambda state, *args, **kwargs: state),
     "principal point in the middle": lambda: patch.object(intrinsics, "CENTRE_STD", 1e-5),
