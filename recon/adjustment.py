@@ -44,14 +44,35 @@ class Refined:
     """Where the camera stands beside the sensor whose poses were given; None where that was not asked for."""
 
 
-def adjusted(run: Run, found: Sequence[Features], model: pycolmap.Reconstruction, facts: Mapping[str, Any]) -> Refined:
-    """Tracks completed and adjusted in turn, then with sharper keypoints; the covariance of the result."""
-    offset: dict[str, Any] | None = None
+def triangulated(run: Run, found: Sequence[Features], model: pycolmap.Reconstruction) -> tuple[Tracks, np.ndarray]:
+    """Tracks of a mapper's model, triangulated from the verified matches in `run.work`; image k is frame `frame[k]`."""
     frame = np.array(sorted(i - 1 for i in model.reg_image_ids()))
+    keypoints = run.sensors.keypoints(found)
+    with run.progress.stage("triangulation"):
+        run.sensors.to_opencv(model)
+        model = mapping.triangulate(run.work / "database.db", model, run.work, seed=run.options.seed)
+        kinds, lens = run.sensors.start(model)
+        mine = [keypoints[i].astype(np.float64) for i in frame]
+        state = tracks.from_colmap(model, [int(i) + 1 for i in frame], run.sensors.of_frame[frame], lens, kinds, mine)
+    return replace(state, problem=replace(state.problem, sigma_px=state.problem.sigma_px * run.sensors.unit)), frame
+
+
+def adjusted(
+    run: Run, found: Sequence[Features], state: Tracks, frame: np.ndarray, facts: Mapping[str, Any]
+) -> Refined:
+    """Tracks completed and adjusted in turn, then with sharper keypoints; the covariance of the result.
+
+    Args:
+        run: what every stage needs.
+        found: features of every frame.
+        state: tracks whose errors are a few pixels at most; image k is frame `frame[k]`.
+        frame: (n,) indices of the frames that have a camera.
+        facts: evidence, for the error that is raised where too few points are left.
+    """
+    offset: dict[str, Any] | None = None
     some = [found[i] for i in frame]
     keypoints = [k.astype(np.float64) for k in run.sensors.keypoints(found)]
     with run.progress.stage("adjustment"):
-        state = _triangulated(run, model, frame, keypoints)
         _check_points(run, state, facts)
         known = _bundle_priors(run, frame, state)
         state, known = _placed(run, state, known, frame)
@@ -122,17 +143,6 @@ def _released(
         "turn_deg": Rotation.from_matrix(offset[:, :3].T).as_rotvec(degrees=True).tolist(),
     }
     return replace(known, pose=beside), facts
-
-
-def _triangulated(
-    run: Run, model: pycolmap.Reconstruction, frame: np.ndarray, keypoints: Sequence[np.ndarray]
-) -> Tracks:
-    run.sensors.to_opencv(model)
-    model = mapping.triangulate(run.work / "database.db", model, run.work, seed=run.options.seed)
-    kinds, lens = run.sensors.start(model)
-    mine = [keypoints[i] for i in frame]
-    state = tracks.from_colmap(model, [int(i) + 1 for i in frame], run.sensors.of_frame[frame], lens, kinds, mine)
-    return replace(state, problem=replace(state.problem, sigma_px=state.problem.sigma_px * run.sensors.unit))
 
 
 def _check_points(run: Run, state: Tracks, facts: Mapping[str, Any]) -> None:

@@ -298,7 +298,7 @@ def _together(problem: Problem, priors: Priors) -> np.ndarray:
     shift = pose_offset(problem, priors)[:, 3]
     for i in held:
         out[6 * i : 6 * i + 6, :6] = np.eye(6)
-        out[6 * i + 3 : 6 * i + 6, :3] = -_cross(problem.cam_from_world[i, :, 3] - shift)
+        out[6 * i + 3 : 6 * i + 6, :3] = -cross(problem.cam_from_world[i, :, 3] - shift)
     return out
 
 
@@ -413,7 +413,7 @@ def _pose_prior(pose: np.ndarray, priors: Priors, i: int) -> tuple[np.ndarray, n
     known = (std > 0) & np.isfinite(std)
     if known.any():
         centre, goal = -R.T @ t, -priors.pose[i][:, :3].T @ priors.pose[i][:, 3]
-        jacobian = np.concatenate([-R.T @ _cross(t), -R.T], 1)
+        jacobian = np.concatenate([-R.T @ cross(t), -R.T], 1)
         rows.append((jacobian / std[:, None])[known])
         residuals.append(((centre - goal) / std)[known])
     return np.concatenate(rows), np.concatenate(residuals)
@@ -549,7 +549,7 @@ def _gauge_directions(problem: Problem) -> np.ndarray:
         out[at + 3 : at + 6, 0:3] = -R[i]
         out[at : at + 3, 3:6] = -R[i]
         # A point p becomes m + exp(w)(p - m) while R p + t stays: t' = t + R m - R exp(-w) m, exp(-w) m = m + [m] w.
-        out[at + 3 : at + 6, 3:6] = -R[i] @ _cross(middle)
+        out[at + 3 : at + 6, 3:6] = -R[i] @ cross(middle)
         out[at + 3 : at + 6, 6] = t[i] + R[i] @ middle
     return out
 
@@ -564,7 +564,8 @@ def _gauge_weights(problem: Problem, size: int) -> np.ndarray:
     return out
 
 
-def _cross(v: np.ndarray) -> np.ndarray:
+def cross(v: np.ndarray) -> np.ndarray:
+    """The matrix (3, 3) that multiplies like the cross product with v."""
     return np.array([[0, -v[2], v[1]], [v[2], 0, -v[0]], [-v[1], v[0], 0.0]])
 
 
@@ -576,7 +577,7 @@ def _log_rotation(R: np.ndarray) -> np.ndarray:
 
 def _inverse_left_jacobian(w: np.ndarray) -> np.ndarray:
     angle = float(np.linalg.norm(w))
-    k = _cross(w)
+    k = cross(w)
     if angle < 1e-6:
         return np.eye(3) - 0.5 * k
     factor = 1 / angle**2 - (1 + math.cos(angle)) / (2 * angle * math.sin(angle))

@@ -44,6 +44,15 @@ ASPECT_STD = 1e-3
 """Of log(fx / fy): pixels are square."""
 
 
+@dataclass(frozen=True)
+class FocalPrior:
+    """A focal length that is roughly known."""
+
+    px: float
+    relative_std: float
+    source: str
+
+
 @dataclass(frozen=True, eq=False)
 class Sensors:
     """Groups of frames that share intrinsics.
@@ -51,7 +60,7 @@ class Sensors:
     `of_frame` (n,) is each frame's group; `hw` per group the picture size as the sensor stores it; `turns` (n,)
     the quarter
     turns from there to the upright picture; `known` per group intrinsics that were given, with `known_std` of the focal
-    length; `focal_prior` per group in pixels or None.
+    length; `focal_prior` per group what else says how long it is, or None.
     """
 
     of_frame: np.ndarray
@@ -60,7 +69,7 @@ class Sensors:
     upright_hw: tuple[tuple[int, int], ...]
     known: tuple[Camera | None, ...]
     known_std: float
-    focal_prior: tuple[float | None, ...]
+    focal_prior: tuple[FocalPrior | None, ...]
     names: tuple[str, ...]
 
     @property
@@ -83,7 +92,14 @@ class Sensors:
     def known_focal(self, group: int) -> float | None:
         """The group's focal length in pixels by what was given or by the metadata, or None."""
         camera = self.known[group]
-        return self.focal_prior[group] if camera is None else float(camera.K[0, 0])
+        prior = self.focal_prior[group]
+        return (prior.px if prior else None) if camera is None else float(camera.K[0, 0])
+
+    def with_predicted_focals(self, focal_px: Sequence[float], relative_std: float) -> Sensors:
+        """The groups with predicted focal lengths where neither the user nor the metadata know better."""
+        predicted = [FocalPrior(f, relative_std, "predicted") for f in focal_px]
+        priors = tuple(known or new for known, new in zip(self.focal_prior, predicted, strict=True))
+        return replace(self, focal_prior=priors)
 
     def keypoints(self, found: Sequence[Features]) -> list[np.ndarray]:
         """Keypoints of every frame in pixels of the picture as the sensor stores it."""
@@ -119,12 +135,13 @@ class Sensors:
         K[0, 0], K[1, 1], K[0, 2], K[1, 2] = (float(v) for v in lens[:4])
         pose = torch.eye(4, dtype=torch.float64)
         pose[:3] = torch.from_numpy(cam_from_world)
-        name = "OPENCV_FISHEYE" if self._fisheye(group) else "OPENCV"
+        name = "OPENCV_FISHEYE" if self.fisheye(group) else "OPENCV"
         distortion = Distortion(name, torch.from_numpy(lens[4:].astype(np.float64)))
         sensor = Camera(K, geometry.rigid_inverse(pose), self.hw[group], distortion)
         return sensor.turned(int(self.turns[frame]))
 
-    def _fisheye(self, group: int) -> bool:
+    def fisheye(self, group: int) -> bool:
+        """Whether the group's lens is a fisheye; only where that was given."""
         known = self.known[group]
         return known is not None and known.distortion is not None and known.distortion.model == "OPENCV_FISHEYE"
 
@@ -133,7 +150,8 @@ class Sensors:
         known = self.known[group]
         if known is not None:
             return float(known.K[0, 0] + known.K[1, 1]) / 2
-        return self.focal_prior[group] or DEFAULT_FOCAL * max(self.hw[group])
+        prior = self.focal_prior[group]
+        return prior.px if prior else DEFAULT_FOCAL * max(self.hw[group])
 
     def colmap(self, group: int) -> pycolmap.Camera:
         """The camera that the mappers begin with, in their smaller pixels; one radial term where nothing is known."""
@@ -141,7 +159,7 @@ class Sensors:
 
         height, width = (max(1, round(side / self.unit)) for side in self.hw[group])
         if self.known[group] is not None:
-            model = "OPENCV_FISHEYE" if self._fisheye(group) else "OPENCV"
+            model = "OPENCV_FISHEYE" if self.fisheye(group) else "OPENCV"
             camera = pycolmap.Camera.create_from_model_name(0, model, 1.0, width, height)
             camera.params = list(self._known_lens(group) / self._pixel_factors())
             camera.has_prior_focal_length = True
@@ -185,7 +203,7 @@ class Sensors:
         lens = np.zeros((self.count, 8))
         kinds = np.zeros(self.count, np.int64)
         for g in range(self.count):
-            kinds[g] = bundle.MODELS["OPENCV_FISHEYE" if self._fisheye(g) else "OPENCV"]
+            kinds[g] = bundle.MODELS["OPENCV_FISHEYE" if self.fisheye(g) else "OPENCV"]
             if (g + 1) in model.cameras:
                 lens[g] = np.array(model.cameras[g + 1].params) * self._pixel_factors()
             else:
@@ -207,7 +225,7 @@ class Sensors:
                     std[g] = [focal, focal, focal / 2, focal / 2, self.known_std, self.known_std, 1e-4, 1e-4]
                 continue
             prior = self.focal_prior[g]
-            focal_std = DEFAULT_FOCAL_STD * side if prior is None else EXIF_FOCAL_STD * prior
+            focal_std = DEFAULT_FOCAL_STD * side if prior is None else prior.relative_std * prior.px
             focal = self.start_focal(g)
             mean[g, :4] = focal, focal, width / 2, height / 2
             std[g, :4] = focal_std, focal_std, CENTRE_STD * side, CENTRE_STD * side
@@ -263,11 +281,11 @@ class Sensors:
                     "sensor": self.names[g],
                     "photos": int((self.of_frame == g).sum()),
                     "hw": list(self.hw[g]),
-                    "model": "OPENCV_FISHEYE" if self._fisheye(g) else "OPENCV",
+                    "model": "OPENCV_FISHEYE" if self.fisheye(g) else "OPENCV",
                     "focal_px": [float(lens[g, 0]), float(lens[g, 1])],
                     "focal_std_px": float(std[:2].max()),
-                    "prior_focal_px": prior,
-                    "prior_source": "given" if self.known[g] is not None else ("EXIF" if prior else None),
+                    "prior_focal_px": prior and prior.px,
+                    "prior_source": "given" if self.known[g] is not None else (prior and prior.source),
                     "principal_point_px": [float(lens[g, 2]), float(lens[g, 3])],
                     "principal_point_std_px": float(std[2:4].max()),
                     "distortion": [float(v) for v in lens[g, 4:]],
@@ -294,7 +312,7 @@ def group(frames: Frames, priors: Priors) -> Sensors:
         camera = known_by_sensor.get(sensor)
         known.append(None if camera is None else _simple(camera.resize(hw)))
         seen = [f.focal_prior_px for f, k in zip(frames, keys, strict=True) if k == (sensor, hw) and f.focal_prior_px]
-        focal.append(float(np.median(seen)) if seen else None)
+        focal.append(FocalPrior(float(np.median(seen)), EXIF_FOCAL_STD, "EXIF") if seen else None)
     return Sensors(
         np.array([order.index(k) for k in keys]),
         np.array([f.quarter_turns % 4 for f in frames]),

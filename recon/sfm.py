@@ -17,7 +17,7 @@ from geo4d.core.io.colmap import check_complete
 from geo4d.core.progress import Progress
 from geo4d.core.types import Frames
 from recon import intrinsics, linking, mapping, matches, pairs
-from recon.adjustment import adjusted, solution
+from recon.adjustment import adjusted, solution, triangulated
 from recon.linking import Run, failure
 from recon.matches import Link
 from recon.options import ReconstructOptions
@@ -50,7 +50,8 @@ def solve_cameras(
     linking.check_links(run, run.sensors.keypoints(found), links, facts)
     model, mapper_facts = _mapping(run, links, facts)
     facts["mapper"] = mapper_facts
-    return solution(run, found, links, adjusted(run, found, model, facts), facts)
+    state, frame = triangulated(run, found, model)
+    return solution(run, found, links, adjusted(run, found, state, frame, facts), facts)
 
 
 def _mapping(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -141,7 +141,7 @@ def complete(
     merges: list[np.ndarray] = []
     for image in range(len(keypoints_px)):
         uv, depth = _project_all(p, image)
-        cells = _grid(keypoints_px[image], hw[image], radius_px)
+        cells = keypoint_grid(keypoints_px[image], hw[image], radius_px)
         added, joined = _candidates(
             uv,
             depth,
@@ -184,7 +184,34 @@ def _project_all(p: Problem, image: int) -> tuple[np.ndarray, np.ndarray]:
     return everywhere.residuals_px(), p.p_world @ pose[2, :3] + pose[2, 3]
 
 
-def _grid(uv_px: np.ndarray, hw: tuple[int, int], cell: float) -> tuple[np.ndarray, np.ndarray, int]:
+def chained(
+    matched: Mapping[tuple[int, int], np.ndarray], counts: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Tracks of keypoints that matches chain together: point, image and keypoint (o,), sorted by point.
+
+    `matched` has keypoint indices (m, 2) per pair of images, `counts` the keypoints of every image. Of several
+    keypoints that a track has in one image none is kept.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    start = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    edges = [np.zeros((0, 2), np.int64), *(m + start[[i, j]] for (i, j), m in sorted(matched.items()))]
+    a, b = np.concatenate(edges).T
+    graph = coo_array((np.ones(len(a), np.int8), (a, b)), shape=(start[-1], start[-1]))
+    label = connected_components(graph, directed=False)[1]
+    node = np.unique(np.concatenate([a, b]))
+    image = np.searchsorted(start, node, side="right") - 1
+    _, inverse, times = np.unique(np.stack([label[node], image]), axis=1, return_inverse=True, return_counts=True)
+    node, image = node[times[inverse] == 1], image[times[inverse] == 1]
+    alive = np.bincount(label[node], minlength=len(label))[label[node]] >= 2
+    node, image = node[alive], image[alive]
+    _, point = np.unique(label[node], return_inverse=True)
+    order = np.lexsort((image, point))
+    return point[order], image[order], (node - start[image])[order]
+
+
+def keypoint_grid(uv_px: np.ndarray, hw: tuple[int, int], cell: float) -> tuple[np.ndarray, np.ndarray, int]:
     """Keypoints sorted by square cell: offsets per cell, order, cells per row."""
     columns = int(hw[1] // cell) + 1
     rows = int(hw[0] // cell) + 1

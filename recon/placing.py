@@ -1,0 +1,271 @@
+"""Cameras that a network predicted, brought near enough to the truth for thresholds in pixels.
+
+Matches guided by the prediction, poses of badly predicted pictures found anew, and bundle adjustment whose loss begins
+as wide as the prediction's errors and narrows; twice, the second time with matches guided by the adjusted cameras.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from recon import bundle, guided, matches, measured, tracks
+from recon.bundle import Problem
+from recon.features import Features
+from recon.feedforward.prediction import Prediction
+from recon.guided import Geometry
+from recon.linking import Run
+from recon.pairs import Pair
+from recon.tracks import Tracks
+
+Matched = Mapping[Pair, np.ndarray]
+"""Keypoint indices (m, 2) per pair of pictures."""
+
+MIN_OVERLAP = 0.05
+"""Predicted share of a picture that another shows, from which the two are matched."""
+PARTNERS = 12
+"""Pictures that each is matched with, at most: those of the largest predicted overlap."""
+WIDE, NARROW = 2.5, 0.015
+"""Radius of guided matches: of the prediction in its standard deviations, of the adjusted cameras in focal lengths."""
+STEPS = (0.05, 0.015, 0.004)
+"""Scales of the loss, one after the other, in focal lengths; observations beyond three times a scale are dropped."""
+MIN_MATCHES, MIN_SHARE = 10, 0.25
+"""Guided matches that must agree on one motion: with fewer, or a smaller share, it may be chance."""
+MIN_SEEN = 6
+"""With fewer points in view, points say nothing of a picture."""
+RESECTION_INLIERS, RESECTION_GAIN = 15, 2.0
+"""Matches by which a picture is placed anew, and by how many times they must outnumber those of the prediction."""
+
+
+@dataclass(frozen=True, eq=False)
+class Placed:
+    """Cameras of all pictures: poses `cam_from_world` (n, 3, 4) as the sensor sees, intrinsics (g, 8), the same as
+    upright cameras with depth in their world, and the tracks that they explain.
+    """
+
+    cam_from_world: np.ndarray
+    lens: np.ndarray
+    geometry: Geometry
+    tracks: Tracks | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """What every step needs; `keypoints` (k, 2) are pixels of the pictures as the sensor stores them."""
+
+    run: Run
+    found: Sequence[Features]
+    keypoints: Sequence[np.ndarray]
+    prediction: Prediction
+    start: np.ndarray
+    """Predicted poses cam_from_world (n, 3, 4) as the sensor sees."""
+
+    def group(self, i: int) -> int:
+        return int(self.run.sensors.of_frame[i])
+
+    def upright(self, i: int, keypoint: np.ndarray) -> np.ndarray:
+        return self.run.sensors.upright_pixels(i, self.keypoints[i][keypoint])
+
+    def ideal(self, i: int, lens: np.ndarray, keypoint: np.ndarray) -> np.ndarray:
+        """Coordinates (k, 2) at z = 1 of keypoints, as the sensor sees them."""
+        camera = self.run.sensors.camera(i, np.eye(4)[:3], lens[self.group(i)])
+        sensor = camera.turned(-int(self.run.sensors.turns[i]))
+        at_origin = sensor.with_pose(torch.eye(4, dtype=torch.float64))
+        uv_px = torch.from_numpy(self.keypoints[i][keypoint])
+        return at_origin.unproject(uv_px, torch.ones(len(uv_px), dtype=torch.float64)).numpy()[:, :2]
+
+
+def place(
+    run: Run, found: Sequence[Features], linked: Matched, prediction: Prediction
+) -> tuple[Placed, dict[Pair, np.ndarray]]:
+    """Cameras of all pictures from a prediction, and the matches that agree with them.
+
+    Args:
+        run: frames, sensors with predicted focal lengths.
+        found: features of every frame.
+        linked: matches that were verified without the prediction.
+        prediction: cameras and depth of every frame.
+    """
+    keypoints = [k.astype(np.float64) for k in run.sensors.keypoints(found)]
+    poses = [run.sensors.sensor_pose(i, c.world_from_cam.numpy())[:3] for i, c in enumerate(prediction.camera)]
+    job = _Job(run, found, keypoints, prediction, np.stack(poses))
+    depth = tuple(None if d is None else d.numpy() for d in prediction.depth)
+    placed = Placed(job.start, run.sensors.priors()[0], Geometry(prediction.camera, depth))
+    pairs = _pairs(placed.geometry, linked)
+    matched = _matched(job, placed, linked, pairs, narrow=False)
+    placed = _annealed(job, _resected(job, placed, matched), matched, STEPS)
+    matched = _matched(job, placed, matched, pairs, narrow=True)
+    placed = _annealed(job, placed, matched, STEPS[1:])
+    return placed, _explained(job, placed, matched)
+
+
+def _pairs(geometry: Geometry, linked: Matched) -> list[Pair]:
+    """Pairs to match: those that are predicted to overlap, at most `PARTNERS` of each picture, and the linked ones."""
+    n = len(geometry)
+    share = np.array([[geometry.overlap(i, j) if i != j else 0.0 for j in range(n)] for i in range(n)])
+    share = np.maximum(share, share.T)
+    chosen = set(linked)
+    for i in range(n):
+        best = np.argsort(-share[i], kind="stable")[:PARTNERS]
+        chosen |= {(min(i, int(j)), max(i, int(j))) for j in best if share[i, j] >= MIN_OVERLAP}
+    return sorted(chosen)
+
+
+def _matched(job: _Job, placed: Placed, known: Matched, pairs: Sequence[Pair], *, narrow: bool) -> Matched:
+    """Matches of all pairs: the known ones, and those guided by the cameras."""
+    prediction = job.prediction
+    spread = NARROW if narrow else WIDE * 1.4 * (prediction.rotation_std_rad + prediction.position_relative_std)
+
+    def one(pair: Pair) -> np.ndarray:
+        radius_px = spread * placed.geometry.camera[pair[1]].K[0, 0].item()
+        near = guided.match(placed.geometry, job.found, pair, radius_px, max_ratio=0.9 if narrow else 0.8)
+        return _joined(known.get(pair), _agreeing(job, placed, pair, near, narrow=narrow))
+
+    with matches.workers(job.run.options.num_threads) as pool:
+        return dict(zip(pairs, pool(one, pairs), strict=True))
+
+
+def _joined(known: np.ndarray | None, new: np.ndarray) -> np.ndarray:
+    """Matches of both, of which the known ones hold where two share a keypoint."""
+    if known is None:
+        return new.astype(np.int64)
+    fresh = ~np.isin(new[:, 0], known[:, 0]) & ~np.isin(new[:, 1], known[:, 1])
+    return np.concatenate([known.astype(np.int64), new[fresh]])
+
+
+def _agreeing(job: _Job, placed: Placed, pair: Pair, near: np.ndarray, *, narrow: bool) -> np.ndarray:
+    """Those of the matches that one motion explains: the cameras' own where these are `narrow`ly right already."""
+    import cv2
+
+    if narrow:
+        return near[_epipolar(job, placed, pair, near) < STEPS[-1]]
+    if len(near) < MIN_MATCHES:
+        return near[:0]
+    a, b = (job.ideal(i, placed.lens, near[:, c]) for c, i in enumerate(pair))
+    _, inlier = cv2.findEssentialMat(a, b, np.eye(3), cv2.USAC_MAGSAC, 0.999, STEPS[-1] / 2, 2000)
+    kept = near[:0] if inlier is None else near[inlier.ravel() > 0]
+    return kept if len(kept) >= max(MIN_MATCHES, MIN_SHARE * len(near)) else near[:0]
+
+
+def _epipolar(job: _Job, placed: Placed, pair: Pair, pairs: np.ndarray) -> np.ndarray:
+    """Sampson distance (m,) of matches under the cameras, in focal lengths."""
+    first, second = (placed.cam_from_world[i] for i in pair)
+    a, b = (np.insert(job.ideal(i, placed.lens, pairs[:, c]), 2, 1.0, axis=1) for c, i in enumerate(pair))
+    R = second[:, :3] @ first[:, :3].T
+    E = bundle.cross(second[:, 3] - R @ first[:, 3]) @ R
+    on_b, on_a = a @ E.T, b @ E
+    power = (on_b[:, :2] ** 2).sum(1) + (on_a[:, :2] ** 2).sum(1)
+    return np.abs((b * on_b).sum(1)) / np.sqrt(np.maximum(power, 1e-24))
+
+
+def _resected(job: _Job, placed: Placed, matched: Matched) -> Placed:
+    """Poses of badly predicted pictures found from the points that others predict (perspective from n points)."""
+    import cv2
+
+    poses = placed.cam_from_world.copy()
+    prediction = job.prediction
+    tolerance = prediction.rotation_std_rad + prediction.depth_relative_std
+    for i in range(len(poses)):
+        p_world, ideal = _seen_by_others(job, placed, matched, i)
+        if len(p_world) < RESECTION_INLIERS:
+            continue
+        p_cam = p_world @ poses[i, :, :3].T + poses[i, :, 3]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            off = np.linalg.norm(p_cam[:, :2] / p_cam[:, 2:] - ideal, axis=1)
+        agree = int(((off < tolerance) & (p_cam[:, 2] > 0)).sum())
+        _, turn, shift, inlier = cv2.solvePnPRansac(
+            p_world, ideal, np.eye(3), None, iterationsCount=500, reprojectionError=tolerance,
+            flags=cv2.SOLVEPNP_SQPNP,
+        )  # fmt: skip
+        if inlier is not None and len(inlier) >= max(RESECTION_INLIERS, RESECTION_GAIN * agree):
+            poses[i] = np.column_stack([cv2.Rodrigues(turn)[0], shift.ravel()])
+    return replace(placed, cam_from_world=poses)
+
+
+def _seen_by_others(job: _Job, placed: Placed, matched: Matched, i: int) -> tuple[np.ndarray, np.ndarray]:
+    """World points (k, 3) that other pictures give for keypoints of picture i, and their ideal coordinates (k, 2)."""
+    points, ideal = [np.zeros((0, 3))], [np.zeros((0, 2))]
+    for pair, pairs in matched.items():
+        if i in pair and len(pairs):
+            mine, other = (0, 1) if pair[0] == i else (1, 0)
+            p_world = placed.geometry.p_world(pair[other], job.upright(pair[other], pairs[:, other]))
+            known = np.isfinite(p_world).all(1)
+            points.append(p_world[known])
+            ideal.append(job.ideal(i, placed.lens, pairs[known, mine]))
+    return np.concatenate(points), np.concatenate(ideal)
+
+
+def _annealed(job: _Job, placed: Placed, matched: Matched, steps: Sequence[float]) -> Placed:
+    """Cameras adjusted with narrowing loss; predicted poses and depths weigh as their deviations say."""
+    current = _tracks(job, placed, matched)
+    known = _known(job, placed)
+    for step in steps:
+        if not len(current.problem.p_world):
+            break
+        scale = step * current.problem.intrinsics[current.problem.group[current.problem.image], 0]
+        problem = replace(current.problem, sigma_px=scale)
+        problem = bundle.adjust(problem, known, loss_px=1.0, max_iterations=25).problem
+        current = tracks.filtered(Tracks(problem, current.keypoint), 3 * scale, 0.0)
+    problem = current.problem
+    moved = replace(placed, cam_from_world=problem.cam_from_world, lens=problem.intrinsics, tracks=current)
+    return replace(moved, geometry=_geometry(job, moved))
+
+
+def _known(job: _Job, placed: Placed) -> bundle.Priors:
+    """Predicted poses with their deviations, but of pictures that were placed anew far from there."""
+    prediction, n = job.prediction, len(job.start)
+    lens, std, aspect = job.run.sensors.priors()
+    reach = prediction.position_relative_std * prediction.median_depth
+    known = bundle.Priors(lens, std, aspect, job.start, np.full(n, prediction.rotation_std_rad), np.full((n, 3), reach))
+    trace = np.einsum("nij,nij->n", placed.cam_from_world[:, :, :3], job.start[:, :, :3])
+    angle = np.arccos(np.clip((trace - 1) / 2, -1, 1))
+    shift = np.linalg.norm(measured.centres(placed.cam_from_world) - measured.centres(job.start), axis=1)
+    return known.without((angle > 4 * prediction.rotation_std_rad) | (shift > 4 * reach))
+
+
+def _tracks(job: _Job, placed: Placed, matched: Matched) -> Tracks:
+    """Tracks of the matches, each point where the depth maps put it, with these depths as measurements."""
+    point, image, keypoint = tracks.chained(matched, [len(k) for k in job.keypoints])
+    o, count = len(point), int(point.max(initial=-1)) + 1
+    uv_px, p_seen, depth = np.zeros((o, 2)), np.zeros((o, 3)), np.zeros(o)
+    for i, pixels in enumerate(job.keypoints):
+        mine = image == i
+        uv_px[mine] = pixels[keypoint[mine]]
+        upright = job.upright(i, keypoint[mine])
+        p_seen[mine], depth[mine] = placed.geometry.p_world(i, upright), placed.geometry.depth_at(i, upright)
+    known = np.isfinite(p_seen).all(1)
+    times = np.bincount(point[known], minlength=count)
+    total = np.stack([np.bincount(point[known], p_seen[known, c], count) for c in range(3)], 1)
+    sensors = job.run.sensors
+    kinds = [bundle.MODELS["OPENCV_FISHEYE" if sensors.fisheye(g) else "OPENCV"] for g in range(sensors.count)]
+    problem = Problem(
+        placed.cam_from_world.copy(), placed.lens.copy(), np.array(kinds), sensors.of_frame,
+        total / np.maximum(times, 1)[:, None], point, image, uv_px, np.ones(o), depth,
+        np.where(known, 2 * job.prediction.depth_relative_std * depth, 1.0),
+    )  # fmt: skip
+    return Tracks(problem, keypoint).keep(times[point] > 0)
+
+
+def _geometry(job: _Job, placed: Placed) -> Geometry:
+    """The cameras, upright, and the depth maps scaled to the points that each picture sees."""
+    assert placed.tracks is not None
+    problem, cameras, depths = placed.tracks.problem, [], []
+    for i, pose in enumerate(placed.cam_from_world):
+        cameras.append(job.run.sensors.camera(i, pose, placed.lens[job.group(i)]))
+        mine = np.flatnonzero(problem.image == i)
+        z = problem.p_world[problem.point[mine]] @ pose[2, :3] + pose[2, 3]
+        said = placed.geometry.depth_at(i, job.upright(i, placed.tracks.keypoint[mine]))
+        good, depth = np.isfinite(said) & (z > 0), placed.geometry.depth[i]
+        if depth is not None and good.sum() >= MIN_SEEN:
+            depth = depth * np.float32(np.median(z[good] / said[good]))
+        depths.append(depth)
+    return Geometry(tuple(cameras), tuple(depths))
+
+
+def _explained(job: _Job, placed: Placed, matched: Matched) -> dict[Pair, np.ndarray]:
+    """The matches that the cameras explain, of pairs that keep enough."""
+    kept = {pair: m[_epipolar(job, placed, pair, m) < 2 * STEPS[-1]] for pair, m in matched.items() if len(m)}
+    return {pair: m for pair, m in kept.items() if len(m) >= MIN_SEEN}
