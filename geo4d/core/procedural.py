@@ -6,6 +6,7 @@ Ray casting in torch, on any device; what it returns is the truth that reconstru
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,11 +16,32 @@ from geo4d.core import geometry
 from geo4d.core.types import Camera
 
 LIGHT_WORLD = (0.35, -0.45, 0.82)
+BOX, ELLIPSOID, CYLINDER = range(3)
+TILE_CPU, ON_GPU = 64, 2**26
+"""Pixels of the side of a tile on a processor; rays times solids that a GPU casts at once."""
+GAMMA = 2.2
+"""Light of lamps adds up before it is encoded; colours are encoded ones."""
+
+
+@dataclass(frozen=True, eq=False)
+class Lights:
+    """Lamps that cast shadows, and light from everywhere."""
+
+    p_world: Tensor
+    """`(l, 3)` metres."""
+    colour: Tensor
+    """`(l, 3)`: what a surface at 1.6 m that faces the lamp gets."""
+    ambient: Tensor
+    """`(3,)`."""
+
+    def to(self, device: str | torch.device) -> Lights:
+        """Move to a device."""
+        return Lights(self.p_world.to(device), self.colour.to(device), self.ambient.to(device))
 
 
 @dataclass(frozen=True, eq=False)
 class Boxes:
-    """Textured boxes; the first is the room, seen from inside. World axes: z up, metres."""
+    """Textured boxes, ellipsoids and cylinders; the first is the room, seen from inside. World axes: z up, metres."""
 
     world_from_box: Tensor
     """`(m, 4, 4)` float64."""
@@ -30,6 +52,20 @@ class Boxes:
     grain_m: Tensor
     """`(m,)`: size of the texture's largest cells."""
     seed: int
+    kind: Tensor | None = None
+    """`(m,)` int64: `BOX`, or the `ELLIPSOID` or the upright `CYLINDER` that its box encloses; None: all are boxes."""
+    contrast: Tensor | None = None
+    """`(m,)` in [0, 1]: how strong each texture is, 0 is one plain colour; None: all 1."""
+    lights: Lights | None = None
+    """None: the sun alone, from `LIGHT_WORLD`, without shadows."""
+
+    def to(self, device: str | torch.device) -> Boxes:
+        """Move to a device."""
+        move = lambda t: None if t is None else t.to(device)  # noqa: E731
+        return Boxes(
+            self.world_from_box.to(device), self.half_size.to(device), self.colour.to(device), self.grain_m.to(device),
+            self.seed, move(self.kind), move(self.contrast), move(self.lights),
+        )  # fmt: skip
 
 
 def tabletop(seed: int, *, count: int = 14, room_m: float = 4.0) -> Boxes:
@@ -83,70 +119,237 @@ def look_at(eye_world: Tensor, target_world: Tensor, roll_rad: Tensor) -> Tensor
 
 
 def render(boxes: Boxes, camera: Camera, *, samples: int = 2) -> tuple[Tensor, Tensor]:
-    """Picture and depth of one camera.
+    """Picture and depth of one camera, or of a batch of cameras; on the device where both are.
 
     Args:
         boxes: the scene.
-        camera: one camera, with or without distortion.
+        camera: one camera `()` or a batch `(n,)`, with or without distortion.
         samples: rays per pixel are `samples` squared; depth is that of the pixel's centre.
 
     Returns:
-        rgb float32 `(h, w, 3)` in [0, 1], and z-depth float32 `(h, w)` in metres.
+        rgb float32 `(*n, h, w, 3)` in [0, 1], and z-depth float32 `(*n, h, w)` in metres.
     """
     fine = camera.resize((camera.hw[0] * samples, camera.hw[1] * samples))
     centre, ray = fine.rays()
-    shaded = _shade(boxes, centre.float(), ray.float())
-    rgb = torch.nn.functional.avg_pool2d(shaded.permute(2, 0, 1)[None], samples)[0].permute(1, 2, 0)
-    depth = _cast(boxes, *camera.rays())[0]
-    return rgb.contiguous(), depth.float()
+    shaded = _over_tiles(boxes, centre.float(), ray.float(), _colours)
+    rgb = torch.nn.functional.avg_pool2d(shaded.reshape(-1, *fine.hw, 3).movedim(-1, -3), samples).movedim(-3, -1)
+    return rgb.reshape(*camera.K.shape[:-2], *camera.hw, 3).contiguous(), cast_depth(boxes, camera)
 
 
-def _cast(boxes: Boxes, centre: Tensor, ray: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Nearest hit of rays `(h, w, 3)`: distance along the ray, box index, hit in box axes, face axis (by slabs)."""
-    best = torch.full(ray.shape[:-1], math.inf, dtype=ray.dtype)
-    index = torch.zeros(ray.shape[:-1], dtype=torch.int64)
-    for i, half in enumerate(boxes.half_size.to(ray.dtype)):
-        origin, direction = _in_box(boxes, i, centre, ray)
-        middle, reach = -origin / direction, half / direction.abs()
-        enter, leave = (middle - reach).amax(-1), (middle + reach).amin(-1)
-        t = leave if i == 0 else enter
-        closer = (leave >= enter) & (t > 1e-6) & (t < best)
-        best = torch.where(closer, t, best)
-        index = torch.where(closer, i, index)
-    hit, face = torch.zeros_like(ray), torch.zeros_like(index)
-    for i, half in enumerate(boxes.half_size.to(ray.dtype)):
-        mine = index == i
-        origin, direction = _in_box(boxes, i, centre, ray[mine])
-        hit[mine] = origin + best[mine][..., None] * direction
-        face[mine] = (hit[mine].abs() - half).argmax(-1)
-    return best, index, hit, face
+def cast_depth(boxes: Boxes, camera: Camera) -> Tensor:
+    """Z-depth float32 `(*n, h, w)` in metres of one camera or a batch, as `render` gives it, without the picture."""
+    return _over_tiles(boxes, *camera.rays(), lambda scene, hits: hits.distance[..., None])[..., 0].float()
 
 
-def _in_box(boxes: Boxes, i: int, centre: Tensor, ray: Tensor) -> tuple[Tensor, Tensor]:
-    """Origin and directions of rays in the axes of a box; no direction is exactly along a face."""
-    box_from_world = geometry.rigid_inverse(boxes.world_from_box[i]).to(ray.dtype)
-    direction = ray @ box_from_world[:3, :3].T
-    return box_from_world[:3, :3] @ centre + box_from_world[:3, 3], torch.where(
-        direction.abs() < 1e-12, 1e-12, direction
-    )
+@dataclass(frozen=True, eq=False)
+class _Solids:
+    """Solids as rays meet them."""
+
+    box_from_world: Tensor
+    half: Tensor
+    kind: Tensor | None
+
+    @staticmethod
+    def of(boxes: Boxes, dtype: torch.dtype) -> _Solids:
+        box_from_world = geometry.rigid_inverse(boxes.world_from_box).to(dtype)
+        return _Solids(box_from_world, boxes.half_size.to(dtype), boxes.kind)
+
+    def take(self, which: Tensor) -> _Solids:
+        kind = None if self.kind is None else self.kind[which]
+        return _Solids(self.box_from_world[which], self.half[which], kind)
 
 
-def _shade(boxes: Boxes, centre: Tensor, ray: Tensor) -> Tensor:
-    _, index, hit, face = _cast(boxes, centre, ray)
-    mix = _texture(hit / boxes.grain_m.to(ray.dtype)[index][..., None], index * 6 + face, boxes.seed)
-    colour = boxes.colour.to(ray.dtype)[index]
+@dataclass(frozen=True, eq=False)
+class _Scene:
+    """A scene, its solids for rays of one precision, and the balls round them."""
+
+    boxes: Boxes
+    solids: _Solids
+    middle: Tensor
+    radius: Tensor
+
+    @staticmethod
+    def of(boxes: Boxes, dtype: torch.dtype) -> _Scene:
+        solids = _Solids.of(boxes, dtype)
+        return _Scene(boxes, solids, boxes.world_from_box[:, :3, 3].to(dtype), solids.half.norm(dim=-1))
+
+
+@dataclass(frozen=True, eq=False)
+class _Hits:
+    """Where rays `(b, n, 3)` from `centre` `(b, 1, 3)` meet the nearest surface."""
+
+    centre: Tensor
+    ray: Tensor
+    distance: Tensor
+    """`(b, n)` in lengths of the ray: z-depth for rays of `Camera.rays`."""
+    index: Tensor
+    """`(b, n)`: which box."""
+    p_box: Tensor
+    """`(b, n, 3)`: the point in the box's axes."""
+    face: Tensor
+    """`(b, n)`: axis of the box's face; of a cylinder 2 on its caps; else 0."""
+
+
+def _over_tiles(boxes: Boxes, centre: Tensor, ray: Tensor, what: Callable[[_Scene, _Hits], Tensor]) -> Tensor:
+    """`what` `(*b, h, w, c)` of the hits of rays `(*b, h, w, 3)` from centres `(*b, 3)`, a tile at a time.
+
+    A processor is fastest where a tile stays in its cache and few solids lie behind it; so it takes the pictures of a
+    batch one by one. A GPU takes as much at once as its memory holds at ease.
+    """
+    on_cpu = ray.device.type == "cpu"
+    if on_cpu and ray.ndim > 3:
+        return torch.stack([_over_tiles(boxes, c, r, what) for c, r in zip(centre, ray, strict=True)])
+    scene, batch = _Scene.of(boxes, ray.dtype), ray.shape[:-3]
+    rays_at_once = ON_GPU // (len(boxes.half_size) * max(1, batch.numel()))
+    side = TILE_CPU if on_cpu else max(TILE_CPU, math.isqrt(rays_at_once))
+    origin, rows = centre.reshape(-1, 1, 3), []
+    for row in ray.split(side, -3):
+        tiles = []
+        for tile in row.split(side, -2):
+            hits = _nearest(scene, origin, tile.reshape(len(origin), -1, 3))
+            tiles.append(what(scene, hits).reshape(*tile.shape[:-1], -1))
+        rows.append(torch.cat(tiles, -2))
+    return torch.cat(rows, -3)
+
+
+def _nearest(scene: _Scene, centre: Tensor, ray: Tensor) -> _Hits:
+    """Nearest hits of rays `(b, n, 3)` from `(b, 1, 3)`, against all solids at once that they may meet."""
+    which = _ahead(scene, centre, ray)
+    solids = scene.solids.take(which)
+    enter, leave, origin, direction = _crossings(solids, centre, ray)
+    t = torch.cat([leave[..., :1], enter[..., 1:]], -1)  # the room is seen from inside
+    t = torch.where((leave >= enter) & (t > 1e-6), t, math.inf)
+    distance, index = t.min(-1)
+    pick = index[..., None, None].expand(*index.shape, 1, 3)
+    direction = direction.gather(-2, pick)[..., 0, :]
+    origin = origin.expand(*t.shape, 3).gather(-2, pick)[..., 0, :]
+    p_box = origin + distance[..., None] * direction
+    return _Hits(centre, ray, distance, which[index], p_box, _faces(solids, index, p_box))
+
+
+def _ahead(scene: _Scene, centre: Tensor, ray: Tensor) -> Tensor:
+    """Indices of the room and of the solids whose balls meet the cone of the rays; of all, for several pictures."""
+    if len(ray) > 1:
+        return torch.arange(len(scene.radius), device=ray.device)
+    unit = torch.nn.functional.normalize(ray[0], dim=-1)
+    axis = torch.nn.functional.normalize(unit.mean(0), dim=-1)
+    cone = (unit @ axis).min().clamp(-1, 1).acos()
+    to_solid = scene.middle - centre[0]
+    distance = to_solid.norm(dim=-1)
+    off_axis = torch.atan2(torch.linalg.cross(to_solid, axis.expand_as(to_solid)).norm(dim=-1), to_solid @ axis)
+    ball = torch.where(distance > scene.radius, (scene.radius / distance).clamp_max(1).asin(), math.pi)
+    met = off_axis <= cone + ball + 1e-3
+    met[0] = True
+    return met.nonzero()[:, 0]
+
+
+def _between(scene: _Scene, p_world: Tensor, lamp: Tensor) -> Tensor:
+    """Indices of the solids, without the room, whose balls lie between points `(b, n, 3)` and a lamp."""
+    if len(p_world) > 1:
+        return torch.arange(1, len(scene.radius), device=p_world.device)
+    middle = p_world[0].mean(0)
+    reach = (p_world[0] - middle).norm(dim=-1).max()
+    line = lamp - middle
+    along = ((scene.middle - middle) @ line / line.square().sum()).clamp(0, 1)
+    gap = (scene.middle - middle - along[:, None] * line).norm(dim=-1)
+    return (gap <= scene.radius + reach + 1e-3)[1:].nonzero()[:, 0] + 1
+
+
+def _crossings(solids: _Solids, centre: Tensor, ray: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Distances at which rays `(b, n, 3)` enter and leave each solid `(b, n, m)`; origins, directions in its axes."""
+    origin = _turned(solids.box_from_world, centre) + solids.box_from_world[:, :3, 3]
+    direction = _turned(solids.box_from_world, ray)
+    direction = torch.where(direction.abs() < 1e-12, 1e-12, direction)  # none is exactly along a face
+    middle, reach = -origin / direction, solids.half / direction.abs()
+    enter, leave = (middle - reach).amax(-1), (middle + reach).amin(-1)
+    if solids.kind is not None:
+        for kind, axes in ((ELLIPSOID, 3), (CYLINDER, 2)):
+            which = (solids.kind == kind).nonzero()[:, 0]
+            scaled = solids.half[which, :axes]
+            inner = _inner(origin[..., which, :axes] / scaled, direction[..., which, :axes] / scaled)
+            enter[..., which] = torch.maximum(enter[..., which], inner[0])
+            leave[..., which] = torch.minimum(leave[..., which], inner[1])
+    return enter, leave, origin, direction
+
+
+def _turned(box_from_world: Tensor, v: Tensor) -> Tensor:
+    """Vectors `(b, n, 3)` in the axes of every box, `(b, n, m, 3)`; no matrix product, whose rounding varies."""
+    x, y, z = v[..., None, :].split(1, -1)
+    return x * box_from_world[:, :3, 0] + y * box_from_world[:, :3, 1] + z * box_from_world[:, :3, 2]
+
+
+def _inner(origin: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+    """Distances at which rays enter and leave the unit ball (of 3 axes) or the unit cylinder (of 2 axes)."""
+    a = direction.square().sum(-1)
+    nearest = -(origin * direction).sum(-1) / a
+    gap = (origin + nearest[..., None] * direction).square().sum(-1)
+    reach = ((1 - gap).clamp_min(0) / a).sqrt()
+    missed = torch.where(gap < 1, 0.0, math.inf)
+    return nearest - reach + missed, nearest + reach - missed
+
+
+def _faces(solids: _Solids, index: Tensor, p_box: Tensor) -> Tensor:
+    half = solids.half[index]
+    face = (p_box.abs() - half).argmax(-1)
+    if solids.kind is None:
+        return face
+    unit = p_box / half
+    cap = unit[..., 2].abs() > unit[..., :2].norm(dim=-1)
+    kind = solids.kind[index]
+    return torch.where(kind == BOX, face, torch.where((kind == CYLINDER) & cap, 2, 0))
+
+
+def _normals(boxes: Boxes, hits: _Hits) -> Tensor:
+    """Unit normals in the world, towards where the rays come from."""
+    axes = boxes.world_from_box[:, :3, :3].transpose(-1, -2).to(hits.ray.dtype)
+    normal = axes[hits.index, hits.face]
+    if boxes.kind is not None:
+        kind = boxes.kind[hits.index]
+        gradient = hits.p_box / boxes.half_size.to(hits.ray.dtype)[hits.index].square()
+        gradient[..., 2] = torch.where(kind == CYLINDER, 0.0, gradient[..., 2])
+        bent = (torch.nn.functional.normalize(gradient, dim=-1)[..., None] * axes[hits.index]).sum(-2)
+        curved = (kind == ELLIPSOID) | ((kind == CYLINDER) & (hits.face == 0))
+        normal = torch.where(curved[..., None], bent, normal)
+    return normal * -torch.sign((normal * hits.ray).sum(-1, keepdim=True))
+
+
+def _colours(scene: _Scene, hits: _Hits) -> Tensor:
+    """`(b, n, 3)` in [0, 1]."""
+    boxes = scene.boxes
+    dtype, index = hits.ray.dtype, hits.index
+    mix = _texture(hits.p_box / boxes.grain_m.to(dtype)[index][..., None], index * 6 + hits.face, boxes.seed)
+    if boxes.contrast is not None:
+        mix = 0.5 + boxes.contrast.to(dtype)[index][..., None] * (mix - 0.5)
+    colour = boxes.colour.to(dtype)[index]
     albedo = (colour[..., 0, :] * (1 - mix[..., :1]) + colour[..., 1, :] * mix[..., :1]) * (0.35 + 0.9 * mix[..., 1:])
-    normal = boxes.world_from_box[:, :3, :3].transpose(-1, -2).to(ray.dtype)[index, face]
-    facing = normal * -torch.sign((normal * ray).sum(-1, keepdim=True))
-    light = torch.nn.functional.normalize(torch.tensor(LIGHT_WORLD, dtype=ray.dtype), dim=0)
-    shade = 0.55 + 0.45 * (facing @ light).clamp_min(0)
+    normal = _normals(boxes, hits)
+    if boxes.lights is not None:
+        return (albedo * _light(scene, boxes.lights, hits, normal) ** (1 / GAMMA)).clamp(0, 1)
+    light = torch.nn.functional.normalize(torch.tensor(LIGHT_WORLD, dtype=dtype, device=hits.ray.device), dim=0)
+    shade = 0.55 + 0.45 * (normal @ light).clamp_min(0)
     return (albedo * shade[..., None]).clamp(0, 1)
 
 
+def _light(scene: _Scene, lights: Lights, hits: _Hits, normal: Tensor) -> Tensor:
+    """What arrives at the hits `(b, n, 3)`: ambient, and lamps that fall off with distance and cast shadows."""
+    dtype = hits.ray.dtype
+    p_world = hits.centre + hits.distance[..., None] * hits.ray + 1e-3 * normal
+    total = lights.ambient.to(dtype).expand_as(p_world)
+    for position, colour in zip(lights.p_world.to(dtype), lights.colour.to(dtype), strict=True):
+        towards = position - p_world
+        facing = (normal * torch.nn.functional.normalize(towards, dim=-1)).sum(-1, keepdim=True).clamp_min(0)
+        solids = scene.solids.take(_between(scene, p_world, position))
+        enter, leave, _, _ = _crossings(solids, p_world, towards)
+        hidden = ((leave >= enter) & (enter > 1e-3) & (enter < 1)).any(-1, keepdim=True)
+        falloff = 4 / (1.5 + towards.square().sum(-1, keepdim=True))
+        total = total + colour * falloff * facing * torch.where(hidden, 0.0, 1.0)
+    return total
+
+
 def _texture(p: Tensor, salt: Tensor, seed: int, octaves: int = 5) -> Tensor:
-    """Two channels in [0, 1] at points `(h, w, 3)`: value noise over octaves, every second one in flat cells."""
+    """Two channels in [0, 1] at points `(*b, 3)`: value noise over octaves, every second one in flat cells."""
     salt = salt.int()
-    total = torch.zeros(*p.shape[:-1], 2)
+    total = p.new_zeros(*p.shape[:-1], 2)
     weight = 0.0
     for octave in range(octaves):
         scaled = p * 2.0**octave + 17.3 * octave
@@ -164,9 +367,9 @@ def _smooth(p: Tensor, cell: Tensor, salt: Tensor, seed: int) -> Tensor:
     blend = p - cell
     blend = blend * blend * (3 - 2 * blend)
     corner_cell = cell.int()
-    value = torch.zeros(*p.shape[:-1], 2)
+    value = p.new_zeros(*p.shape[:-1], 2)
     for corner in range(8):
-        offset = torch.tensor([corner & 1, corner >> 1 & 1, corner >> 2 & 1], dtype=torch.int32)
+        offset = torch.tensor([corner & 1, corner >> 1 & 1, corner >> 2 & 1], dtype=torch.int32, device=p.device)
         w = torch.where(offset.bool(), blend, 1 - blend)
         value += (w[..., 0] * w[..., 1] * w[..., 2])[..., None] * _hash(corner_cell + offset, salt, seed)
     return value
