@@ -39,7 +39,10 @@ def reconstruct(
     depth: Path | None = None,
     depth_K: str | None = None,
     depth_std: float = 0.02,
-    backend: str = "sfm",
+    backend: str = "auto",
+    network: str | None = None,
+    weights: Path | None = None,
+    network_size: int | None = None,
     mapper: Literal["auto", "incremental", "global"] = "auto",
     dense: bool = True,
     depth_size: int = 640,
@@ -77,7 +80,11 @@ def reconstruct(
         depth: folder of measured depth images (16-bit PNG in mm, or npz in m).
         depth_K: intrinsics of the depth images: fx,fy,cx,cy.
         depth_std: how far measured depth may be off, relative.
-        backend: how cameras are found; `geo4d doctor` lists what is installed.
+        backend: how cameras are found: auto, sfm (no weights), hybrid (a network made exact), or a network alone, as
+            `geo4d doctor` lists them.
+        network: the network for hybrid and auto (default: the first whose weights are on this machine).
+        weights: file or folder with the network's weights (default: the cache of the Hugging Face hub).
+        network_size: longer side in pixels at which the network works.
         mapper: how structure from motion grows; auto decides by evidence.
         dense: whether to estimate depth for every photo (--no-dense stops after cameras and sparse points).
         depth_size: longer side of the depth maps in pixels.
@@ -104,6 +111,9 @@ def reconstruct(
         depth_size=depth_size,
         image_size=image_size,
         feature_size=feature_size,
+        network=network,
+        weights=None if weights is None else str(weights),
+        network_size=network_size,
         scale=scale,
         threads=threads,
         seed=seed,

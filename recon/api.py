@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,9 @@ from geo4d.core.errors import InputError, ReconstructionError
 from geo4d.core.progress import Progress
 from geo4d.core.types import Frames, Observations, PointCloud, Scale, Scene
 from recon import report
+from recon.feedforward.known import apply_known
+from recon.feedforward.networks import NETWORKS
+from recon.feedforward.prediction import Predict, Prediction
 from recon.options import ReconstructOptions
 from recon.prior_files import check_registered
 from recon.priors import Priors, match_priors, with_depth
@@ -46,42 +50,73 @@ class Backend:
     """`module:function` of type `recon.solution.SolveCameras`."""
     about: str
     licence: str
+    """Of the code."""
     accepts: tuple[str, ...]
-    """Which priors it uses."""
-    extra: str | None = None
-    """The extra of geo4d that it needs."""
+    """What it takes of what is known; `recon.feedforward.known` applies the rest afterwards."""
+    network: str | None = None
+    """The network that it runs, of `recon.feedforward.networks.NETWORKS`; `"any"`: one whose weights are at hand."""
+    least: int = 2
+    """How many pictures it needs."""
 
 
 MAPPERS = ("auto", "incremental", "global")
 CAMERAS, DEPTH = "cameras", "depth"
 """Folders of finished stages in a work folder."""
+KNOWN = ("intrinsics", "poses", "positions", "depth", "masks")
 
 BACKENDS: dict[str, Backend] = {
+    "auto": Backend(
+        solve="recon.automatic:solve_cameras",
+        about="sfm, and hybrid where sfm is weak and a network's weights are at hand: what explains the photos better",
+        licence="Apache-2.0",
+        accepts=KNOWN,
+        network="any",
+    ),
     "sfm": Backend(
         solve="recon.sfm:solve_cameras",
         about="SIFT structure from motion on COLMAP's mappers and bundle adjustment; no weights",
-        licence="BSD-3-Clause",
-        accepts=("intrinsics", "poses", "positions", "depth", "masks"),
+        licence="Apache-2.0",
+        accepts=KNOWN,
     ),
+    "hybrid": Backend(
+        solve="recon.hybrid:solve_cameras",
+        about="a network's cameras and depth made exact by guided matches and bundle adjustment",
+        licence="Apache-2.0",
+        accepts=KNOWN,
+        network="any",
+    ),
+    **{
+        name: Backend(
+            solve="recon.feedforward.solving:solve_cameras",
+            about=f"{network.about}, alone: cameras and depth as predicted",
+            licence="Apache-2.0",
+            accepts=network.accepts,
+            network=name,
+            least=1,
+        )
+        for name, network in NETWORKS.items()
+    },
 }
 
 
 def reconstruct(
     frames: Frames,
     *,
-    backend: str = "sfm",
+    backend: str = "auto",
     priors: Priors | None = None,
     options: ReconstructOptions | None = None,
+    predict: Predict | None = None,
     work_dir: Path | None = None,
     progress: Progress | None = None,
 ) -> Scene:
     """Cameras, depth, points and scale from pictures of one place.
 
     Args:
-        frames: two or more pictures.
+        frames: two or more pictures; one is enough for a network alone.
         backend: a key of `BACKENDS`.
         priors: what is known of cameras and depth, by frame name.
-        options: sizes, mapper, sources of scale, threads, seed.
+        options: sizes, mapper, network, sources of scale, threads, seed.
+        predict: predicts cameras and depth in place of the network that `options` name.
         work_dir: finished stages are kept here, and taken from here when they are there already; default: nowhere.
         progress: hears of stages and of what the user should know.
 
@@ -93,14 +128,17 @@ def reconstruct(
     check_request(backend, options)
     solve = _backend(backend)
     specs = scale_specs(options)
-    _check_frames(frames)
+    _check_frames(frames, BACKENDS[backend].least)
     known = match_priors(priors or Priors(), frames, progress=progress)
     check_registered(known.depth, frames)
     check_distances([s for s in specs if isinstance(s, DistanceSpec)], frames)
     frames = with_depth(frames, known)
     with _folder(work_dir) as work:
         try:
-            solution = solve(frames, priors=known, options=options, work_dir=work / CAMERAS, progress=progress)
+            solution = solve(
+                frames, priors=known, options=options, work_dir=work / CAMERAS, progress=progress,
+                predict=_predictor(BACKENDS[backend], predict, frames, known, options, progress),
+            )  # fmt: skip
         except ReconstructionError as error:
             error.evidence.setdefault("photos", _photo_facts(frames, error.evidence.get("unregistered") or {}))
             raise
@@ -155,12 +193,38 @@ def _backend(name: str) -> SolveCameras:
     return getattr(importlib.import_module(module), function)
 
 
-def _check_frames(frames: Frames) -> None:
-    if len(frames) < 2:
+def _predictor(
+    backend: Backend,
+    predict: Predict | None,
+    frames: Frames,
+    priors: Priors,
+    options: ReconstructOptions,
+    progress: Progress,
+) -> Callable[[], Prediction] | None:
+    """What a backend calls for a prediction, made once; None where no network is at hand."""
+    if backend.network is None:
+        return None
+    if predict is None:
+        from recon.feedforward import networks
+
+        predict = networks.at_hand(backend.network, options)
+    if predict is None:
+        return None
+    given = predict
+
+    @functools.cache
+    def predicted() -> Prediction:
+        return apply_known(given(frames, priors, options, progress), priors, frames, progress=progress)
+
+    return predicted
+
+
+def _check_frames(frames: Frames, least: int) -> None:
+    if len(frames) < least:
         raise InputError(
             "cannot reconstruct from so few pictures",
             found=f"{len(frames)} usable",
-            accepted="2 or more of one place, from different spots; 20 to 60 are good",
+            accepted=f"{least} or more of one place, from different spots; 20 to 60 are good",
             hint="take more photos, walking sideways round what you want",
         )
 
@@ -225,10 +289,14 @@ def _usable(seen: Observations) -> Observations:
 def _with_depth(
     scene: Scene, solution: CameraSolution, priors: Priors, options: ReconstructOptions, work: Path, progress: Progress
 ) -> Scene:
-    from recon.dense import dense_depth
+    from recon.dense import dense_depth, predicted_maps
 
-    depth, confidence = dense_depth(scene, priors, options, work, progress)
-    del solution
+    predicted = predicted_maps(scene, solution, options)
+    if solution.depth_is_final:
+        depth = [None if p is None else torch.from_numpy(p[0]) for p in predicted]
+        confidence = [None if p is None else torch.from_numpy(p[1]) for p in predicted]
+    else:
+        depth, confidence = dense_depth(scene, priors, options, work, progress, predicted=predicted)
     return replace(scene, depth=tuple(depth), confidence=tuple(confidence))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,50 @@ from recon.fusion import FusedMesh, fuse_mesh, fuse_points
 from recon.options import ReconstructOptions
 from recon.priors import Priors, register_depth
 from recon.scale import scale_from_depth
+from recon.solution import CameraSolution
+
+Predicted = Sequence[tuple[np.ndarray, np.ndarray, float] | None]
+"""Per frame of a scene: predicted depth in its unit and confidence (h, w), of the size of its depth map, and the
+relative deviation of that depth."""
+
+FILLED = 0.3
+"""Of the confidence of predicted depth where multi-view stereo finds none and the prediction stands in."""
+
+
+def predicted_maps(scene: Scene, solution: CameraSolution, options: ReconstructOptions) -> Predicted:
+    """Predicted depth of a solution as depth maps of its scene's pictures."""
+    out: list[tuple[np.ndarray, np.ndarray, float] | None] = []
+    for position, frame in enumerate(sorted(solution.cameras)):
+        depth = solution.depth.get(frame)
+        if depth is None:
+            out.append(None)
+            continue
+        target = scene.camera[position].resize(pictures.fit_hw(scene.camera[position].hw, options.depth_size))
+        where = pictures.distortion_map(scene.original[position], target)
+        confidence = solution.confidence.get(frame, torch.ones_like(depth))
+        maps = [_at(m.numpy(), where, scene.original[position].hw) for m in (depth, confidence)]
+        maps[1] = np.where(np.isfinite(maps[0]), np.nan_to_num(maps[1]), 0.0).astype(np.float32)
+        out.append((maps[0], maps[1], solution.depth_relative_std.get(frame, 0.0)))
+    return out
+
+
+def _at(values: np.ndarray, where_px: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
+    """A map that covers a picture of size `hw`, at pixels (h, w, 2) of that picture; bilinear, NaN near NaN."""
+    import cv2
+
+    scale = np.array([values.shape[1] / hw[1], values.shape[0] / hw[0]], np.float32)
+    u, v = np.moveaxis(where_px * scale - np.float32(0.5), -1, 0)
+    return cv2.remap(values, u, v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
 def dense_depth(
-    scene: Scene, priors: Priors, options: ReconstructOptions, work_dir: Path, progress: Progress
+    scene: Scene,
+    priors: Priors,
+    options: ReconstructOptions,
+    work_dir: Path,
+    progress: Progress,
+    *,
+    predicted: Predicted = (),
 ) -> tuple[list[Tensor | None], list[Tensor | None]]:
     """Depth and confidence of every frame, float32 `(h, w)` with a longer side of `options.depth_size`.
 
@@ -34,9 +75,10 @@ def dense_depth(
         work_dir: the result is kept here, and taken from here when it is there already, for these cameras and
             measurements. That the pictures are the same is the caller's matter.
         progress: hears of the stages.
+        predicted: joins the search where nothing was measured, and stands in where the search finds nothing.
     """
     cameras = [c.resize(pictures.fit_hw(c.hw, options.depth_size)) for c in scene.camera]
-    stamp = _stamp(scene, priors)
+    stamp = _stamp(scene, priors, predicted)
     if (work_dir / "done").exists() and _made_for(work_dir, cameras, stamp):
         return _load(work_dir, len(scene.frames))
     images, valid = [], []
@@ -53,17 +95,16 @@ def dense_depth(
         p_world=seen.p_world.numpy() if len(seen.p_world) else None,
         visible=visible if len(seen.p_world) else None,
         valid=valid,
-        prior_depth=_measured(scene, cameras, priors, progress),
+        prior_depth=_with_predicted(_measured(scene, cameras, priors, progress), predicted),
         options=DepthOptions(threads=options.num_threads),
         progress=progress,
     )
+    results = _filled(results, predicted, valid)
     _save(work_dir, results, cameras, stamp)
     return [torch.from_numpy(d) for d, _ in results], [torch.from_numpy(c) for _, c in results]
 
 
-def _measured(
-    scene: Scene, cameras: list[Camera], priors: Priors, progress: Progress
-) -> list[tuple[np.ndarray, float | np.ndarray] | None] | None:
+def _measured(scene: Scene, cameras: list[Camera], priors: Priors, progress: Progress) -> Measured | None:
     """Depth images in scene units with their deviation, registered with the depth maps to be made."""
     readers = {i: priors.depth[f.name] for i, f in enumerate(scene.frames) if f.name in priors.depth}
     if not readers:
@@ -72,12 +113,39 @@ def _measured(
     if not (priors.metric and priors.world_from_cam):
         estimate = scale_from_depth(scene.observations, scene.camera, scene.original, readers, progress=progress)
         metres_per_unit = estimate.factor
-    measured: list[tuple[np.ndarray, float | np.ndarray] | None] = [None] * len(cameras)
+    measured: Measured = [None] * len(cameras)
     for i, read in readers.items():
         prior = read()
         depth = (register_depth(prior, scene.original[i], cameras[i]) / metres_per_unit).numpy()
         measured[i] = (depth, np.abs(depth) * prior.relative_std)
     return measured
+
+
+Measured = list[tuple[np.ndarray, float | np.ndarray] | None]
+
+
+def _with_predicted(measured: Measured | None, predicted: Predicted) -> Measured | None:
+    """Measured depth, and predicted depth with its deviation where nothing was measured."""
+    if not any(p is not None for p in predicted):
+        return measured
+    guessed: Measured = [None if p is None else (p[0], np.abs(p[0]) * p[2]) for p in predicted]
+    return guessed if measured is None else [m or g for m, g in zip(measured, guessed, strict=True)]
+
+
+def _filled(
+    results: list[tuple[np.ndarray, np.ndarray]], predicted: Predicted, valid: Sequence[np.ndarray | None]
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Depth maps with predicted depth, at less confidence, where multi-view stereo found none."""
+    out = []
+    for k, (depth, confidence) in enumerate(results):
+        guess = predicted[k] if predicted else None
+        if guess is not None:
+            empty = ~np.isfinite(depth) & np.isfinite(guess[0])
+            allowed = valid[k]
+            empty = empty if allowed is None else empty & allowed
+            depth, confidence = np.where(empty, guess[0], depth), np.where(empty, FILLED * guess[1], confidence)
+        out.append((depth.astype(np.float32), confidence.astype(np.float32)))
+    return out
 
 
 def _save(folder: Path, results: list[tuple[np.ndarray, np.ndarray]], cameras: list[Camera], stamp: str) -> None:
@@ -99,8 +167,8 @@ def _rows(cameras: list[Camera]) -> np.ndarray:
     return torch.cat([K, torch.stack([c.world_from_cam for c in cameras])], 1).numpy()
 
 
-def _stamp(scene: Scene, priors: Priors) -> str:
-    """Of the measured depth images that join the search, and of whether they are in the scene's unit."""
+def _stamp(scene: Scene, priors: Priors, predicted: Predicted) -> str:
+    """Of the depth images that join the search, and of whether they are in the scene's unit."""
     known = hashlib.sha256(str(bool(priors.metric and priors.world_from_cam)).encode())
     for frame in scene.frames:
         if frame.name in priors.depth:
@@ -109,6 +177,9 @@ def _stamp(scene: Scene, priors: Priors) -> str:
             known.update(repr((frame.name, tuple(prior.depth_m.shape), tuple(std.shape))).encode())
             for values in (prior.depth_m, prior.K, prior.depthcam_from_cam, std):
                 known.update(np.ascontiguousarray(values.numpy()).tobytes())
+    for guess in predicted:
+        if guess is not None:
+            known.update(guess[0].tobytes())
     return known.hexdigest()
 
 

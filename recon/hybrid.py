@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,19 +10,24 @@ from typing import Any
 import numpy as np
 import torch
 
-from geo4d.core import geometry
 from geo4d.core.progress import Progress
 from geo4d.core.types import Camera, Frames
 from recon import linking, tracks
 from recon.adjustment import adjusted, solution
 from recon.feedforward.prediction import Prediction
+from recon.feedforward.similarity import fit_poses, move_pose, scale_of
+from recon.feedforward.solving import no_network
 from recon.linking import Run
 from recon.matches import Link
 from recon.options import ReconstructOptions
 from recon.placing import MIN_SEEN, Placed, place
 from recon.priors import Priors
+from recon.realign import realigned
 from recon.solution import CameraSolution
 from recon.tracks import Tracks
+
+LEAST_DEPTH_STD = 0.01
+"""Relative deviation of predicted depth between the points that it was brought onto, at least."""
 
 
 def solve_cameras(
@@ -32,17 +37,19 @@ def solve_cameras(
     options: ReconstructOptions,
     work_dir: Path,
     progress: Progress,
-    predict: Callable[[], Prediction],
+    predict: Callable[[], Prediction] | None = None,
 ) -> CameraSolution:
     """Cameras of all pictures: exact where matches reach, elsewhere as predicted.
 
     Features and matches that `recon.sfm` left in the same `work_dir` are used again.
 
     Raises:
-        InputError: fewer than two frames.
+        InputError: fewer than two frames, or no network at hand.
         ReconstructionError: even with the prediction's guidance hardly any point is seen from two directions.
     """
     run = linking.begin(frames, priors=priors, options=options, work_dir=work_dir, progress=progress)
+    if predict is None:
+        raise no_network()
     prediction = predict()
     focal = _focals(run, prediction)
     run = replace(run, sensors=run.sensors.with_predicted_focals(focal, prediction.focal_relative_std))
@@ -62,7 +69,8 @@ def solve_cameras(
     }
     state, frame = _seen(run, placed)
     refined = adjusted(run, found, state, frame, facts)
-    return _with_predicted(run, solution(run, found, guided, refined, facts), prediction)
+    solved = _with_predicted(run, solution(run, found, guided, refined, facts), prediction)
+    return _with_depth(run, solved, prediction)
 
 
 def _focals(run: Run, prediction: Prediction) -> list[float]:
@@ -86,12 +94,20 @@ def _with_predicted(run: Run, solved: CameraSolution, prediction: Prediction) ->
     missing = [i for i in range(len(run.frames)) if i not in solved.cameras]
     if not missing:
         return solved
-    world_from_predicted = _similarity(prediction.camera, solved.cameras)
+    placed = sorted(solved.cameras)
+    fit = fit_poses(
+        torch.stack([prediction.camera[i].world_from_cam for i in placed]),
+        torch.stack([solved.cameras[i].world_from_cam for i in placed]),
+        prediction.median_depth,
+    )
+    if fit is None:
+        return solved
+    world_from_predicted = fit.target_from_source
     cameras = dict(solved.cameras)
     for i in missing:
         lens = next((c for k, c in solved.cameras.items() if run.sensors.of_frame[k] == run.sensors.of_frame[i]), None)
         predicted = prediction.camera[i]
-        pose = _moved(world_from_predicted, predicted.world_from_cam)
+        pose = move_pose(world_from_predicted, predicted.world_from_cam)
         cameras[i] = (predicted if lens is None or lens.hw != predicted.hw else lens).with_pose(pose)
     covariance = _covariance(solved, cameras, prediction, world_from_predicted)
     run.progress.note(
@@ -101,36 +117,28 @@ def _with_predicted(run: Run, solved: CameraSolution, prediction: Prediction) ->
     return replace(solved, cameras=cameras, covariance=covariance, unregistered={}, facts=facts)
 
 
-def _similarity(predicted: Sequence[Camera], solved: Mapping[int, Camera]) -> torch.Tensor:
-    """Similarity (4, 4) that moves predicted cameras onto the solved ones."""
-    indices = sorted(solved)
-    source = torch.stack([predicted[i].world_from_cam for i in indices])
-    target = torch.stack([solved[i].world_from_cam for i in indices])
-    turns = target[:, :3, :3] @ source[:, :3, :3].transpose(1, 2)
-    U, _, Vh = torch.linalg.svd(turns.sum(0))
-    R = U @ torch.diag(torch.tensor([1.0, 1.0, float(torch.linalg.det(U @ Vh))], dtype=torch.float64)) @ Vh
-    a, b = source[:, :3, 3] @ R.T, target[:, :3, 3]
-    a0, b0 = a.mean(0), b.mean(0)
-    spread = (a - a0).norm(dim=1).median().clamp_min(1e-12)
-    factor = ((b - b0).norm(dim=1).median() / spread) if len(indices) > 1 else torch.tensor(1.0, dtype=torch.float64)
-    return geometry.rigid(factor * R, b0 - factor * a0)
-
-
-def _moved(similarity: torch.Tensor, world_from_cam: torch.Tensor) -> torch.Tensor:
-    """A pose in the similarity's target world; its axes stay unit."""
-    factor = torch.linalg.det(similarity[:3, :3]) ** (1 / 3)
-    R = similarity[:3, :3] / factor @ world_from_cam[:3, :3]
-    return geometry.rigid(R, similarity[:3, :3] @ world_from_cam[:3, 3] + similarity[:3, 3])
-
-
 def _covariance(
     solved: CameraSolution, cameras: Mapping[int, Camera], prediction: Prediction, similarity: torch.Tensor
 ) -> torch.Tensor | None:
     """With the prediction's deviations for the cameras that only it knows."""
     if solved.covariance is None:
         return None
-    factor = float(torch.linalg.det(similarity[:3, :3])) ** (1 / 3)
+    factor = float(scale_of(similarity))
     reach = prediction.position_relative_std * prediction.median_depth * factor
     loose = torch.diag(torch.tensor([prediction.rotation_std_rad**2] * 3 + [reach**2] * 3, dtype=torch.float64))
     known = dict(zip(sorted(solved.cameras), solved.covariance, strict=True))
     return torch.stack([known.get(i, loose) for i in sorted(cameras)])
+
+
+def _with_depth(run: Run, solved: CameraSolution, prediction: Prediction) -> CameraSolution:
+    """The solution with the predicted depth of every picture, brought onto its points."""
+    seen, depths, stds = solved.observations, {}, {}
+    for i, camera in solved.cameras.items():
+        predicted = prediction.depth[i]
+        mine = seen.frame_id == i
+        if predicted is not None and mine.any():
+            z = camera.project(seen.p_world[seen.track_id[mine]])[1]
+            share = seen.uv_px[mine] / torch.tensor([camera.hw[1], camera.hw[0]])
+            depth, std = realigned(predicted.numpy(), share.numpy(), z.numpy())
+            depths[i], stds[i] = torch.from_numpy(depth), max(std, LEAST_DEPTH_STD)
+    return replace(solved, depth=depths, depth_relative_std=stds)

@@ -21,6 +21,12 @@ class ReconstructOptions:
     """At which features are found; larger photos are shrunk first."""
     scale: tuple[str, ...] = ()
     """Sources of a metric scale: `marker:DICT:SIDE_M`, `distance:NAME:x,y:x,y:LENGTH_M`."""
+    network: str | None = None
+    """For backends that take any: a key of `NETWORKS`; None takes the first whose weights are at hand."""
+    weights: str | None = None
+    """File or folder with the network's weights; None looks in the cache of the Hugging Face hub."""
+    network_size: int | None = None
+    """At which the network works; None is what it was trained for."""
     threads: int | None = None
     seed: int = 0
 

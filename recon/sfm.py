@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from geo4d.core.progress import Progress
 from geo4d.core.types import Frames
 from recon import intrinsics, linking, mapping, matches, pairs
 from recon.adjustment import adjusted, solution, triangulated
+from recon.feedforward.prediction import Prediction
 from recon.linking import Run, failure
 from recon.matches import Link
 from recon.options import ReconstructOptions
@@ -32,17 +33,25 @@ ENOUGH_PLACED = 0.8
 
 
 def solve_cameras(
-    frames: Frames, *, priors: Priors, options: ReconstructOptions, work_dir: Path, progress: Progress
+    frames: Frames,
+    *,
+    priors: Priors,
+    options: ReconstructOptions,
+    work_dir: Path,
+    progress: Progress,
+    predict: Callable[[], Prediction] | None = None,
 ) -> CameraSolution:
     """Calibrated cameras of the pictures that link to one scene, with tracks, covariance and the evidence for them.
 
     Finished stages (features, verified matches, mapping) are kept in `work_dir` and taken from there when they fit.
+    No prediction is used.
 
     Raises:
         InputError: fewer than two frames.
         ReconstructionError: the pictures do not link, all were taken from one spot, or no mapper finds a model;
             `evidence` holds the links all the same.
     """
+    del predict
     run = linking.begin(frames, priors=priors, options=options, work_dir=work_dir, progress=progress)
     found = linking.find_features(run)
     links, candidates = linking.find_links(run, found)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from geo4d.core.progress import Progress
 from geo4d.core.types import Camera, Frames, Observations
+from recon.feedforward.prediction import Prediction
 from recon.options import ReconstructOptions
 from recon.priors import Priors
 
@@ -32,6 +33,14 @@ class CameraSolution:
     world_relative_error: float | None = None
     unregistered: Mapping[int, str] = field(default_factory=dict)
     """Frame index -> why it has no camera."""
+    depth: Mapping[int, Tensor] = field(default_factory=dict)
+    """Frame index -> predicted z-depth `(h, w)` in the cameras' world, covering the upright photo, NaN = unknown."""
+    depth_relative_std: Mapping[int, float] = field(default_factory=dict)
+    """Of the predicted depth."""
+    confidence: Mapping[int, Tensor] = field(default_factory=dict)
+    """Of the predicted depth, in [0, 1]."""
+    depth_is_final: bool = False
+    """Whether the predicted depth is the scene's; otherwise it joins the search of multi-view stereo."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """Parts of `recon.report.ReportFacts` that only the solver knows: links, mapper, intrinsics, warnings, features."""
 
@@ -40,7 +49,17 @@ class SolveCameras(Protocol):
     """Type of a backend's function."""
 
     def __call__(
-        self, frames: Frames, *, priors: Priors, options: ReconstructOptions, work_dir: Path, progress: Progress
+        self,
+        frames: Frames,
+        *,
+        priors: Priors,
+        options: ReconstructOptions,
+        work_dir: Path,
+        progress: Progress,
+        predict: Callable[[], Prediction] | None = None,
     ) -> CameraSolution:
-        """Find cameras; raises `ReconstructionError` whose evidence is a `ReportFacts`."""
+        """Find cameras; raises `ReconstructionError` whose evidence is a `ReportFacts`.
+
+        `predict` runs a network when it is first called; None where no network is at hand, or the backend needs none.
+        """
         ...

@@ -74,7 +74,7 @@ def reconstruct_folder(
     source: str,
     out: Path,
     *,
-    backend: str = "sfm",
+    backend: str = "auto",
     options: ReconstructOptions | None = None,
     priors: PriorPaths | None = None,
     masks: Path | None = None,
@@ -349,6 +349,7 @@ def _summary(scene: Scene, out: Path, seconds: float) -> dict[str, Any]:
             status: sum(p.get("status") == status for p in photos) for status in ("used", "dropped", "unregistered")
         },
         "points": len(scene.points.p_world) or len(scene.observations.p_world),
+        "cameras by": (facts.get("choice") or {}).get("chosen"),
         "reprojection error px": errors.get("mean_px"),
         "scale": f"{scale.kind}{f' ({scale.source}){percent}' if scale.kind == 'metric' else ''}",
         "seconds": round(seconds, 1),

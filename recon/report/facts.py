@@ -113,6 +113,27 @@ class MapperFacts(TypedDict, total=False):
     reason: str | None
 
 
+class SolutionFacts(TypedDict, total=False):
+    """What speaks for the cameras of one way to find them; see `recon.evidence.Evidence`."""
+
+    registered: int
+    observations: int
+    mean_error_px: float
+    found: float
+    """Corners of photos found in others, beyond what chance would find."""
+    agreement: float
+    """Fraction of all pairs that are turned as the network predicts."""
+
+
+class ChoiceFacts(TypedDict, total=False):
+    """Which way to find cameras was chosen and why."""
+
+    chosen: str
+    reason: str
+    evidence: dict[str, SolutionFacts] | None
+    """By the name of the way; None where only one was tried."""
+
+
 class AdjustmentFacts(TypedDict, total=False):
     """What the bundle adjustment worked with; pixels of the photos as the sensor stores them."""
 
@@ -206,6 +227,11 @@ class ReportFacts(TypedDict, total=False):
     viewing_distance: float | None
     """Median distance from a camera to the points it sees; the length that relative uncertainties refer to."""
     links: LinkFacts | None
+    choice: ChoiceFacts | None
+    network: dict[str, Any] | None
+    """Of the network that predicted, and its run."""
+    predicted_only: list[str]
+    """Photos that stand where a network put them, because matches could not place them."""
     mapper: MapperFacts | None
     one_spot_share: float | None
     """Fraction of the linked pairs that a turn of the camera alone explains."""

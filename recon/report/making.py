@@ -112,11 +112,39 @@ def mapper(facts: ReportFacts) -> str:
         for c in candidates
     ]
     chosen = next((i for i, c in enumerate(candidates) if c.get("chosen")), -1)
-    body = html.table(head, rows, chosen=chosen)
+    body = _choice(facts) + html.table(head, rows, chosen=chosen)
     body += f'<p class="note">{escape(known.get("reason") or "")}</p>' if known.get("reason") else ""
     body += html.items(_adjustment_notes(facts))
     lead = "Ways to build the scene that were tried, and what decided between them."
     return html.section("How it was put together", lead, f'<div class="card">{body}</div>' if body else "")
+
+
+def _choice(facts: ReportFacts) -> str:
+    """The evidence between structure from motion and the hybrid."""
+    known = facts.get("choice") or {}
+    head = [
+        "cameras by",
+        "photos placed",
+        "observations",
+        "error (px)",
+        "corners found elsewhere",
+        "turned as predicted",
+    ]
+    evidence = known.get("evidence") or {}
+    rows = [
+        [
+            name + (" (chosen)" if name == known.get("chosen") else ""),
+            number(e.get("registered")),
+            number(e.get("observations")),
+            number(e.get("mean_error_px"), 3),
+            number(e.get("found"), 3),
+            html.percent(e.get("agreement")),
+        ]
+        for name, e in evidence.items()
+    ]
+    chosen = next((i for i, name in enumerate(evidence) if name == known.get("chosen")), -1)
+    reason = f'<p class="note">{escape(known.get("reason") or "")}</p>' if known.get("reason") else ""
+    return html.table(head, rows, chosen=chosen) + reason
 
 
 def _adjustment_notes(facts: ReportFacts) -> list[str]:
@@ -132,6 +160,9 @@ def _adjustment_notes(facts: ReportFacts) -> list[str]:
             f"{html.percent(aligned.get('aligned'))} of the keypoints were aligned by their grey values: "
             f"median error {before} → {after} px"
         )
+    alone = facts.get("predicted_only") or []
+    if alone:
+        notes.append(f"too few matches place {', '.join(alone)}: they stand where the network put them")
     offset = adjusted.get("pose_offset")
     if offset:
         place = ", ".join(length(v, metric=html.is_metric(facts)) for v in offset["shift"])

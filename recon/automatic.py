@@ -1,0 +1,97 @@
+"""Structure from motion, and the hybrid where that is weak: whichever explains the photos better."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from geo4d.core.errors import ReconstructionError
+from geo4d.core.progress import Progress
+from geo4d.core.types import Frames
+from recon import hybrid, sfm
+from recon.evidence import judge
+from recon.feedforward.prediction import Prediction
+from recon.options import ReconstructOptions
+from recon.priors import Priors
+from recon.solution import CameraSolution
+
+ENOUGH_OBSERVATIONS = 150
+"""Of tracks per picture, in the median; with fewer the evidence is weak."""
+FEW = 10
+"""Up to so many pictures each hangs on few others: the hybrid is tried too."""
+CLEARLY = 1.05
+"""By what factor the hybrid must find more of the corners to be preferred."""
+NEARLY, MORE_AGREEMENT = 0.9, 0.1
+"""Or by what factor it may find fewer, where so much more of the pairs agrees with the prediction."""
+
+
+def solve_cameras(
+    frames: Frames,
+    *,
+    priors: Priors,
+    options: ReconstructOptions,
+    work_dir: Path,
+    progress: Progress,
+    predict: Callable[[], Prediction] | None = None,
+) -> CameraSolution:
+    """Cameras by structure from motion, or by the hybrid where that explains the photos better; and why.
+
+    Without a network at hand (`predict` is None) it is structure from motion.
+
+    Raises:
+        InputError: fewer than two frames.
+        ReconstructionError: neither finds a scene.
+    """
+
+    def solve(backend: Callable[..., CameraSolution]) -> CameraSolution | ReconstructionError:
+        try:
+            return backend(
+                frames, priors=priors, options=options, work_dir=work_dir, progress=progress, predict=predict
+            )
+        except ReconstructionError as error:
+            return error
+
+    first = solve(sfm.solve_cameras)
+    weak = _weakness(first, len(frames))
+    if not weak:
+        return _told(first, "sfm", "structure from motion placed all photos on good evidence")
+    if predict is None:
+        return _told(first, "sfm", f"{weak}; no network's weights are at hand that might do better")
+    second = solve(hybrid.solve_cameras)
+    if isinstance(second, ReconstructionError):
+        return _told(first, "sfm", f"{weak}; with a network's prediction: {second.found}")
+    if isinstance(first, ReconstructionError):
+        return _told(second, "hybrid", f"{weak}; the prediction of a network placed the photos")
+    with progress.stage("comparison"):
+        a, b = (judge(frames, solved, predict()) for solved in (first, second))
+    told = {"sfm": asdict(a), "hybrid": asdict(b)}
+    more_agree = b.found > NEARLY * a.found and b.agreement >= a.agreement + MORE_AGREEMENT
+    better = b.found > CLEARLY * a.found or more_agree
+    why = (
+        f"{weak}; the hybrid finds {b.found:.0f} corners of photos in others beyond chance, without it {a.found:.0f}; "
+        f"{100 * b.agreement:.0f} % and {100 * a.agreement:.0f} % of the pairs are turned as predicted"
+    )
+    return _told(second if better else first, "hybrid" if better else "sfm", why, told)
+
+
+def _weakness(solved: CameraSolution | ReconstructionError, count: int) -> str:
+    """What is weak about a solution; empty where nothing is."""
+    if isinstance(solved, ReconstructionError):
+        return f"structure from motion failed ({solved.found})"
+    if len(solved.cameras) < count:
+        return f"structure from motion placed {len(solved.cameras)} of {count} photos"
+    seen = solved.observations.frame_id.bincount(minlength=count)[sorted(solved.cameras)]
+    if seen.double().median() < ENOUGH_OBSERVATIONS:
+        return f"half of the photos see fewer than {ENOUGH_OBSERVATIONS} points of structure from motion"
+    return f"{count} photos are few" if count <= FEW else ""
+
+
+def _told(
+    solved: CameraSolution | ReconstructionError, chosen: str, why: str, evidence: dict[str, Any] | None = None
+) -> CameraSolution:
+    """The solution with the reason of the choice in its facts."""
+    if isinstance(solved, ReconstructionError):
+        raise solved
+    return replace(solved, facts={**solved.facts, "choice": {"chosen": chosen, "reason": why, "evidence": evidence}})
