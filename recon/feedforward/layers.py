@@ -110,7 +110,7 @@ class LayerScale(nn.Module):
 
     def __init__(self, dim: int, start: float) -> None:
         super().__init__()
-        self.gamma = nn.Parameter(torch.full((dim,), start))
+        self.gamma = nn.Parameter(torch.full((dim,), float(start)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply; float32 factors lift half-precision branches, so that the residual stream stays float32."""
