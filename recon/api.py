@@ -290,6 +290,7 @@ def _with_depth(
     scene: Scene, solution: CameraSolution, priors: Priors, options: ReconstructOptions, work: Path, progress: Progress
 ) -> Scene:
     from recon.dense import dense_depth, predicted_maps
+    from recon.dynamic import with_dynamic
 
     predicted = predicted_maps(scene, solution, options)
     if solution.depth_is_final:
@@ -297,7 +298,7 @@ def _with_depth(
         confidence = [None if p is None else torch.from_numpy(p[1]) for p in predicted]
     else:
         depth, confidence = dense_depth(scene, priors, options, work, progress, predicted=predicted)
-    return replace(scene, depth=tuple(depth), confidence=tuple(confidence))
+    return with_dynamic(replace(scene, depth=tuple(depth), confidence=tuple(confidence)))
 
 
 def _with_points(scene: Scene, progress: Progress) -> Scene:
