@@ -67,6 +67,7 @@ def solve_cameras(
             f"{len(guided)} pairs link with their guidance, {len(links)} without",
         },
     }
+    facts["network"] = dict(prediction.facts)
     state, frame = _seen(run, placed)
     refined = adjusted(run, found, state, frame, facts)
     solved = _with_predicted(run, solution(run, found, guided, refined, facts), prediction)

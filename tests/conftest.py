@@ -6,6 +6,7 @@ import functools
 import io
 import json
 import os
+import signal
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from geo4d.core.procedural import Boxes
     from geo4d.core.types import Camera, Observations, Scene
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as shells start background jobs; what tests start inherits it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 wait_calmly()  # threads that spin while they wait make a suite minutes longer on a machine with other work
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -174,7 +174,6 @@ def test_ctrl_c_in_a_kernel_is_an_interruption(photographed: Path, tmp_path: Pat
     run = subprocess.Popen(
         [sys.executable, "-m", "geo4d.cli", *map(str, command), "--frames", "1000"],
         stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells let background jobs ignore it
     )  # fmt: skip
     assert run.stderr is not None
     assert any(line.startswith("load the scene") for line in iter(run.stderr.readline, ""))

@@ -662,9 +662,7 @@ def test_view_shows_the_page_until_it_is_interrupted(room: Room, tmp_path: Path)
 
     write_gaussians(tmp_path / "few.ply", room.gaussians.subset(torch.arange(50)))
     command = [sys.executable, "-m", "geo4d.cli", "view", str(tmp_path / "few.ply"), "--no-open"]
-    # A test run in the background of a shell ignores Ctrl-C, and so would its children.
-    heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)} if os.name == "posix" else {}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **heard) as running:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
         try:
             assert running.stderr is not None
             found = (re.search(r"http://127\.0\.0\.1:(\d+)/", line) for line in running.stderr)

@@ -1,0 +1,310 @@
+"""The hybrid on a generated table-top whose cameras a simulated network knows roughly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from geo4d.core import geometry, metrics
+from geo4d.core.errors import InputError, ReconstructionError
+from geo4d.core.progress import Progress
+from geo4d.core.types import Camera, Frame, Frames, Scene
+from recon import automatic, evidence, guided, hybrid, placing, sfm
+from recon import reconstruct as reconstruct_scene
+from recon.feedforward import solving
+from recon.feedforward.prediction import Prediction
+from recon.guided import Geometry
+from recon.options import ReconstructOptions
+from recon.priors import Priors
+from recon.realign import realigned
+from recon.solution import CameraSolution
+
+VIEWS = [0, 2, 3, 5]
+
+
+def noisy(
+    scene: Scene, seed: int, *, turn_rad: float = 0.045, shift: float = 0.07, wrong: Sequence[int] = ()
+) -> Prediction:
+    """The scene's cameras and depth with errors, in a world of another origin, orientation and scale."""
+    g = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=g, dtype=torch.float64)
+
+    depths = [d for d in scene.depth if d is not None]
+    middle = float(torch.cat([d.flatten() for d in depths]).median())
+    turn = geometry.matrix_from_rotvec(normal(3))
+    world = geometry.rigid(turn, normal(3))
+    cameras, maps = [], []
+    for i, (camera, depth) in enumerate(zip(scene.camera, depths, strict=True)):
+        off = 0.7 * torch.ones(3, dtype=torch.float64) if i in wrong else turn_rad / 3**0.5 * normal(3)
+        pose = camera.world_from_cam.clone()
+        pose[:3, :3] = pose[:3, :3] @ geometry.matrix_from_rotvec(off)
+        pose[:3, 3] += shift * middle / 3**0.5 * normal(3)
+        pose = world @ pose
+        pose[:3, 3] *= 2.5
+        K = camera.K.clone()
+        K[:2, :2] *= 1.05
+        cameras.append(Camera(K, pose, camera.hw))
+        low = torch.nn.functional.interpolate(normal(1, 1, 3, 4), size=depth.shape, mode="bicubic")[0, 0]
+        maps.append((2.5 * depth * (0.06 * low).exp()).float()[::2, ::2])
+    return Prediction(
+        tuple(cameras), tuple(maps), tuple(torch.ones_like(m) for m in maps), rotation_std_rad=turn_rad,
+        position_relative_std=shift, focal_relative_std=0.06, depth_relative_std=0.08, facts={"network": "simulated"},
+    )  # fmt: skip
+
+
+def part(scene: Scene, index: Sequence[int]) -> Scene:
+    """Some photos of a scene, with their cameras and depth."""
+    chosen = {
+        k: tuple(getattr(scene, k)[i] for i in index) for k in ("camera", "original", "depth", "confidence", "dynamic")
+    }
+    seen = scene.observations
+    none = torch.zeros(0, dtype=torch.int64)
+    return replace(
+        scene, frames=scene.frames.subset(index), **chosen,
+        observations=replace(seen, track_id=none, frame_id=none, uv_px=torch.zeros(0, 2, dtype=torch.float64)),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def scene(generated_scene: Callable[..., Scene]) -> Scene:
+    return part(generated_scene(6, (360, 480)), VIEWS)
+
+
+def solve(
+    backend: Callable[..., CameraSolution], frames: Frames, work: Path, prediction: Prediction | None
+) -> CameraSolution:
+    return backend(
+        frames, priors=Priors(), options=ReconstructOptions(), work_dir=work, progress=Progress(),
+        predict=None if prediction is None else lambda: prediction,
+    )  # fmt: skip
+
+
+def errors_deg(solved: CameraSolution, scene: Scene) -> torch.Tensor:
+    """Larger of rotation and translation error of every pair, `(n, n)`, 0 on the diagonal."""
+    estimate = [solved.cameras[i].world_from_cam for i in range(len(scene.frames))]
+    return metrics.pair_errors_deg(estimate, [c.world_from_cam for c in scene.camera]).nan_to_num(0.0)
+
+
+@pytest.fixture(scope="module")
+def solved(scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> CameraSolution:
+    return solve(hybrid.solve_cameras, scene.frames, tmp_path_factory.mktemp("hybrid"), noisy(scene, 1))
+
+
+def test_rough_cameras_become_exact(solved: CameraSolution, scene: Scene) -> None:
+    predicted = [c.world_from_cam for c in noisy(scene, 1).camera]
+    before = metrics.pair_errors_deg(predicted, [c.world_from_cam for c in scene.camera])
+    assert before.nanmedian() > 2.0
+    assert errors_deg(solved, scene).max() < 0.5
+    focal = [c.K[0, 0] / t.K[0, 0] for c, t in zip(solved.cameras.values(), scene.camera, strict=True)]
+    assert max(abs(f - 1) for f in focal) < 0.02
+
+
+def test_tracks_are_seen_by_several_pictures_and_fit(solved: CameraSolution) -> None:
+    seen = solved.observations
+    assert torch.bincount(seen.track_id).min() >= 2
+    error = [
+        (c.project(seen.p_world[seen.track_id[seen.frame_id == i]])[0] - seen.uv_px[seen.frame_id == i]).norm(dim=-1)
+        for i, c in solved.cameras.items()
+    ]
+    assert torch.cat(error).median() < 0.5
+
+
+def test_predicted_depth_is_brought_onto_the_points(solved: CameraSolution, scene: Scene) -> None:
+    """In units of the scene by the ratio of baselines; the prediction was off by 6 % and more."""
+    estimate = torch.stack([c.world_from_cam[:3, 3] for c in solved.cameras.values()])
+    truth = torch.stack([c.world_from_cam[:3, 3] for c in scene.camera])
+    factor = torch.pdist(estimate).median() / torch.pdist(truth).median()
+    for i in range(4):
+        depth = scene.depth[i]
+        assert depth is not None
+        off = (solved.depth[i] / (factor * depth[::2, ::2]) - 1).abs()
+        assert off.median() < 0.03
+
+
+def test_a_wrongly_predicted_picture_is_placed_by_its_matches(scene: Scene, tmp_path: Path) -> None:
+    solved = solve(hybrid.solve_cameras, scene.frames, tmp_path, noisy(scene, 2, wrong=[2]))
+    assert errors_deg(solved, scene).max() < 0.5
+
+
+def test_a_picture_without_matches_stands_where_it_was_predicted(scene: Scene, tmp_path: Path) -> None:
+    blank = Frame.from_array("blank.png", np.full((360, 480, 3), 128, np.uint8))
+    frames = Frames([*scene.frames[:3], blank])
+    solved = solve(hybrid.solve_cameras, frames, tmp_path, noisy(scene, 3))
+    assert solved.facts["predicted_only"] == ["blank.png"]
+    assert not solved.unregistered
+    assert errors_deg(solved, scene)[:3, :3].max() < 0.5
+    assert errors_deg(solved, scene).max() < 15
+    assert solved.covariance is not None
+    assert solved.covariance[3, 0, 0] > 100 * solved.covariance[0, 0, 0]
+
+
+def test_guided_matches_are_right_and_more_than_a_search_of_the_whole_picture_finds(scene: Scene) -> None:
+    from recon import features
+
+    geometry_of = Geometry(scene.camera, tuple(None if d is None else d.numpy() for d in scene.depth))
+    found = [features.extract(scene.frames[i].read()) for i in (0, 3)]
+    pair = Geometry((scene.camera[0], scene.camera[3]), (geometry_of.depth[0], geometry_of.depth[3]))
+    near = guided.match(pair, found, (0, 1), 8.0, max_ratio=0.9)
+    whole = features.match(*(features.prepare(f.descriptor) for f in found))
+    there, _ = pair.seen_in(1, pair.p_world(0, found[0].uv_px))
+
+    def right(pairs: np.ndarray) -> int:
+        return int((np.linalg.norm(there[pairs[:, 0]] - found[1].uv_px[pairs[:, 1]], axis=1) < 3).sum())
+
+    assert (np.linalg.norm(there[near[:, 0]] - found[1].uv_px[near[:, 1]], axis=1) <= 8).all()
+    assert right(near) > 0.7 * len(near)
+    assert right(near) > 2 * right(whole)
+    assert len(np.unique(near[:, 0])) == len(np.unique(near[:, 1])) == len(near)
+
+
+def test_overlap_is_one_with_itself_and_none_with_a_picture_that_looks_away(scene: Scene) -> None:
+    back = scene.camera[0].world_from_cam.clone()
+    back[:3, :3] = back[:3, :3] @ geometry.matrix_from_rotvec(torch.tensor([0.0, torch.pi, 0.0], dtype=torch.float64))
+    depth = scene.depth[0]
+    assert depth is not None
+    pair = Geometry((scene.camera[0], scene.camera[0], scene.camera[0].with_pose(back)), (depth.numpy(),) * 3)
+    assert pair.overlap(0, 1) == 1.0
+    assert pair.overlap(0, 2) == 0.0
+
+
+def test_realigned_depth_removes_a_smooth_error_and_tells_what_is_left() -> None:
+    g = np.random.default_rng(0)
+    v, u = np.mgrid[:60, :80] / 80
+    truth = (2 + u + 0.5 * v).astype(np.float32)
+    said = (truth * np.exp(0.2 * u - 0.1 * v) / 3).astype(np.float32)
+    at = g.uniform(0.02, 0.98, (300, 2))
+    z = truth[(at[:, 1] * 60).astype(int), (at[:, 0] * 80).astype(int)]
+    z[::10] *= 1.8  # wrong points
+    depth, std = realigned(said, at, z)
+    assert np.median(np.abs(depth / truth - 1)) < 0.01
+    assert std < 0.02
+    few, std = realigned(said, at[:3], z[:3])
+    assert np.allclose(few / said, (few / said)[0, 0])
+    assert std >= 0.1
+
+
+def test_evidence_prefers_right_cameras(solved: CameraSolution, scene: Scene) -> None:
+    prediction = noisy(scene, 1)
+    turned = dict(solved.cameras)
+    off = geometry.matrix_from_rotvec(torch.tensor([0.0, 0.03, 0.02], dtype=torch.float64))
+    pose = turned[2].world_from_cam.clone()
+    pose[:3, :3] = pose[:3, :3] @ off
+    turned[2] = turned[2].with_pose(pose)
+    right = evidence.judge(scene.frames, solved, prediction)
+    wrong = evidence.judge(scene.frames, replace(solved, cameras=turned), prediction)
+    fewer = evidence.judge(
+        scene.frames, replace(solved, cameras={i: c for i, c in solved.cameras.items() if i != 2}), prediction
+    )
+    assert right.found > 1.2 * wrong.found
+    assert right.found > 1.2 * fewer.found
+    assert right.agreement == 1.0
+    assert fewer.agreement == 0.5
+    assert fewer.registered == 3
+
+
+def test_auto_takes_the_hybrid_where_structure_from_motion_loses_photos(
+    scene: Scene, solved: CameraSolution, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    prediction = noisy(scene, 1)
+    lost = replace(solved, cameras={i: c for i, c in solved.cameras.items() if i < 2}, unregistered={2: "", 3: ""})
+    monkeypatch.setattr(hybrid, "solve_cameras", lambda *_, **__: solved)
+    monkeypatch.setattr(sfm, "solve_cameras", lambda *_, **__: lost)
+    chosen = solve(automatic.solve_cameras, scene.frames, tmp_path, prediction)
+    assert chosen.facts["choice"]["chosen"] == "hybrid"
+    assert "placed 2 of 4" in chosen.facts["choice"]["reason"]
+    assert set(chosen.cameras) == {0, 1, 2, 3}
+    without = solve(automatic.solve_cameras, scene.frames, tmp_path, None)
+    assert without.facts["choice"]["chosen"] == "sfm"
+    assert "no network" in without.facts["choice"]["reason"]
+
+
+def test_auto_keeps_structure_from_motion_where_the_hybrid_is_worse(
+    scene: Scene, solved: CameraSolution, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    off = geometry.matrix_from_rotvec(torch.tensor([0.0, 0.2, 0.0], dtype=torch.float64))
+    pose = solved.cameras[1].world_from_cam.clone()
+    pose[:3, :3] = pose[:3, :3] @ off
+    bent = replace(solved, cameras={**solved.cameras, 1: solved.cameras[1].with_pose(pose)})
+    monkeypatch.setattr(sfm, "solve_cameras", lambda *_, **__: solved)
+    monkeypatch.setattr(hybrid, "solve_cameras", lambda *_, **__: bent)
+    assert solve(automatic.solve_cameras, scene.frames, tmp_path, noisy(scene, 1)).facts["choice"]["chosen"] == "sfm"
+
+    def fails(*_: object, **__: object) -> CameraSolution:
+        raise ReconstructionError("no scene", found="nothing links")
+
+    monkeypatch.setattr(hybrid, "solve_cameras", fails)
+    chosen = solve(automatic.solve_cameras, scene.frames, tmp_path, noisy(scene, 1))
+    assert "nothing links" in chosen.facts["choice"]["reason"]
+    monkeypatch.setattr(sfm, "solve_cameras", fails)
+    with pytest.raises(ReconstructionError, match="nothing links"):
+        solve(automatic.solve_cameras, scene.frames, tmp_path, noisy(scene, 1))
+
+
+def test_a_network_alone_gives_its_cameras_and_points_that_its_depth_confirms(scene: Scene, tmp_path: Path) -> None:
+    exact = noisy(scene, 1, turn_rad=0.0, shift=0.0)
+    cameras = tuple(replace(c, K=t.K) for c, t in zip(exact.camera, scene.camera, strict=True))
+    exact = replace(exact, depth=tuple(2.5 * d for d in scene.depth if d is not None), camera=cameras)
+    alone = solve(solving.solve_cameras, scene.frames, tmp_path, exact)
+    assert alone.depth_is_final
+    seen = alone.observations
+    assert len(seen.p_world) > 500
+    assert torch.bincount(seen.track_id).min() >= 2
+    for i, camera in alone.cameras.items():
+        mine = seen.frame_id == i
+        torch.testing.assert_close(
+            camera.project(seen.p_world[seen.track_id[mine]])[0], seen.uv_px[mine], atol=1e-6, rtol=0
+        )
+
+
+def test_without_a_network_the_error_says_what_works(scene: Scene, tmp_path: Path) -> None:
+    for backend in (hybrid.solve_cameras, solving.solve_cameras):
+        with pytest.raises(InputError, match="--backend sfm works without weights"):
+            solve(backend, scene.frames, tmp_path, None)
+
+
+def test_a_scene_by_the_hybrid_is_complete(scene: Scene) -> None:
+    prediction = noisy(scene, 1)
+    made = reconstruct_scene(
+        scene.frames, backend="hybrid", predict=lambda *_: prediction, options=ReconstructOptions(depth_size=240)
+    )
+    assert len(made.frames) == 4
+    known = torch.cat([torch.isfinite(d).flatten() for d in made.depth if d is not None])
+    assert known.float().mean() > 0.95  # where stereo finds nothing, predicted depth stands in
+    assert made.report["network"]["network"] == "simulated"
+
+
+def test_one_photo_by_a_network_alone(scene: Scene) -> None:
+    prediction = noisy(part(scene, [0]), 1)
+    notes: list[str] = []
+    progress = Progress()
+    progress.note = notes.append  # type: ignore[method-assign]
+    made = reconstruct_scene(
+        scene.frames[:1], backend="da3-small", predict=lambda *_: prediction, progress=progress,
+        options=ReconstructOptions(depth_size=240),
+    )  # fmt: skip
+    assert len(made.frames) == 1
+    assert made.scale.kind == "relative"
+    assert any("one photo" in n for n in notes)
+
+
+def test_placing_explains_its_matches(scene: Scene, tmp_path: Path) -> None:
+    """Matches that remain lie within a few pixels of the epipolar lines of the cameras that they come with."""
+    from recon import linking
+
+    prediction = noisy(scene, 4)
+    run = linking.begin(
+        scene.frames, priors=Priors(), options=ReconstructOptions(), work_dir=tmp_path, progress=Progress()
+    )
+    focal = float(prediction.camera[0].K[0, 0])
+    run = replace(run, sensors=run.sensors.with_predicted_focals([focal], 0.05))
+    placed, matched = placing.place(run, linking.find_features(run), {}, prediction)
+    assert len(matched) >= 5
+    assert placed.tracks is not None
+    assert float(np.median(np.linalg.norm(placed.tracks.problem.residuals_px(), axis=1))) < 2.0
