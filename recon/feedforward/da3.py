@@ -34,9 +34,6 @@ from recon.feedforward.layers import (
     with_special,
 )
 
-OPTIONAL_WEIGHTS = ("head.scratch.output_conv[12]_aux.[012].*",)
-"""Names in the published checkpoints that no output depends on; a checkpoint may lack them."""
-
 ReferenceView = Literal["first", "middle", "saddle_balanced", "saddle_sim_range"]
 
 
@@ -116,6 +113,9 @@ class DA3(nn.Module):
         >>> tuple(out.depth.shape), tuple(out.K.shape)
         ((1, 2, 28, 42), (1, 2, 3, 3))
     """
+
+    optional_weights = ("head.scratch.output_conv[12]_aux.[012].*",)
+    """Names in the published checkpoints that no output depends on; a checkpoint may lack them."""
 
     def __init__(self, config: Da3Config = DA3_SMALL) -> None:
         super().__init__()

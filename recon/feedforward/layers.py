@@ -30,7 +30,7 @@ def full_precision(like: Tensor) -> AbstractContextManager[object]:
 
 def initialise(module: nn.Module) -> None:
     """Start values for training from scratch: linear maps with a standard deviation of 0.02 and no bias."""
-    if isinstance(module, nn.Linear):
+    if isinstance(module, nn.Linear) and not module.weight.is_meta:
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)

@@ -30,9 +30,6 @@ from recon.feedforward.layers import (
     with_special,
 )
 
-IGNORED_WEIGHTS = ("aggregator.patch_embed.mask_token",)
-"""Names in the published checkpoints that this network has no use for."""
-
 RGB_MEAN = (0.485, 0.456, 0.406)
 RGB_STD = (0.229, 0.224, 0.225)
 
@@ -161,6 +158,12 @@ class VGGT(nn.Module):
         self.point_head = None if c.point_head is None else DenseHead(dim, c.point_head, 4)
         self.track_head = None if c.track_head is None else TrackHead(dim, c.track_head)
         self.apply(initialise)
+
+    @property
+    def ignored_weights(self) -> tuple[str, ...]:
+        """Names in the published checkpoints that this network has no use for: of training, of heads not built."""
+        heads = ("camera_head", "depth_head", "point_head", "track_head")
+        return ("aggregator.patch_embed.mask_token", *(f"{h}.*" for h in heads if getattr(self, h) is None))
 
     def forward(
         self, images: Tensor, *, query_uv_px: Tensor | None = None, mask: Tensor | None = None, chunk: int = 4

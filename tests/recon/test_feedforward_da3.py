@@ -253,7 +253,7 @@ def test_memory_grows_linearly_in_views(tiny: DA3, masked: bool, largest_tensor:
         mask = torch.ones(1, s, 3, 5, dtype=torch.bool) if masked else None
         return largest_tensor(lambda: tiny(_pictures(1, s), mask=mask, chunk=1))
 
-    assert run(48) <= 2 * run(24)
+    assert run(32) <= 2 * run(16)
 
 
 @pytest.mark.parametrize("alternate_from", [0, 1, 3, None])
