@@ -96,14 +96,12 @@ def reconstruct(
         overwrite: replace a scene that is already there.
         resume: go on with a run that was interrupted.
         threads: processor threads to use (default: all).
-        device: where to compute; this verb runs on the CPU.
+        device: where a network computes; all else runs on the CPU.
         seed: of everything random.
         json: print the result as one JSON object on stdout.
     """
     from geo4d.pipeline import reconstruction
     from recon.options import ReconstructOptions
-
-    _on_cpu(device)
 
     options = ReconstructOptions(
         mapper=mapper,
@@ -114,6 +112,7 @@ def reconstruct(
         network=network,
         weights=None if weights is None else str(weights),
         network_size=network_size,
+        device=device,
         scale=scale,
         threads=threads,
         seed=seed,

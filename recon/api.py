@@ -20,7 +20,7 @@ from geo4d.core.progress import Progress
 from geo4d.core.types import Frames, Observations, PointCloud, Scale, Scene
 from recon import report
 from recon.feedforward.known import apply_known
-from recon.feedforward.networks import NETWORKS
+from recon.feedforward.networks import NETWORKS, check_name
 from recon.feedforward.prediction import Predict, Prediction
 from recon.options import ReconstructOptions
 from recon.prior_files import check_registered
@@ -159,6 +159,9 @@ def check_request(backend: str, options: ReconstructOptions, *, max_frames: int 
     """Raise `InputError` for what can be seen to be wrong before any photo is read."""
     _backend(backend)
     scale_specs(options)
+    if options.network is not None:
+        check_name(options.network)
+    _check_number("network-size", options.network_size, SMALLEST_PX, "pixels", instead="leave it out for the usual")
     _check_number("image-size", options.image_size, SMALLEST_PX, "pixels (0 = as photographed)", also=0)
     _check_number("depth-size", options.depth_size, SMALLEST_PX, "pixels", instead="--no-dense makes no depth")
     _check_number("feature-size", options.feature_size, SMALLEST_PX, "pixels")
@@ -332,14 +335,24 @@ def _with_scale(
         # The given world keeps its origin and its axes, and gets metres.
         metric_from_world = torch.diag(torch.tensor([*[estimate.factor] * 3, 1.0], dtype=torch.float64))
     if metric_from_world is None:
-        centre = scene.observations.p_world.median(0).values
-        turn = upright_world(up_world, centre)
+        turn = upright_world(up_world, _middle(scene))
         factor = 1.0 if estimate is None else estimate.factor
         metric_from_world = torch.diag(torch.tensor([factor, factor, factor, 1.0], dtype=torch.float64)) @ turn
     scale = Scale() if estimate is None else Scale("metric", estimate.source, estimate.relative_error)
     if estimate is not None:
         facts["scale"] = report.facts_from_scale(estimate)
     return scene.transformed(metric_from_world, scale), facts
+
+
+def _middle(scene: Scene) -> Tensor:
+    """A point amid what the pictures show; amid the cameras where nothing is known of that."""
+    points = [scene.observations.p_world]
+    if not len(points[0]):
+        points = [scene.pointmap(i)[::8, ::8].reshape(-1, 3) for i, d in enumerate(scene.depth) if d is not None]
+    known = torch.cat([p[torch.isfinite(p).all(-1)] for p in points])
+    if not len(known):
+        known = torch.stack([c.world_from_cam[:3, 3] for c in scene.camera])
+    return known.median(0).values
 
 
 def _estimate_scale(

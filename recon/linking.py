@@ -150,7 +150,7 @@ def find_links(run: Run, found: Sequence[Features]) -> tuple[list[Link], list[Pa
         n = len(found)
         with run.progress.stage("pairs"):
             votes = np.zeros((n, n), np.int64) if n <= pairs.FEW_PICTURES else pairs.vote(found, pool)
-            chosen = pairs.choose(votes, ordered=_ordered(run.frames))
+            chosen = pairs.choose(votes, ordered=is_ordered(run.frames))
         matched: dict[Pair, np.ndarray] = {}
         sides = [max(f.hw) for f in run.frames]
         for attempt in range(2):
@@ -177,7 +177,7 @@ def find_links(run: Run, found: Sequence[Features]) -> tuple[list[Link], list[Pa
     return matches.read_links(database), sorted(matched)
 
 
-def _ordered(frames: Frames) -> bool:
+def is_ordered(frames: Frames) -> bool:
     """Whether the order of the frames is that of capture: they carry times, or names that count up."""
     times = [f.time_s for f in frames if f.time_s is not None]
     if len(times) == len(frames) and all(a <= b for a, b in itertools.pairwise(times)):

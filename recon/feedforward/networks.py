@@ -2,10 +2,32 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from recon.feedforward.prediction import Predict
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from geo4d.core.errors import InputError
+from geo4d.core.progress import Progress
+from geo4d.core.types import Camera, Frames, Observations
+from recon.feedforward.prediction import Predict, Prediction
 from recon.options import ReconstructOptions
+from recon.priors import Priors
+
+if TYPE_CHECKING:
+    from recon.feedforward.chunks import Chunk
+    from recon.feedforward.views import NetworkViews
+
+LINKED_VOTES = 20
+"""Mutual matches of a few features from which two pictures count as alike: loops are closed by such pairs."""
+TRACKED = 512
+"""Points of the first picture that a track head follows."""
+SURE = 0.5
+"""Visibility and confidence of a tracked point, each, from which it counts."""
 
 
 @dataclass(frozen=True)
@@ -18,14 +40,274 @@ class Network:
     weights_licence: str
     commercial: bool
     """Whether the licence of the weights allows commercial use."""
+    family: str
+    """`da3` or `vggt`."""
+    cost: str
+    """Of `recon.feedforward.planning.COSTS`."""
     parameters: int
     accepts: tuple[str, ...]
     """What it takes of what is known."""
+    long_side: int = 518
 
 
-NETWORKS: dict[str, Network] = {}
+NETWORKS: dict[str, Network] = {
+    "da3-base": Network(
+        "depth-anything/DA3-BASE", "Depth Anything 3, base", "Apache-2.0", True, "da3", "da3-base", 135_400_000,
+        ("intrinsics", "poses", "masks"), 504,
+    ),
+    "da3-small": Network(
+        "depth-anything/DA3-SMALL", "Depth Anything 3, small", "Apache-2.0", True, "da3", "da3-small", 34_300_000,
+        ("intrinsics", "poses", "masks"), 504,
+    ),
+    "vggt-1b": Network(
+        "facebook/VGGT-1B", "VGGT", "CC-BY-NC-4.0 (no commercial use)", False, "vggt", "vggt-1b", 1_256_537_516,
+        ("masks",),
+    ),
+    "vggt-1b-commercial": Network(
+        "facebook/VGGT-1B-Commercial", "VGGT, weights for commercial use", "VGGT License (no military use), gated",
+        True, "vggt", "vggt-1b", 1_256_537_516, ("masks",),
+    ),
+}  # fmt: skip
+"""Best first: `auto` and `hybrid` take the first whose weights are at hand and may be used commercially."""
 
 
 def at_hand(name: str, options: ReconstructOptions) -> Predict | None:
-    """The network to use, or None where no weights are at hand."""
+    """The network of that name, or for `"any"` the one to use; None where no weights are at hand.
+
+    Named networks fetch their weights where the `hub` extra is installed; `"any"` takes what is on this machine.
+
+    Raises:
+        InputError: an unknown network, or weights that cannot be had.
+    """
+    from recon.feedforward.weights import cached_weights, find_weights
+
+    wanted = options.network if name == "any" else name
+    if wanted is not None:
+        check_name(wanted)
+        path = find_weights(NETWORKS[wanted].repo, options.weights)
+        return functools.partial(_predict, wanted, str(path))
+    if options.weights is not None:
+        found = _recognised(options.weights)
+        return functools.partial(_predict, found, options.weights)
+    for candidate, network in NETWORKS.items():
+        path = cached_weights(network.repo) if network.commercial else None
+        if path is not None:
+            return functools.partial(_predict, candidate, str(path))
     return None
+
+
+def check_name(name: str) -> None:
+    """Raise `InputError` for a network that geo4d does not have."""
+    if name not in NETWORKS:
+        raise InputError("unknown network", found=repr(name), accepted=", ".join(NETWORKS), hint="geo4d doctor")
+
+
+def _recognised(weights: str) -> str:
+    """The network that a file of weights belongs to."""
+    from pathlib import Path
+
+    from recon.feedforward.weights import looks_like, read_weights
+
+    repo = looks_like(read_weights(Path(weights)))
+    known = {network.repo: name for name, network in reversed(NETWORKS.items())}
+    if repo not in known:
+        raise InputError(
+            f"cannot tell which network {weights} belongs to", found=repo or "tensors of none that geo4d has",
+            accepted=", ".join(NETWORKS), hint="name it: --network NAME",
+        )  # fmt: skip
+    return known[repo]
+
+
+def _predict(
+    name: str, weights: str, frames: Frames, priors: Priors, options: ReconstructOptions, progress: Progress
+) -> Prediction:
+    """Plan, load, run: at once or in chunks. A `Predict` once name and weights are bound."""
+    from recon.feedforward import planning, views
+    from recon.feedforward.check import check_once
+
+    network = NETWORKS[name]
+    device = _device(options.device)
+    side = options.network_size or network.long_side
+    _, hw = views.place({f.name: f.hw for f in frames}, long_side=side)
+    plan = planning.plan(planning.COSTS[network.cost], len(frames), hw, device=device)
+    progress.note(plan.text)
+    if not network.commercial:
+        progress.note(f"the weights of {network.about} may not be used commercially: {network.weights_licence}")
+    with progress.stage("load the network"):
+        model = load(name, weights, device)
+
+    def run(chosen: Frames, known: Priors) -> Prediction:
+        return predict(model, network, chosen, known, long_side=side, device=device)
+
+    check_once(name, weights, run, progress)
+    if plan.whole:
+        with progress.stage("network"):
+            return run(frames, priors)
+    return _in_chunks(frames, priors, run, plan.chunk_views, plan.overlap, options, progress)
+
+
+def _device(asked: str) -> str:
+    if asked == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise InputError("cannot run the network on a GPU", found="no CUDA device", accepted="--device auto or cpu")
+    return asked
+
+
+def load(name: str, weights: str, device: str = "cpu") -> nn.Module:
+    """The network with its weights, ready to predict."""
+    from pathlib import Path
+
+    from recon.feedforward.weights import load_weights
+
+    with torch.device("meta"):
+        model = build(name)
+    load_weights(model, Path(weights))
+    return model.to(device).eval()
+
+
+def build(name: str) -> nn.Module:
+    """The network at its published size, without weights."""
+    if NETWORKS[name].family == "vggt":
+        from recon.feedforward.vggt import VGGT, VGGT_1B
+
+        return VGGT(VGGT_1B)
+    from recon.feedforward.da3 import DA3, DA3_BASE, DA3_SMALL
+
+    return DA3(DA3_BASE if name == "da3-base" else DA3_SMALL)
+
+
+def predict(
+    model: nn.Module, network: Network, frames: Frames, priors: Priors, *, long_side: int, device: str = "cpu"
+) -> Prediction:
+    """One pass over all frames.
+
+    Args:
+        model: of the network's family, of any size.
+        network: which one.
+        frames: upright pictures.
+        priors: matched to them; what the network takes is given to it.
+        long_side: of the pictures that the network sees, in pixels.
+        device: where the model is.
+    """
+    from recon.feedforward import views as network_views
+
+    seen = network_views.to_network(frames, long_side=long_side, normalise=network.family == "da3")
+    mask = None if bool(seen.token_usable.all()) else seen.token_usable[None].to(device)
+    dtype = network_views.pick_dtype("auto", device)
+    with torch.no_grad(), torch.autocast(device, dtype, enabled=dtype != torch.float32):
+        run = _vggt if network.family == "vggt" else _da3
+        out, tracks = run(model, seen, priors, mask, device)
+    return network_views.to_prediction(
+        seen, out["cam_from_world"][0], out["K"][0], out["depth"][0], out["depth_conf"][0], observations=tracks,
+        facts={"network": network.about, "weights": network.repo, "licence": network.weights_licence},
+    )  # fmt: skip
+
+
+def _da3(
+    model: nn.Module, seen: NetworkViews, priors: Priors, mask: Tensor | None, device: str
+) -> tuple[dict[str, Tensor], None]:
+    from recon.feedforward.views import known_cameras
+
+    known = known_cameras(seen, priors)
+    given: dict[str, Tensor] = {}
+    if len(seen.rgb) > 1 and bool((known.has_K & known.has_pose).all()):
+        given = {
+            "cam_from_world": _as_trained(known.cam_from_world).float()[None].to(device),
+            "K": known.K.float()[None].to(device),
+        }
+    out = model(seen.rgb[None].to(device), mask=mask, **given)
+    return {k: getattr(out, k) for k in ("cam_from_world", "K", "depth", "depth_conf")}, None
+
+
+def _as_trained(cam_from_world: Tensor) -> Tensor:
+    """Known poses in the world of the first camera, with a median distance of 1 from it to the others."""
+    from geo4d.core import geometry
+
+    world_from_cam = geometry.rigid_inverse(cam_from_world)
+    first = cam_from_world[0] @ world_from_cam
+    distance = first[1:, :3, 3].norm(dim=-1).median()
+    first[:, :3, 3] /= distance.clamp_min(1e-9)
+    return geometry.rigid_inverse(first)
+
+
+def _vggt(
+    model: nn.Module, seen: NetworkViews, priors: Priors, mask: Tensor | None, device: str
+) -> tuple[dict[str, Tensor], Observations | None]:
+    query_px = _corners(seen) if getattr(model, "track_head", None) is not None and len(seen.rgb) > 1 else None
+    query = None if query_px is None else torch.from_numpy(query_px)[None].float().to(device)
+    out = model(seen.rgb[None].to(device), query_uv_px=query, mask=mask)
+    found = {k: getattr(out, k) for k in ("cam_from_world", "K", "depth", "depth_conf")}
+    return found, None if query_px is None else _tracks(seen, out, found)
+
+
+def _corners(seen: NetworkViews) -> np.ndarray | None:
+    """Corners `(n, 2)` of the first picture on the canvas; None where there are none."""
+    import cv2
+
+    grey = (seen.rgb[0].mean(0) * 255).byte().numpy()
+    allowed = seen.usable[0].byte().numpy()
+    corners = cv2.goodFeaturesToTrack(grey, TRACKED, 0.01, 4, mask=allowed)
+    return None if corners is None else corners.reshape(-1, 2) + np.float32(0.5)
+
+
+def _tracks(seen: NetworkViews, out: Any, found: Mapping[str, Tensor]) -> Observations:
+    """Tracks that are surely seen in two pictures or more; their points lie where the first picture's depth is."""
+    uv_px = out.track_uv_px[0].double().cpu()
+    sure = (out.track_visible[0] > SURE) & (out.track_conf[0] > SURE)
+    inside = ((uv_px >= 0) & (uv_px < torch.tensor([seen.hw[1], seen.hw[0]]))).all(-1)
+    sure = sure.cpu() & inside
+    column, row = uv_px[0].long().clamp_min(0).unbind(-1)
+    depth = found["depth"][0, 0].cpu()[row.clamp_max(seen.hw[0] - 1), column.clamp_max(seen.hw[1] - 1)].double()
+    kept = sure[0] & (sure.sum(0) >= 2) & (depth > 0)
+    pose = torch.linalg.inv(found["cam_from_world"][0, 0].double().cpu())
+    first = Camera(found["K"][0, 0].double().cpu(), pose, seen.hw)
+    number = torch.cumsum(kept, 0) - 1
+    track, frame = (sure & kept).T.nonzero().unbind(-1)
+    placement = seen.placements[0]
+    picture = placement.inner(seen.rgb[0]).permute(1, 2, 0)
+    left_top = torch.tensor([placement.offset_vu[1], placement.offset_vu[0]])
+    at = (uv_px[0][kept] - left_top).long().clamp_min(0)
+    rgb = picture[at[:, 1].clamp_max(picture.shape[0] - 1), at[:, 0].clamp_max(picture.shape[1] - 1)]
+    return Observations(number[track], frame, uv_px[frame, track], first.unproject(uv_px[0][kept], depth[kept]), rgb)
+
+
+def _in_chunks(
+    frames: Frames,
+    priors: Priors,
+    run: Any,
+    size: int,
+    overlap: int,
+    options: ReconstructOptions,
+    progress: Progress,
+) -> Prediction:
+    """Overlapping chunks joined by similarities; pictures that look alike close loops."""
+    from recon.feedforward import chunks
+    from recon.linking import is_ordered
+
+    with progress.stage("pairs"):
+        votes = _votes(frames, options)
+    if is_ordered(frames):
+        parts = chunks.ordered_chunks(len(frames), size, overlap)
+    else:
+        parts = chunks.linked_chunks(torch.from_numpy(votes * (votes >= LINKED_VOTES)), size, overlap)
+    alike = [(int(i), int(j)) for i, j in np.argwhere(np.triu(votes, 1) >= LINKED_VOTES)]
+    alike.sort(key=lambda pair: -votes[pair])
+    parts += chunks.loop_chunks(parts, alike[: 4 * len(parts)], size)
+
+    def one(chunk: Chunk) -> Prediction:
+        return run(frames.subset(list(chunk)), priors)
+
+    return chunks.predict_in_chunks(len(frames), parts, one, progress=progress)
+
+
+def _votes(frames: Frames, options: ReconstructOptions) -> np.ndarray:
+    """How alike pictures are: mutual matches of few features."""
+    from recon import features, matches, pairs
+
+    def extract(i: int) -> features.Features:
+        return features.extract(frames[i].read(), max_side=640, max_features=pairs.VOTERS)
+
+    with matches.workers(options.num_threads) as pool:
+        found: Sequence[features.Features] = list(pool(extract, range(len(frames))))
+        return pairs.vote(found, pool)
