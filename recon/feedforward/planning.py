@@ -19,7 +19,7 @@ from geo4d.core.memory import memory_bytes
 GIB = 2**30
 _USABLE = 0.8
 """Share of the available memory that a plan takes: other programs go on meanwhile."""
-_BLOCK_NUMBERS = 22
+_BLOCK_NUMBERS = 18
 """Numbers per token and channel that a block over all views holds at its widest (measured): residual, normed, queries,
 keys, values, their normalised and turned copies with temporaries, output."""
 _OVERHEAD = 80e6
