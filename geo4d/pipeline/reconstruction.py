@@ -25,7 +25,7 @@ from geo4d.core.memory import peak_memory_gib
 from geo4d.core.progress import Progress
 from geo4d.core.types import Camera, Frames, Scene
 from recon import report
-from recon.api import CAMERAS, check_request, reconstruct
+from recon.api import BACKENDS, CAMERAS, check_request, reconstruct
 from recon.captures import MAX_FRAMES, capture_files, load_capture, merge_priors, recognise_capture
 from recon.options import ReconstructOptions
 from recon.priors import Priors, read_priors
@@ -100,7 +100,8 @@ def reconstruct_folder(
     atomic.check_replaceable(_failed_folder(out), overwrite=True, marker=FAILED_MARKER)
     with _partial(out, resume, progress) as partial:
         work = partial / STAGES
-        inputs = _Inputs(source, priors or PriorPaths(), masks, max_frames, keep_all, keep_gps)
+        least = BACKENDS[backend].least
+        inputs = _Inputs(source, priors or PriorPaths(), masks, max_frames, keep_all, keep_gps, least)
         frames, known = inputs.load(work / "video", progress)
         _check_same_run(work, _fingerprint(inputs, frames, known, options, backend), progress)
         times = _Times.of(work / "seconds.json", start)
@@ -133,6 +134,7 @@ class _Inputs:
     max_frames: int | None
     keep_all: bool
     keep_gps: bool
+    least: int = 2
 
     def load(self, video_dir: Path, progress: Progress) -> tuple[Frames, Priors]:
         given = self.priors.read(progress)
@@ -142,7 +144,7 @@ class _Inputs:
             return frames, merge_priors(given, measured, progress=progress)
         frames = load_frames(
             self.source, masks=self.masks, keep_all=self.keep_all, keep_gps=self.keep_gps,
-            max_frames=self.max_frames, cache_dir=video_dir, progress=progress,
+            max_frames=self.max_frames, least=self.least, cache_dir=video_dir, progress=progress,
         )  # fmt: skip
         return frames, given
 

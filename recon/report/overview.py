@@ -33,12 +33,18 @@ def verdict(facts: ReportFacts) -> Verdict:
         return Verdict("failed", "These photos could not be reconstructed", failed.get("reason") or "")
     used, dropped, missing = (_count(facts, s) for s in ("used", "dropped", "unregistered"))
     tried = used + missing
-    share = used / tried if tried else 1.0
+    guessed = len(facts.get("predicted_only") or [])
+    alone = bool(facts.get("network")) and not facts.get("adjustment")
+    share = (used - guessed) / tried if tried else 1.0
     fit, fit_words = _fit(facts)
     steady, steady_words = _steadiness(facts)
     known, lens_words = _calibrated(facts)
-    grade = max(fit, steady, known, 0 if share >= 0.9 else 1 if share >= 0.5 else 2)
+    grade = max(fit, steady, known, int(alone), 0 if share >= 0.9 else 1 if share >= 0.5 else 2)
     headline = f"All {used} photos registered" if not missing else f"{used} of {tried} photos registered"
+    if alone:
+        headline = f"{used} photo{'s' * (used > 1)} as a network predicts, nothing adjusted"
+    elif guessed:
+        headline += f", {guessed} of them only as a network predicts"
     if dropped:
         headline += f", {dropped} left out"
     level: tuple[Level, ...] = ("good", "fair", "poor")

@@ -472,6 +472,24 @@ def test_verdict_follows_the_worst_of_its_criteria() -> None:
     assert "no unit" in verdict(relative).detail
 
 
+def test_the_verdict_and_the_page_tell_what_a_network_alone_said(tmp_path: Path) -> None:
+    alone: Any = {"photos": [{"name": "a", "status": "used"}], "network": {"network": "N"}}
+    assert verdict(alone).headline == "1 photo as a network predicts, nothing adjusted"
+    assert verdict(alone).level == "fair"
+    photos = [{"name": str(i), "status": "used"} for i in range(4)]
+    some: Any = {"photos": photos, "network": {"network": "N"}, "adjustment": {"points": 9}, "predicted_only": ["3"]}
+    assert verdict(some).headline == "All 4 photos registered, 1 of them only as a network predicts"
+    assert verdict(some).level == "fair"
+    facts = facts_from_scene(make_scene([0, 20, 40, 60]))
+    ways: Any = {"sfm": {"registered": 3, "found": 40.0}, "hybrid": {"registered": 4, "found": 60.0, "agreement": 1.0}}
+    facts["choice"] = {"chosen": "hybrid", "reason": "structure from motion placed 3 of 4 photos", "evidence": ways}
+    facts["predicted_only"] = ["photo 3.png"]
+    text = page_of(tmp_path, facts).text
+    assert "hybrid (chosen)" in text
+    assert "structure from motion placed 3 of 4 photos" in text
+    assert "photo 3.png: they stand where the network put them" in text
+
+
 def test_the_page_tells_what_the_adjustment_found(tmp_path: Path) -> None:
     facts = facts_from_scene(make_scene([0, 20, 40, 60]))
     assert "only turns" not in page_of(tmp_path, facts).text

@@ -38,6 +38,7 @@ def load_frames(
     keep_all: bool = False,
     keep_gps: bool = False,
     max_frames: int | None = None,
+    least: int = 2,
     cache_dir: Path | None = None,
     progress: Progress | None = None,
 ) -> Frames:
@@ -54,11 +55,12 @@ def load_frames(
         keep_all: keep blurred photos and near-duplicates.
         keep_gps: read the position where the photo was taken into `Frame.info.gps`.
         max_frames: at most this many, evenly spread.
+        least: fewer usable photos than this are an error.
         cache_dir: where the pictures of a video are written; default: a folder that lives as long as the frames.
         progress: hears of stages and of photos that were left out.
 
     Raises:
-        InputError: nothing there, fewer than two usable photos, two photos of one name, a mask of another size.
+        InputError: nothing there, fewer than `least` usable photos, two photos of one name, a mask of another size.
     """
     progress = progress or Progress()
     if max_frames is not None and max_frames < 2:
@@ -67,7 +69,7 @@ def load_frames(
     if path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES:
         return _load_video(path, masks, max_frames, cache_dir, keep_gps, progress)
     paths = _find(source, path, progress)
-    return _load_photos(paths, masks, keep_all, keep_gps, max_frames, progress)
+    return _load_photos(paths, masks, keep_all, keep_gps, max_frames, least, progress)
 
 
 def _load_video(
@@ -219,6 +221,7 @@ def _load_photos(
     keep_all: bool,
     keep_gps: bool,
     max_frames: int | None,
+    least: int,
     progress: Progress,
 ) -> Frames:
     photos = dict(zip(paths, _examine_all(list(paths.values()), keep_gps, progress), strict=True))
@@ -234,7 +237,7 @@ def _load_photos(
         names = [n for n, r in dropped.items() if r == reason]
         progress.note(f"left out {_some(names)}: {reason}")
     kept = {n: p.header for n, p in photos.items() if n not in dropped and p.header is not None}
-    _check_enough(kept, dropped)
+    _check_enough(kept, dropped, least)
     mask_of = _masks(masks, kept, progress)
     mountings = mount(list(kept.values()))
     frames = [
@@ -324,8 +327,8 @@ def _thin(names: Sequence[str], max_frames: int | None) -> dict[str, str]:
     return {n: f"evenly thinned out to {max_frames} of {len(names)} photos" for n in names if n not in kept}
 
 
-def _check_enough(kept: dict[str, Header], dropped: dict[str, str]) -> None:
-    if len(kept) >= 2:
+def _check_enough(kept: dict[str, Header], dropped: dict[str, str], least: int) -> None:
+    if len(kept) >= least:
         return
     reasons = "; ".join(f"{n} ({r})" for n, r in list(dropped.items())[:4])
     hint = "add photos, each overlapping its neighbours by two thirds"
