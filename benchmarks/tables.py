@@ -106,8 +106,40 @@ def fit() -> str:
     return markdown(rows)
 
 
+SPARSE = {
+    "sfm": "sfm",
+    "prior": "simulated prior alone",
+    "hybrid": "hybrid, simulated prior",
+    "auto": "auto, simulated prior",
+}
+"""Methods of benchmarks/sparse_views.py in the order of the columns, and what they are."""
+
+
+def sparse_views() -> str:
+    """A row per set and number of views, with a mean row per set; a cell per method."""
+    sets = result("sparse_views")["sets"]
+    found = {method for data in sets.values() for row in data["rows"].values() for method in row}
+    methods = [m for m in SPARSE if m in found]
+    rows = [["AUC@5 / AUC@30 (views registered)", "views", *(SPARSE[m] for m in methods)]]
+    for name, data in sets.items():
+        for views, by_method in data["rows"].items():
+            rows.append([name, views, *(sparse_cell([by_method[m]] if m in by_method else []) for m in methods)])
+        # A mean means something only over what every method was measured on.
+        shared = [row for row in data["rows"].values() if all(m in row for m in methods)]
+        rows.append([name, "mean", *(sparse_cell([row[m] for row in shared]) for m in methods)])
+    return markdown(rows)
+
+
+def sparse_cell(runs: list[dict[str, Any]]) -> str:
+    if not runs:
+        return ""
+    near, far, share = (sum(run[key] for run in runs) / len(runs) for key in ("auc@5", "auc@30", "registered"))
+    return f"{near:.1f} / {far:.1f} ({100 * share:.0f} %)"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "cameras": cameras, "depth": depth, "scale": scale, "rasterizer": rasterizer, "fit": fit,
+    "sparse_views": sparse_views,
 }  # fmt: skip
 
 

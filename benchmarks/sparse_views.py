@@ -1,0 +1,196 @@
+"""Cameras from 3, 4, 6 and 8 views that lie far apart, by several methods, in percent of AUC.
+
+    python benchmarks/sparse_views.py [--sets fox,procedural] [--counts 3,4] [--draws 3] [--methods sfm,prior]
+                                      [--cache DIR] [--name sparse_views]
+
+The sets and how views are drawn: benchmarks/sparse_sets.py. AUC is over the pairs of the views of a draw, a pair with a
+view that has no camera counts as 180 degrees; a reconstruction that is refused registers none. What is shown is the
+mean over draws. Methods that need a network's answer get a simulated one, the same for all (benchmarks/
+simulated_prior.py: the reference plus stated noise), since no weights are at hand; `prior` is that answer itself.
+The result of each draw is kept in DIR by a hash of the sources, so that an interrupted run goes on; the file of results
+is written after every set, and rows of sets, counts and methods that are not chosen stay, each with its commit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import sparse_sets
+import torch
+from common import RESULTS, ROOT, commit, write_result
+from simulated_prior import PriorNoise, simulated_prior
+from sparse_sets import COUNTS, SETS, Draw
+from torch import Tensor
+
+from geo4d.core import metrics
+from geo4d.core.errors import ReconstructionError
+from geo4d.core.types import Camera, Scene
+from recon.feedforward.prediction import Prediction
+from recon.options import ReconstructOptions
+
+THRESHOLDS_DEG = (5.0, 30.0)
+PROCESSES, OPTIONS = 2, ReconstructOptions(dense=False, threads=1)
+
+Outcome = Scene | Sequence[Camera | None] | None
+"""A scene, one camera or none per view of the draw, or nothing at all."""
+Method = Callable[[Draw, Prediction], Outcome]
+
+
+def sfm(draw: Draw, prediction: Prediction) -> Outcome:
+    from recon import reconstruct
+
+    del prediction
+    return reconstruct(draw.views.frames, backend="sfm", options=OPTIONS)
+
+
+def prior(draw: Draw, prediction: Prediction) -> Outcome:
+    del draw
+    return prediction.camera
+
+
+METHODS: dict[str, Method] = {"sfm": sfm, "prior": prior}
+"""Name -> what finds the cameras of a draw; it may raise `ReconstructionError`."""
+
+
+@dataclass(frozen=True)
+class Task:
+    method: str
+    name: str
+    count: int
+    index: int
+    cache: Path
+
+    @property
+    def place(self) -> str:
+        return f"{self.name}/{self.count}/{self.index:02d}/{self.method}"
+
+    def kept(self, of: str) -> Path:
+        """Where the result that sources `of` gave is kept."""
+        return self.cache / "results" / of / f"{self.place}.json"
+
+
+def run(task: Task) -> dict[str, Any]:
+    """One method on one draw: its scores and seconds; loading and scoring are not timed."""
+    draw = sparse_sets.load_draw(task.name, task.count, task.index, task.cache)
+    views = draw.views
+    prediction = simulated_prior(views.frames, views.camera, views.depth, seed=draw.seed)
+    start = time.perf_counter()
+    try:
+        outcome, reason = METHODS[task.method](draw, prediction), ""
+    except ReconstructionError as error:
+        outcome, reason = None, error.asked
+    seconds = time.perf_counter() - start
+    return {**score(outcome, draw), "seconds": seconds, "reason": reason}
+
+
+def score(outcome: Outcome, draw: Draw) -> dict[str, float]:
+    """AUC in percent over the pairs of views, and the share of the views that have a camera."""
+    poses = poses_of(outcome, draw)
+    auc = metrics.pose_auc(poses, [c.world_from_cam for c in draw.views.camera], THRESHOLDS_DEG)
+    return {"registered": sum(p is not None for p in poses) / len(poses), **auc}
+
+
+def poses_of(outcome: Outcome, draw: Draw) -> list[Tensor | None]:
+    """`world_from_cam` of each view of the draw."""
+    if outcome is None:
+        return [None] * draw.count
+    if isinstance(outcome, Scene):
+        found = dict(zip(outcome.frames.names, outcome.camera, strict=True))
+        outcome = [found.get(name) for name in draw.views.frames.names]
+    return [None if camera is None else camera.world_from_cam for camera in outcome]
+
+
+def measure(tasks: Sequence[Task]) -> Iterator[tuple[Task, dict[str, Any]]]:
+    """Results of tasks, those that these sources gave already from the cache; the others by a pool."""
+    of, missing = sources(), []
+    for task in tasks:
+        path = task.kept(of)
+        if path.exists():
+            yield task, json.loads(path.read_text())
+        else:
+            missing.append(task)
+    with ProcessPoolExecutor(PROCESSES, get_context("spawn"), sparse_sets.one_thread) as pool:
+        for task, result in zip(missing, pool.map(run, missing), strict=True):
+            path = task.kept(of)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(result))
+            yield task, result
+
+
+def sources() -> str:
+    """A hash of all code that a result depends on; unlike a commit it knows of changes."""
+    total = hashlib.sha256()
+    folders = [p for name in ("geo4d/core", "recon") for p in (ROOT / name).rglob("*.py")]
+    own = [ROOT / "benchmarks" / f"{name}.py" for name in ("sparse_sets", "sparse_views", "simulated_prior")]
+    for path in sorted([*folders, *own, sparse_sets.DRAWS_FILE]):
+        total.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
+    return total.hexdigest()[:16]
+
+
+def benchmark(name: str, counts: Sequence[int], draws: int, methods: Sequence[str], cache: Path) -> dict[str, Any]:
+    """Rows by count and method."""
+    wanted = {c: min(draws, sparse_sets.draw_count(name, c)) for c in counts}
+    tasks = [Task(m, name, c, i, cache) for c in counts for i in range(wanted[c]) for m in methods]
+    results: dict[tuple[int, str], list[dict[str, Any]]] = {}
+    for task, result in measure(tasks):
+        results.setdefault((task.count, task.method), []).append(result)
+        print(task.place, json.dumps(result, default=float), flush=True)
+    return {
+        str(count): {method: summary(results[count, method]) for method in methods if (count, method) in results}
+        for count in counts
+    }
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Means over the draws; medians of the seconds."""
+    keys = ("registered", *(f"auc@{t:g}" for t in THRESHOLDS_DEG))
+    means = {key: statistics.mean(row[key] for row in rows) for key in keys}
+    refused = sum(bool(row["reason"]) for row in rows)
+    return {**means, "seconds": statistics.median(r["seconds"] for r in rows), "refused": refused, "draws": len(rows)}
+
+
+def merged(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """Rows of before, replaced by those of now, with the counts in order."""
+    counts = sorted({*before, *now}, key=int)
+    return {count: {**before.get(count, {}), **now.get(count, {})} for count in counts}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sets", default=",".join(SETS))
+    parser.add_argument("--counts", default=",".join(map(str, COUNTS)))
+    parser.add_argument("--draws", type=int, default=sparse_sets.DRAWS)
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--cache", type=Path, default=sparse_sets.default_cache())
+    parser.add_argument("--name", default="sparse_views", help="of the file of results; another one for trials")
+    args = parser.parse_args()
+    counts, methods = [int(c) for c in args.counts.split(",")], args.methods.split(",")
+    path = RESULTS / f"{args.name}.json"
+    sets = json.loads(path.read_text())["sets"] if path.exists() else {}
+    for name in args.sets.split(","):
+        if not sparse_sets.available(name):
+            print(f"skip {name}: no data")
+            continue
+        sparse_sets.prepare([name], args.cache, min(args.draws, sparse_sets.SCENES))
+        rows = benchmark(name, counts, args.draws, methods, args.cache)
+        for by_method in rows.values():
+            for row in by_method.values():
+                row["commit"] = commit()
+        sets[name] = {**sparse_sets.about(name), "rows": merged(sets.get(name, {}).get("rows", {}), rows)}
+        ordered = {k: sets[k] for k in SETS if k in sets}
+        print(write_result(args.name, {"noise": asdict(PriorNoise()), "sets": ordered}), flush=True)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()
