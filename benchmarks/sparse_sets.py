@@ -27,6 +27,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from common import ROOT, SOURCES, data_dir, sha256
@@ -45,7 +46,7 @@ COUNTS = (3, 4, 6, 8)
 DRAWS, SCENES = 20, 20
 DEPTH_PX = 320
 """Longer side of reference depth."""
-PROCEDURAL_HW, PROCEDURAL_OVERLAP = (480, 640), (0.2, 0.6)
+PROCEDURAL_HW, PROCEDURAL_OVERLAP = (480, 640), (0.15, 0.45)
 KITCHEN_STEP, KITCHEN_K, KITCHEN_DEPTH_FOCAL = 4, (525.0, 320.0, 240.0), 585.0
 OVERLAP = {"fox": (0.2, 0.6), "herz_jesus_p8": (0.2, 1.0), "redkitchen": (0.2, 0.6)}
 SETS = (*OVERLAP, "procedural")
@@ -270,7 +271,8 @@ def _generate(scene: int, folder: Path) -> None:
     for i, (K, pose) in enumerate(zip(cameras.K, cameras.world_from_cam, strict=True)):
         camera = Camera(K, pose, PROCEDURAL_HW)
         rgb, _ = render(boxes, camera)
-        exposed = rgb.numpy() * noise.uniform(0.85, 1.15) + noise.normal(0, 0.012, rgb.shape)
+        soft = cv2.GaussianBlur(rgb.numpy(), (0, 0), 0.7)  # lens and demosaicing
+        exposed = soft * noise.uniform(0.85, 1.15) + noise.normal(0, 0.015, rgb.shape)
         Image.fromarray((exposed.clip(0, 1) * 255).astype(np.uint8)).save(folder / f"images/{i}.jpg", quality=92)
         depth[f"{i}.jpg"] = cast_depth(boxes, camera.resize(depth_hw(camera.hw))).numpy()
         written[f"images/{i}.jpg"] = camera
@@ -280,8 +282,6 @@ def _generate(scene: int, folder: Path) -> None:
 
 def one_thread() -> None:
     """For the processes of a pool."""
-    import cv2
-
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
 

@@ -143,10 +143,10 @@ def _shell(build: _Builder, size: Vector) -> None:
     """Floor, ceiling and walls: paint that shows nearly nothing, sometimes wallpaper; boards or stone below."""
     x, y, z = size
     paint = build.look(light=(0.65, 0.95), colourful=0.2, contrast=(0.02, 0.12), grain_m=(0.2, 0.6))
-    paper = build.look(light=(0.5, 0.9), colourful=0.4, contrast=(0.25, 0.5), grain_m=(0.15, 0.4))
+    paper = build.look(light=(0.5, 0.9), colourful=0.4, contrast=(0.15, 0.35), grain_m=(0.15, 0.4))
     wall = paint if build.draw.random() < 0.7 else paper
     accent = build.look(light=(0.4, 0.8), colourful=0.5, contrast=(0.05, 0.2), grain_m=(0.2, 0.6))
-    floor = build.look(light=(0.35, 0.75), colourful=0.5, contrast=(0.3, 0.8), grain_m=(0.25, 0.5))
+    floor = build.look(light=(0.35, 0.75), colourful=0.5, contrast=(0.1, 0.4), grain_m=(0.25, 0.5))
     ceiling = build.look(light=(0.85, 0.95), colourful=0.05, contrast=(0.01, 0.05), grain_m=(0.3, 0.6))
     build.add((0, 0, -0.05), (x + 0.2, y + 0.2, 0.1), floor)
     build.add((0, 0, z + 0.05), (x + 0.2, y + 0.2, 0.1), ceiling)
@@ -180,8 +180,8 @@ def _wall(build: _Builder, size: Vector, wall: int) -> None:
 def _cabinet(build: _Builder, place: Vector, width: float) -> float:
     """A body with two rows of fronts and handles; things on it where it is low."""
     depth, height = build.between(0.35, 0.6), build.draw.choice([build.between(0.5, 1.0), build.between(1.4, 2.0)])
-    wood = build.look(light=(0.25, 0.9), colourful=0.6, contrast=(0.1, 0.6), grain_m=(0.1, 0.3))
-    front = build.look(light=(0.25, 0.95), colourful=0.6, contrast=(0.05, 0.5), grain_m=(0.1, 0.3))
+    wood = build.look(light=(0.25, 0.9), colourful=0.6, contrast=(0.05, 0.3), grain_m=(0.1, 0.3))
+    front = build.look(light=(0.25, 0.95), colourful=0.6, contrast=(0.03, 0.25), grain_m=(0.1, 0.3))
     knob = build.look(light=(0.1, 0.9), colourful=0.2, contrast=(0.0, 0.2), grain_m=(0.05, 0.1))
     build.add((place[0], depth / 2, height / 2), (width, depth, height), wood)
     columns = max(1, round(width / 0.55))
@@ -197,7 +197,7 @@ def _cabinet(build: _Builder, place: Vector, width: float) -> float:
 def _shelves(build: _Builder, place: Vector, width: float) -> float:
     """Boards with books."""
     depth, rows = build.between(0.25, 0.35), build.draw.randint(2, 4)
-    wood = build.look(light=(0.25, 0.9), colourful=0.5, contrast=(0.1, 0.5), grain_m=(0.1, 0.3))
+    wood = build.look(light=(0.25, 0.9), colourful=0.5, contrast=(0.05, 0.3), grain_m=(0.1, 0.3))
     row_m = 0.42
     for side in (-1, 1):
         build.add(
@@ -223,7 +223,7 @@ def _shelves(build: _Builder, place: Vector, width: float) -> float:
 def _sofa(build: _Builder, place: Vector, width: float) -> float:
     """Seat, back, arms, cushions."""
     depth = build.between(0.7, 0.9)
-    cloth = build.look(light=(0.2, 0.8), colourful=0.6, contrast=(0.1, 0.5), grain_m=(0.08, 0.25))
+    cloth = build.look(light=(0.2, 0.8), colourful=0.6, contrast=(0.05, 0.3), grain_m=(0.08, 0.25))
     cushion = build.look(light=(0.3, 0.9), colourful=0.8, contrast=(0.4, 1.0), grain_m=(0.06, 0.2), same_hue=False)
     build.add((place[0], depth / 2, 0.22), (width, depth, 0.44), cloth)
     build.add((place[0], 0.12, 0.6), (width, 0.24, 0.36), cloth)
@@ -235,7 +235,7 @@ def _sofa(build: _Builder, place: Vector, width: float) -> float:
 
 def _door(build: _Builder, place: Vector, width: float) -> float:
     """A door with its frame."""
-    wood = build.look(light=(0.3, 0.95), colourful=0.4, contrast=(0.05, 0.4), grain_m=(0.15, 0.4))
+    wood = build.look(light=(0.3, 0.95), colourful=0.4, contrast=(0.03, 0.2), grain_m=(0.15, 0.4))
     frame = build.look(light=(0.3, 0.95), colourful=0.3, contrast=(0.05, 0.2), grain_m=(0.15, 0.4))
     wide = min(width, 0.9)
     build.add((place[0], 0.015, 1.02), (wide, 0.03, 2.04), frame)
@@ -270,14 +270,14 @@ def _hanging(build: _Builder, place: Vector, width: float, ceiling_m: float) -> 
 
 def _carpet(build: _Builder, place: Vector) -> None:
     build.move(place, build.between(-0.2, 0.2))
-    woven = build.look(light=(0.2, 0.9), colourful=0.7, contrast=(0.4, 1.0), grain_m=(0.1, 0.4), same_hue=False)
+    woven = build.look(light=(0.2, 0.9), colourful=0.7, contrast=(0.25, 0.8), grain_m=(0.1, 0.4), same_hue=False)
     build.add((0, 0, 0.008), (build.between(1.4, 2.4), build.between(1.0, 1.8), 0.016), woven)
 
 
 def _table(build: _Builder, place: Vector, half: Vector, *, things: int) -> None:
     """A top on four legs with things on it; `half` is half its length, half its width, and its height."""
     build.move(place, build.between(0, math.pi))
-    wood = build.look(light=(0.25, 0.9), colourful=0.6, contrast=(0.15, 0.7), grain_m=(0.1, 0.3))
+    wood = build.look(light=(0.25, 0.9), colourful=0.6, contrast=(0.08, 0.35), grain_m=(0.1, 0.3))
     x, y, height = half
     build.add((0, 0, height - 0.02), (2 * x, 2 * y, 0.04), wood)
     for sx in (-1, 1):
