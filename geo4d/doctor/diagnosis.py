@@ -14,8 +14,9 @@ def diagnose(input: Path | None = None) -> dict[str, Any]:
     """Look at this machine, and into photos, a video, a phone capture or a scene folder if one is given.
 
     Returns:
-        `geo4d` (version), `machine`, `packages`, `compute`, `extras`, `input` (None without one), `findings` (dicts of
-        level, what, next) and `exit_code`: 0 when nothing is wrong, 2 when something is.
+        `geo4d` (version), `machine`, `packages`, `compute`, `extras`, `backends` (ways to find cameras), `input` (None
+        without one), `findings` (dicts of level, what, next) and `exit_code`: 0 when nothing is wrong, 2 when something
+        is.
     """
     from geo4d import __version__
 
@@ -54,7 +55,8 @@ _MARKS = {"error": "✕", "warning": "!", "note": "·"}
 
 def render(diagnosis: Mapping[str, Any]) -> str:
     """The diagnosis for a terminal."""
-    blocks = [_machine_lines(diagnosis), _package_lines(diagnosis), _extra_lines(diagnosis), _input_lines(diagnosis)]
+    parts = (_machine_lines, _package_lines, _extra_lines, _backend_lines, _input_lines)
+    blocks = [lines(diagnosis) for lines in parts]
     findings = diagnosis["findings"]
     lines = []
     for level in _MARKS:
@@ -104,6 +106,17 @@ def _extra_lines(diagnosis: Mapping[str, Any]) -> list[str]:
         state = "installed" if not extra["missing"] else f"{extra['install']}  (lacks {', '.join(extra['missing'])})"
         rows[name] = f"{extra['adds']}: {state}" if extra["adds"] else state
     return ["Extras", *_rows(rows)] if rows else []
+
+
+def _backend_lines(diagnosis: Mapping[str, Any]) -> list[str]:
+    rows = {}
+    for name, backend in diagnosis["backends"].items():
+        rows[name] = backend["about"]
+        if "weights" in backend:
+            here = "weights on this machine" if backend["here"] else "weights not on this machine"
+            size = f"{backend['parameters'] / 1e6:.0f}M parameters"
+            rows[name] += f"; {backend['weights']}, {size}, {backend['weights_licence']}: {here}"
+    return ["Ways to find cameras (reconstruct --backend)", *_rows(rows)] if rows else []
 
 
 def _input_lines(diagnosis: Mapping[str, Any]) -> list[str]:

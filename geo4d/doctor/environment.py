@@ -77,7 +77,7 @@ SYSTEM_LIBRARIES = ("libusb-1.0-0", "libgl1", "libegl1", "libgomp1")
 EXTRAS: dict[str, str] = {
     "captures": "depth images of Record3D exports (.r3d, and EXR)",
     "viewer": "recordings for the Rerun viewer (geo4d export --format rerun)",
-    "hub": "SAM 2 (geo4d segment --sam), where its weights are on this machine",
+    "hub": "weights of networks from the Hugging Face hub (reconstruct --backend), SAM 2 (segment --sam)",
     "dev": "the project's own tests and checks",
 }
 """What each extra adds; the list of extras itself comes from the installed package."""
@@ -99,7 +99,9 @@ def look_at_environment(disk: Path) -> tuple[dict[str, Any], list[Finding]]:
         more += look_at_weights()
     packages = {name: {"version": found["version"], "works": found["works"]} for name, found in probed.items()}
     compute = {**probed["torch"]["out"], "numba": probed["numba"]["out"]}
-    return {"machine": machine, "packages": packages, "compute": compute, "extras": extras}, findings + more
+    backends = look_at_backends() if all(found["works"] for found in probed.values()) else {}
+    facts = {"machine": machine, "packages": packages, "compute": compute, "extras": extras, "backends": backends}
+    return facts, findings + more
 
 
 def look_at_machine(disk: Path) -> tuple[dict[str, Any], list[Finding]]:
@@ -211,6 +213,26 @@ def look_at_extras() -> tuple[dict[str, Any], list[Finding]]:
             "install": f"pip install 'geo4d[{extra}]'" if missing else None,
         }
     return extras, []
+
+
+def look_at_backends() -> dict[str, Any]:
+    """The ways to find cameras: what each is, its network's weights, their licence, and whether they are here."""
+    from recon.api import BACKENDS
+    from recon.feedforward.networks import NETWORKS
+    from recon.feedforward.weights import cached_weights
+
+    out = {}
+    for name, backend in BACKENDS.items():
+        network = NETWORKS.get(backend.network or "")
+        out[name] = {"about": backend.about, "licence": backend.licence, "accepts": list(backend.accepts)}
+        if network is not None:
+            out[name] |= {
+                "weights": network.repo,
+                "weights_licence": network.weights_licence,
+                "parameters": network.parameters,
+                "here": cached_weights(network.repo) is not None,
+            }
+    return out
 
 
 def look_at_weights() -> list[Finding]:

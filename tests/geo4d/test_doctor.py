@@ -58,6 +58,24 @@ def test_the_text_names_every_package_and_finding(diagnosis: dict[str, Any]) -> 
         assert f"{name} " in text
         assert package["version"] in text
     assert "✕ error: photo X is upside down\n      next: turn it" in text
+
+
+def test_every_way_to_find_cameras_is_listed_with_weights_licence_and_whether_they_are_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from recon import BACKENDS
+
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    file = tmp_path / "hf/hub/models--depth-anything--DA3-SMALL/snapshots/1/model.safetensors"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"weights")
+    found = environment.look_at_backends()
+    assert list(found) == list(BACKENDS)
+    assert found["da3-small"]["here"]
+    assert not found["da3-base"]["here"]
+    assert "no commercial use" in found["vggt-1b"]["weights_licence"]
+    assert "weights" not in found["sfm"]
     assert text.endswith("1 error.")
     assert doctor.render({**diagnosis, "findings": []}).endswith("Nothing is wrong.")
 
