@@ -58,6 +58,8 @@ def test_the_text_names_every_package_and_finding(diagnosis: dict[str, Any]) -> 
         assert f"{name} " in text
         assert package["version"] in text
     assert "✕ error: photo X is upside down\n      next: turn it" in text
+    assert text.endswith("1 error.")
+    assert doctor.render({**diagnosis, "findings": []}).endswith("Nothing is wrong.")
 
 
 def test_every_way_to_find_cameras_is_listed_with_weights_licence_and_whether_they_are_here(
@@ -76,8 +78,6 @@ def test_every_way_to_find_cameras_is_listed_with_weights_licence_and_whether_th
     assert not found["da3-base"]["here"]
     assert "no commercial use" in found["vggt-1b"]["weights_licence"]
     assert "weights" not in found["sfm"]
-    assert text.endswith("1 error.")
-    assert doctor.render({**diagnosis, "findings": []}).endswith("Nothing is wrong.")
 
 
 def test_packages_and_extras_are_those_of_the_project() -> None:
