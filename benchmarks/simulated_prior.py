@@ -90,7 +90,7 @@ def simulated_prior(
         camera=tuple(_camera(c, pose, float(f)) for c, pose, f in zip(cameras, poses, focal, strict=True)),
         depth=tuple((d * factor).float() for d, _ in seen),
         confidence=tuple(c * (0.8 if b else 1.0) for (_, c), b in zip(seen, bad.tolist(), strict=True)),
-        facts={"backend": "simulated", "seed": seed, "noise": asdict(noise), "bad_views": int(bad.sum())},
+        facts={"network": "a simulated network", "seed": seed, "noise": asdict(noise), "bad_views": int(bad.sum())},
     )
 
 

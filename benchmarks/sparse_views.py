@@ -58,7 +58,19 @@ def prior(draw: Draw, prediction: Prediction) -> Outcome:
     return prediction.camera
 
 
-METHODS: dict[str, Method] = {"sfm": sfm, "prior": prior}
+def hybrid(draw: Draw, prediction: Prediction) -> Outcome:
+    from recon import reconstruct
+
+    return reconstruct(draw.views.frames, backend="hybrid", predict=lambda *_: prediction, options=OPTIONS)
+
+
+def auto(draw: Draw, prediction: Prediction) -> Outcome:
+    from recon import reconstruct
+
+    return reconstruct(draw.views.frames, backend="auto", predict=lambda *_: prediction, options=OPTIONS)
+
+
+METHODS: dict[str, Method] = {"sfm": sfm, "prior": prior, "hybrid": hybrid, "auto": auto}
 """Name -> what finds the cameras of a draw; it may raise `ReconstructionError`."""
 
 
@@ -87,6 +99,8 @@ def run(task: Task) -> dict[str, Any]:
     start = time.perf_counter()
     try:
         outcome, reason = METHODS[task.method](draw, prediction), ""
+        if isinstance(outcome, Scene) and outcome.report.get("choice"):
+            reason = "{chosen}: {reason}".format(**outcome.report["choice"])
     except ReconstructionError as error:
         outcome, reason = None, error.asked
     seconds = time.perf_counter() - start
