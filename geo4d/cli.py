@@ -43,6 +43,7 @@ def reconstruct(
     network: str | None = None,
     weights: Path | None = None,
     network_size: int | None = None,
+    network_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     mapper: Literal["auto", "incremental", "global"] = "auto",
     dense: bool = True,
     depth_size: int = 640,
@@ -85,6 +86,7 @@ def reconstruct(
         network: the network for hybrid and auto (default: the first whose weights are on this machine).
         weights: file or folder with the network's weights (default: the cache of the Hugging Face hub).
         network_size: longer side in pixels at which the network works.
+        network_dtype: numbers of the network's matrix products (auto: bfloat16 on a GPU, float32 on a CPU).
         mapper: how structure from motion grows; auto decides by evidence.
         dense: whether to estimate depth for every photo (--no-dense stops after cameras and sparse points).
         depth_size: longer side of the depth maps in pixels.
@@ -112,6 +114,7 @@ def reconstruct(
         network=network,
         weights=None if weights is None else str(weights),
         network_size=network_size,
+        network_dtype=network_dtype,
         device=device,
         scale=scale,
         threads=threads,

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from geo4d.core.types import Camera
-from recon.features import DESCRIPTOR_NORM, Features
+from recon.features import DESCRIPTOR_NORM, Features, largest
 from recon.tracks import MAX_DESCRIPTOR_DISTANCE, keypoint_grid
 
 LEAST_RADIUS_PX = 2.0
@@ -79,14 +79,16 @@ def match(
     *,
     max_ratio: float = 0.85,
     max_distance: float = MAX_DESCRIPTOR_DISTANCE,
+    most: int | None = None,
 ) -> np.ndarray:
     """Mutual best matches of a pair among keypoints within `radius_px` of where they should appear: int32 (m, 2).
 
     Keypoints of the first picture without depth match nothing. `max_ratio` is between the best and the second best
-    within the radius; `max_distance` is of unit descriptors.
+    within the radius; `max_distance` is of unit descriptors; `most` takes so many of the largest keypoints of each.
     """
     i, j = pair
-    a, b = found[i], found[j]
+    chosen = [largest(found[k].size_px, len(found[k]) if most is None else most) for k in pair]
+    a, b = (found[k].take(index) for k, index in zip(pair, chosen, strict=True))
     if not len(a) or not len(b):
         return np.zeros((0, 2), np.int32)
     uv_px, z = geometry.seen_in(j, geometry.p_world(i, a.uv_px))
@@ -96,10 +98,11 @@ def match(
     radius_px = max(radius_px, LEAST_RADIUS_PX)
     cells = keypoint_grid(b.uv_px, geometry.camera[j].hw, radius_px)
     limit = np.int32((max_distance * DESCRIPTOR_NORM) ** 2)
-    return _match(
+    pairs = _match(
         uv_px, size_px, a.descriptor, b.uv_px, b.size_px, b.descriptor, *cells, radius_px, SIZE_RATIO, limit,
         np.float32(max_ratio**2),
     )  # fmt: skip
+    return np.column_stack([index[column] for index, column in zip(chosen, pairs.T, strict=True)]).astype(np.int32)
 
 
 @numba.njit(cache=True, nogil=True)

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from geo4d.core.errors import ReconstructionError
 from geo4d.core.progress import Progress
 from geo4d.core.types import Camera, Frames
 from recon import linking, tracks
 from recon.adjustment import adjusted, solution
 from recon.feedforward.prediction import Prediction
 from recon.feedforward.similarity import fit_poses, move_pose, scale_of
-from recon.feedforward.solving import no_network
+from recon.feedforward.solving import as_predicted, no_network
 from recon.linking import Run
 from recon.matches import Link
 from recon.options import ReconstructOptions
@@ -45,16 +46,16 @@ def solve_cameras(
 
     Raises:
         InputError: fewer than two frames, or no network at hand.
-        ReconstructionError: even with the prediction's guidance hardly any point is seen from two directions.
     """
     run = linking.begin(frames, priors=priors, options=options, work_dir=work_dir, progress=progress)
     if predict is None:
         raise no_network()
     prediction = predict()
+    found = linking.find_features(run)
+    # Without the prediction: what is kept in the work folder serves structure from motion too.
+    links, candidates = linking.find_links(run, found)
     focal = _focals(run, prediction)
     run = replace(run, sensors=run.sensors.with_predicted_focals(focal, prediction.focal_relative_std))
-    found = linking.find_features(run)
-    links, candidates = linking.find_links(run, found)
     with progress.stage("guided matches"):
         placed, matched = place(run, found, {k.pair: k.inliers for k in links}, prediction)
     guided = [Link(pair, inliers, "GUIDED") for pair, inliers in sorted(matched.items())]
@@ -69,7 +70,12 @@ def solve_cameras(
     }
     facts["network"] = dict(prediction.facts)
     state, frame = _seen(run, placed)
-    refined = adjusted(run, found, state, frame, facts)
+    try:
+        refined = adjusted(run, found, state, frame, facts)
+    except ReconstructionError as error:
+        progress.note(f"nothing can be adjusted ({error.found}): the cameras are as the network predicts")
+        alone = as_predicted(frames, prediction, priors, progress)
+        return replace(alone, facts={**alone.facts, "links": facts["links"], "predicted_only": list(frames.names)})
     solved = _with_predicted(run, solution(run, found, guided, refined, facts), prediction)
     return _with_depth(run, solved, prediction)
 

@@ -27,6 +27,8 @@ class ReconstructOptions:
     """File or folder with the network's weights; None looks in the cache of the Hugging Face hub."""
     network_size: int | None = None
     """At which the network works; None is what it was trained for."""
+    network_dtype: str = "auto"
+    """Of the network's matrix products: `float32`, `bfloat16`, `float16`; `auto` is bfloat16 on a GPU."""
     device: str = "auto"
     """Where a network computes: `auto`, `cpu` or `cuda`; all else runs on the CPU."""
     threads: int | None = None

@@ -30,6 +30,8 @@ PARTNERS = 12
 """Pictures that each is matched with, at most: those of the largest predicted overlap."""
 WIDE, NARROW = 2.5, 0.015
 """Radius of guided matches: of the prediction in its standard deviations, of the adjusted cameras in focal lengths."""
+WIDE_FEATURES = 3000
+"""Keypoints of every picture that are compared within the wide radius: the largest ones survive wide baselines best."""
 STEPS = (0.05, 0.015, 0.004)
 """Scales of the loss, one after the other, in focal lengths; observations beyond three times a scale are dropped."""
 MIN_MATCHES, MIN_SHARE = 10, 0.25
@@ -121,7 +123,8 @@ def _matched(job: _Job, placed: Placed, known: Matched, pairs: Sequence[Pair], *
 
     def one(pair: Pair) -> np.ndarray:
         radius_px = spread * placed.geometry.camera[pair[1]].K[0, 0].item()
-        near = guided.match(placed.geometry, job.found, pair, radius_px, max_ratio=0.9 if narrow else 0.8)
+        ratio, most = (0.9, None) if narrow else (0.8, WIDE_FEATURES)
+        near = guided.match(placed.geometry, job.found, pair, radius_px, max_ratio=ratio, most=most)
         return _joined(known.get(pair), _agreeing(job, placed, pair, near, narrow=narrow))
 
     with matches.workers(job.run.options.num_threads) as pool:

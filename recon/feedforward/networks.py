@@ -127,6 +127,7 @@ def _predict(
 
     network = NETWORKS[name]
     device = _device(options.device)
+    dtype = views.pick_dtype(options.network_dtype, device)
     side = options.network_size or network.long_side
     _, hw = views.place({f.name: f.hw for f in frames}, long_side=side)
     plan = planning.plan(planning.COSTS[network.cost], len(frames), hw, device=device)
@@ -137,7 +138,7 @@ def _predict(
         model = load(name, weights, device)
 
     def run(chosen: Frames, known: Priors) -> Prediction:
-        return predict(model, network, chosen, known, long_side=side, device=device)
+        return predict(model, network, chosen, known, long_side=side, device=device, dtype=dtype)
 
     check_once(name, weights, run, progress)
     if plan.whole:
@@ -178,7 +179,14 @@ def build(name: str) -> nn.Module:
 
 
 def predict(
-    model: nn.Module, network: Network, frames: Frames, priors: Priors, *, long_side: int, device: str = "cpu"
+    model: nn.Module,
+    network: Network,
+    frames: Frames,
+    priors: Priors,
+    *,
+    long_side: int,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> Prediction:
     """One pass over all frames.
 
@@ -189,12 +197,12 @@ def predict(
         priors: matched to them; what the network takes is given to it.
         long_side: of the pictures that the network sees, in pixels.
         device: where the model is.
+        dtype: of its matrix products; everything else is float32.
     """
     from recon.feedforward import views as network_views
 
     seen = network_views.to_network(frames, long_side=long_side, normalise=network.family == "da3")
     mask = None if bool(seen.token_usable.all()) else seen.token_usable[None].to(device)
-    dtype = network_views.pick_dtype("auto", device)
     with torch.no_grad(), torch.autocast(device, dtype, enabled=dtype != torch.float32):
         run = _vggt if network.family == "vggt" else _da3
         out, tracks = run(model, seen, priors, mask, device)

@@ -41,9 +41,14 @@ def solve_cameras(
     del options, work_dir
     if predict is None:
         raise no_network()
-    prediction = predict()
+    return as_predicted(frames, predict(), priors, progress)
+
+
+def as_predicted(frames: Frames, prediction: Prediction, priors: Priors, progress: Progress) -> CameraSolution:
+    """A prediction as a solution: nothing adjusted; its own tracks, or points that its depth maps agree on."""
     with progress.stage("points"):
-        observations = agreed_points(frames, prediction)
+        tracks = prediction.observations
+        observations = tracks if tracks is not None and len(tracks.p_world) else agreed_points(frames, prediction)
     if len(frames) == 1:
         progress.note("one photo shows depth but not where it was taken from: its camera is the world's origin")
     n = len(frames)
@@ -86,16 +91,17 @@ def agreed_points(frames: Frames, prediction: Prediction) -> Observations:
         for j in range(len(frames)):
             if j != i:
                 there, z = geometry.seen_in(j, p_world)
-                inside = (there >= 0).all(1) & (there < np.array(prediction.camera[j].hw[::-1])).all(1)
+                within = (there >= 0) & (there < np.array(prediction.camera[j].hw[::-1]))
+                inside = np.logical_and.reduce(within, axis=1)
                 said = geometry.depth_at(j, np.where(inside[:, None], there, 0.0))
                 agree = np.flatnonzero(inside & (np.abs(said - z) < AGREES * z))
                 seen.append((j, agree, there[agree]))
         times = np.bincount(np.concatenate([k for _, k, _ in seen]), minlength=len(p_world))
-        kept: np.ndarray = times >= 2
+        kept = times >= 2
         number = count + np.cumsum(kept) - 1
         for j, k, uv in seen:
-            mine = kept[k]
-            tracks.append((number[k[mine]], np.full(int(mine.sum()), j), uv[mine]))
+            mine = np.flatnonzero(kept[k])
+            tracks.append((number[k[mine]], np.full(len(mine), j), uv[mine]))
         points.append(p_world[kept])
         colours.append(_colours(frames, i, uv_px[kept]))
         count += int(kept.sum())
