@@ -58,7 +58,12 @@ def triangulated(run: Run, found: Sequence[Features], model: pycolmap.Reconstruc
 
 
 def adjusted(
-    run: Run, found: Sequence[Features], state: Tracks, frame: np.ndarray, facts: Mapping[str, Any]
+    run: Run,
+    found: Sequence[Features],
+    state: Tracks,
+    frame: np.ndarray,
+    facts: Mapping[str, Any],
+    predicted: bundle.Priors | None = None,
 ) -> Refined:
     """Tracks completed and adjusted in turn, then with sharper keypoints; the covariance of the result.
 
@@ -68,14 +73,19 @@ def adjusted(
         state: tracks whose errors are a few pixels at most; image k is frame `frame[k]`.
         frame: (n,) indices of the frames that have a camera.
         facts: evidence, for the error that is raised where too few points are left.
+        predicted: poses and intrinsics of these images as a network sees them, in the world of `state`; they weigh
+            where the user knows no poses, and do not fix the world.
     """
     offset: dict[str, Any] | None = None
     some = [found[i] for i in frame]
     keypoints = [k.astype(np.float64) for k in run.sensors.keypoints(found)]
     with run.progress.stage("adjustment"):
         _check_points(run, state, facts)
-        known = _bundle_priors(run, frame, state)
-        state, known = _placed(run, state, known, frame)
+        if predicted is None or run.priors.world_from_cam or run.priors.position_m:
+            predicted = None
+            state, known = _placed(run, state, _bundle_priors(run, frame, state), frame)
+        else:
+            known = predicted
         state = _adjust(state, known, rough=True)
         hw = [run.sensors.hw[g] for g in run.sensors.of_frame[frame]]
         for last in (False, True):
@@ -101,6 +111,8 @@ def adjusted(
     with run.progress.stage("covariance"):
         noise_px = bundle.noise(state.problem, known, LOSS_PX) * run.sensors.unit
         misled = run.sensors.systematic_std(state.problem, noise_px)
+        if predicted is not None:
+            known = known.without(np.arange(len(frame)))
         covariance = bundle.covariance(state.problem, known, loss_px=LOSS_PX, systematic_std=misled)
     return Refined(state, frame, known, covariance, sharpened, offset)
 

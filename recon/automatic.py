@@ -23,7 +23,7 @@ FEW = 10
 """Up to so many pictures each hangs on few others: the hybrid is tried too."""
 CLEARLY = 1.05
 """By what factor the hybrid must find more of the corners to be preferred."""
-NEARLY, MORE_AGREEMENT = 0.9, 0.1
+NEARLY, MORE_AGREEMENT = 0.8, 0.1
 """Or by what factor it may find fewer, where so much more of the pairs agrees with the prediction."""
 
 

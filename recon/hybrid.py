@@ -71,7 +71,7 @@ def solve_cameras(
     facts["network"] = dict(prediction.facts)
     state, frame = _seen(run, placed)
     try:
-        refined = adjusted(run, found, state, frame, facts)
+        refined = adjusted(run, found, state, frame, facts, placed.known and placed.known.take(frame))
     except ReconstructionError as error:
         progress.note(f"nothing can be adjusted ({error.found}): the cameras are as the network predicts")
         alone = as_predicted(frames, prediction, priors, progress)

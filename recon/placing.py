@@ -52,6 +52,8 @@ class Placed:
     lens: np.ndarray
     geometry: Geometry
     tracks: Tracks | None = None
+    known: bundle.Priors | None = None
+    """What the prediction says of poses and intrinsics, with its deviations; nothing of badly predicted pictures."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,7 +215,9 @@ def _annealed(job: _Job, placed: Placed, matched: Matched, steps: Sequence[float
         problem = bundle.adjust(problem, known, loss_px=1.0, max_iterations=25).problem
         current = tracks.filtered(Tracks(problem, current.keypoint), 3 * scale, 0.0)
     problem = current.problem
-    moved = replace(placed, cam_from_world=problem.cam_from_world, lens=problem.intrinsics, tracks=current)
+    moved = replace(
+        placed, cam_from_world=problem.cam_from_world, lens=problem.intrinsics, tracks=current, known=known
+    )
     return replace(moved, geometry=_geometry(job, moved))
 
 
