@@ -30,7 +30,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from common import ROOT, SOURCES, data_dir, sha256
+from common import ROOT, SOURCES, commit, data_dir, sha256
 from PIL import Image
 from torch import Tensor
 
@@ -72,6 +72,9 @@ class Draw:
     count: int
     index: int
     views: Views
+    everything: Views
+    """All views of the set, or of the generated scene."""
+    cache: Path
 
     @property
     def seed(self) -> int:
@@ -105,9 +108,32 @@ def load_draw(name: str, count: int, index: int, cache: Path) -> Draw:
     """The views of a draw, in the order of their names."""
     if name == "procedural":
         views = load_views(f"procedural/{index:02d}", cache)
-        return Draw(name, count, index, subset(views, range(count)))
+        return Draw(name, count, index, subset(views, range(count)), views, cache)
     views, names = load_views(name, cache), _stored_draws()[name][str(count)][index]
-    return Draw(name, count, index, subset(views, [views.frames.names.index(n) for n in names]))
+    drawn = subset(views, [views.frames.names.index(n) for n in names])
+    return Draw(name, count, index, drawn, views, cache)
+
+
+def all_cameras(draw: Draw) -> dict[str, Camera]:
+    """Cameras by structure from motion on all views, by name; made once per version of geo4d and kept."""
+    from safetensors.torch import load_file, save_file
+
+    from geo4d.core.errors import ReconstructionError
+    from recon import reconstruct
+    from recon.options import ReconstructOptions
+
+    which = f"{draw.name}_{draw.index:02d}" if draw.name == "procedural" else draw.name
+    path = draw.cache / "all" / f"{which}_{commit()}.safetensors"
+    if not path.exists():
+        try:
+            scene = reconstruct(draw.everything.frames, backend="sfm", options=ReconstructOptions(dense=False))
+            poses = {n: c.world_from_cam for n, c in zip(scene.frames.names, scene.camera, strict=True)}
+        except ReconstructionError:
+            poses = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(poses, path)
+    reference = dict(zip(draw.everything.frames.names, draw.everything.camera, strict=True))
+    return {name: reference[name].with_pose(pose) for name, pose in load_file(path).items()}
 
 
 def subset(views: Views, indices: Sequence[int]) -> Views:

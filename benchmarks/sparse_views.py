@@ -5,7 +5,8 @@
 
 The sets and how views are drawn: benchmarks/sparse_sets.py. AUC is over the pairs of the views of a draw, a pair with a
 view that has no camera counts as 180 degrees; a reconstruction that is refused registers none. What is shown is the
-mean over draws. Methods that need a network's answer get a simulated one, the same for all (benchmarks/
+mean over draws. `all` is structure from motion on all photos of the set: how far the reference can be reached at all.
+Methods that need a network's answer get a simulated one, the same for all (benchmarks/
 simulated_prior.py: the reference plus stated noise), since no weights are at hand; `prior` is that answer itself.
 The result of each draw is kept in DIR by a hash of the sources, so that an interrupted run goes on; the file of results
 is written after every set, and rows of sets, counts and methods that are not chosen stay, each with its commit.
@@ -70,7 +71,16 @@ def auto(draw: Draw, prediction: Prediction) -> Outcome:
     return reconstruct(draw.views.frames, backend="auto", predict=lambda *_: prediction, options=OPTIONS)
 
 
-METHODS: dict[str, Method] = {"sfm": sfm, "prior": prior, "hybrid": hybrid, "auto": auto}
+def all_photos(draw: Draw, prediction: Prediction) -> Outcome:
+    """Structure from motion on all photos of the set: how far the reference itself can be reached."""
+    del prediction
+    known = sparse_sets.all_cameras(draw)
+    return [known.get(name) for name in draw.views.frames.names]
+
+
+METHODS: dict[str, Method] = {
+    "sfm": sfm, "prior": prior, "hybrid": hybrid, "auto": auto, "all": all_photos,
+}  # fmt: skip
 """Name -> what finds the cameras of a draw; it may raise `ReconstructionError`."""
 
 
@@ -99,12 +109,11 @@ def run(task: Task) -> dict[str, Any]:
     start = time.perf_counter()
     try:
         outcome, reason = METHODS[task.method](draw, prediction), ""
-        if isinstance(outcome, Scene) and outcome.report.get("choice"):
-            reason = "{chosen}: {reason}".format(**outcome.report["choice"])
     except ReconstructionError as error:
         outcome, reason = None, error.asked
     seconds = time.perf_counter() - start
-    return {**score(outcome, draw), "seconds": seconds, "reason": reason}
+    choice = (outcome.report.get("choice") or {}) if isinstance(outcome, Scene) else {}
+    return {**score(outcome, draw), "seconds": seconds, "reason": reason, "choice": choice}
 
 
 def score(outcome: Outcome, draw: Draw) -> dict[str, float]:
@@ -170,7 +179,9 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     keys = ("registered", *(f"auc@{t:g}" for t in THRESHOLDS_DEG))
     means = {key: statistics.mean(row[key] for row in rows) for key in keys}
     refused = sum(bool(row["reason"]) for row in rows)
-    return {**means, "seconds": statistics.median(r["seconds"] for r in rows), "refused": refused, "draws": len(rows)}
+    hybrid = sum(row["choice"].get("chosen") == "hybrid" for row in rows)
+    counts = {"refused": refused, "hybrid_chosen": hybrid, "draws": len(rows)}
+    return {**means, "seconds": statistics.median(r["seconds"] for r in rows), **counts}
 
 
 def merged(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:

@@ -111,6 +111,7 @@ SPARSE = {
     "prior": "simulated prior alone",
     "hybrid": "hybrid, simulated prior",
     "auto": "auto, simulated prior",
+    "all": "sfm on all photos of the set",
 }
 """Methods of benchmarks/sparse_views.py in the order of the columns, and what they are."""
 
