@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from geo4d.core.errors import ReconstructionError
+from geo4d.core.errors import InputError, ReconstructionError
 from geo4d.core.progress import Progress
 from geo4d.core.types import Frames
 from recon import hybrid, sfm
@@ -41,7 +41,7 @@ def solve_cameras(
     Without a network at hand (`predict` is None) it is structure from motion.
 
     Raises:
-        InputError: fewer than two frames.
+        InputError: fewer than two frames, or a network that was asked for and cannot be used.
         ReconstructionError: neither finds a scene.
     """
 
@@ -59,7 +59,12 @@ def solve_cameras(
         return _told(first, "sfm", "structure from motion placed all photos on good evidence")
     if predict is None:
         return _told(first, "sfm", f"{weak}; no network's weights are at hand that might do better")
-    second = solve(hybrid.solve_cameras)
+    try:
+        second = solve(hybrid.solve_cameras)
+    except InputError as error:
+        if options.network is not None or options.weights is not None or isinstance(first, ReconstructionError):
+            raise
+        return _told(first, "sfm", f"{weak}; the network that is at hand could not help: {error.asked}")
     if isinstance(second, ReconstructionError):
         return _told(first, "sfm", f"{weak}; with a network's prediction: {second.found}")
     if isinstance(first, ReconstructionError):

@@ -54,21 +54,30 @@ class Geometry:
         uv_px, z = self.camera[j].project(torch.from_numpy(p_world))
         return uv_px.numpy(), z.numpy()
 
-    def overlap(self, i: int, j: int, *, side: int = 24) -> float:
-        """Share of picture i (of those pixels that have depth) whose points picture j shows."""
-        h, w = self.camera[i].hw
-        v, u = np.meshgrid((np.arange(side) + 0.5) * h / side, (np.arange(side) + 0.5) * w / side, indexing="ij")
-        p_world = self.p_world(i, np.column_stack([u.ravel(), v.ravel()]))
-        p_world = p_world[np.isfinite(p_world).all(1)]
-        if not len(p_world):
-            return 0.0
-        uv_px, z = self.seen_in(j, p_world)
-        rows, columns = self.camera[j].hw
-        inside = (uv_px >= 0).all(1) & (uv_px[:, 0] < columns) & (uv_px[:, 1] < rows)
-        # A surface that faces away or hides behind another does not show; a third nearer or farther may be the error.
-        depth = self.depth_at(j, np.where(inside[:, None], uv_px, 0.0))
-        hidden = np.isfinite(depth) & (z > 1.5 * depth)
-        return float((inside & ~hidden).mean())
+    def overlaps(self, *, side: int = 24) -> np.ndarray:
+        """Share (n, n) of picture i (of its pixels that have depth, on a grid of `side`) whose points picture j shows.
+
+        Lens distortion is left out.
+        """
+        cam_from_world = np.stack([c.cam_from_world.numpy() for c in self.camera])
+        K = np.stack([c.K.numpy() for c in self.camera])
+        hw = np.array([c.hw for c in self.camera], np.float64)
+        out = np.zeros((len(self), len(self)))
+        share = (np.arange(side) + 0.5) / side
+        grid = np.stack(np.meshgrid(share, share), -1).reshape(-1, 2)
+        for i in range(len(self)):
+            p_world = self.p_world(i, grid * hw[i, ::-1])
+            p_world = p_world[np.isfinite(p_world).all(1)]
+            p_cam = p_world @ cam_from_world[:, :3, :3].transpose(0, 2, 1) + cam_from_world[:, None, :3, 3]
+            z = p_cam[..., 2]
+            with np.errstate(divide="ignore", invalid="ignore"):
+                uv_px = np.where(z[..., None] > 0, (p_cam @ K.transpose(0, 2, 1))[..., :2] / z[..., None], -1.0)
+            inside = (uv_px >= 0).all(-1) & (uv_px[..., 0] < hw[:, None, 1]) & (uv_px[..., 1] < hw[:, None, 0])
+            for j in np.flatnonzero(inside.any(1)):
+                # What faces away or hides behind another surface does not show; a third of the depth may be an error.
+                depth = self.depth_at(int(j), uv_px[j, inside[j]])
+                out[i, j] = (~(z[j, inside[j]] > 1.5 * depth)).sum() / len(p_world)
+        return out
 
 
 def match(
@@ -83,9 +92,15 @@ def match(
 ) -> np.ndarray:
     """Mutual best matches of a pair among keypoints within `radius_px` of where they should appear: int32 (m, 2).
 
-    Keypoints of the first picture without depth match nothing. `max_ratio` is between the best and the second best
-    within the radius; `max_distance` is of unit descriptors; `most` takes so many of the largest keypoints of each.
+    Keypoints without depth match nothing: those of the first picture, of the second where the first has none at all.
+    `max_ratio` is between the best and the second best within the radius; `max_distance` is of unit descriptors; `most`
+    takes so many of the largest keypoints of each.
     """
+    if geometry.depth[pair[0]] is None and geometry.depth[pair[1]] is not None:
+        turned = match(
+            geometry, found, (pair[1], pair[0]), radius_px, max_ratio=max_ratio, max_distance=max_distance, most=most
+        )
+        return np.ascontiguousarray(turned[:, ::-1])
     i, j = pair
     chosen = [largest(found[k].size_px, len(found[k]) if most is None else most) for k in pair]
     a, b = (found[k].take(index) for k, index in zip(pair, chosen, strict=True))

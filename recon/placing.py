@@ -18,7 +18,7 @@ from recon.features import Features
 from recon.feedforward.prediction import Prediction
 from recon.guided import Geometry
 from recon.linking import Run
-from recon.pairs import Pair
+from recon.pairs import FEW_PICTURES, Pair
 from recon.tracks import Tracks
 
 Matched = Mapping[Pair, np.ndarray]
@@ -36,6 +36,8 @@ STEPS = (0.05, 0.015, 0.004)
 """Scales of the loss, one after the other, in focal lengths; observations beyond three times a scale are dropped."""
 MIN_MATCHES, MIN_SHARE = 10, 0.25
 """Guided matches that must agree on one motion: with fewer, or a smaller share, it may be chance."""
+ENOUGH = 100
+"""Matches of a pair from which on none are looked for, where each picture has many partners."""
 MIN_SEEN = 6
 """With fewer points in view, points say nothing of a picture."""
 RESECTION_INLIERS, RESECTION_GAIN = 15, 2.0
@@ -108,11 +110,11 @@ def place(
 
 def _pairs(geometry: Geometry, linked: Matched) -> list[Pair]:
     """Pairs to match: those that are predicted to overlap, at most `PARTNERS` of each picture, and the linked ones."""
-    n = len(geometry)
-    share = np.array([[geometry.overlap(i, j) if i != j else 0.0 for j in range(n)] for i in range(n)])
+    share = geometry.overlaps()
+    np.fill_diagonal(share, 0)
     share = np.maximum(share, share.T)
     chosen = set(linked)
-    for i in range(n):
+    for i in range(len(geometry)):
         best = np.argsort(-share[i], kind="stable")[:PARTNERS]
         chosen |= {(min(i, int(j)), max(i, int(j))) for j in best if share[i, j] >= MIN_OVERLAP}
     return sorted(chosen)
@@ -124,6 +126,8 @@ def _matched(job: _Job, placed: Placed, known: Matched, pairs: Sequence[Pair], *
     spread = NARROW if narrow else WIDE * 1.4 * (prediction.rotation_std_rad + prediction.position_relative_std)
 
     def one(pair: Pair) -> np.ndarray:
+        if pair in known and len(known[pair]) >= ENOUGH and len(placed.geometry) > FEW_PICTURES:
+            return known[pair].astype(np.int64)
         radius_px = spread * placed.geometry.camera[pair[1]].K[0, 0].item()
         ratio, most = (0.9, None) if narrow else (0.8, WIDE_FEATURES)
         near = guided.match(placed.geometry, job.found, pair, radius_px, max_ratio=ratio, most=most)
@@ -215,9 +219,7 @@ def _annealed(job: _Job, placed: Placed, matched: Matched, steps: Sequence[float
         problem = bundle.adjust(problem, known, loss_px=1.0, max_iterations=25).problem
         current = tracks.filtered(Tracks(problem, current.keypoint), 3 * scale, 0.0)
     problem = current.problem
-    moved = replace(
-        placed, cam_from_world=problem.cam_from_world, lens=problem.intrinsics, tracks=current, known=known
-    )
+    moved = replace(placed, cam_from_world=problem.cam_from_world, lens=problem.intrinsics, tracks=current, known=known)
     return replace(moved, geometry=_geometry(job, moved))
 
 

@@ -170,8 +170,20 @@ def test_overlap_is_one_with_itself_and_none_with_a_picture_that_looks_away(scen
     depth = scene.depth[0]
     assert depth is not None
     pair = Geometry((scene.camera[0], scene.camera[0], scene.camera[0].with_pose(back)), (depth.numpy(),) * 3)
-    assert pair.overlap(0, 1) == 1.0
-    assert pair.overlap(0, 2) == 0.0
+    assert pair.overlaps()[0].tolist() == [1.0, 1.0, 0.0]
+
+
+def test_the_second_pictures_depth_guides_where_the_first_has_none(scene: Scene) -> None:
+    from recon import features
+
+    depth = scene.depth[0]
+    assert depth is not None
+    found = [features.extract(scene.frames[i].read()) for i in (1, 0)]
+    pair = Geometry((scene.camera[1], scene.camera[0]), (None, depth.numpy()))
+    near = guided.match(pair, found, (0, 1), 8.0)
+    there, _ = pair.seen_in(0, pair.p_world(1, found[1].uv_px))
+    assert len(near) > 100
+    assert (np.linalg.norm(there[near[:, 1]] - found[0].uv_px[near[:, 0]], axis=1) <= 8).all()
 
 
 def test_realigned_depth_removes_a_smooth_error_and_tells_what_is_left() -> None:
@@ -242,6 +254,20 @@ def test_auto_keeps_structure_from_motion_where_the_hybrid_is_worse(
     monkeypatch.setattr(hybrid, "solve_cameras", fails)
     chosen = solve(automatic.solve_cameras, scene.frames, tmp_path, noisy(scene, 1))
     assert "nothing links" in chosen.facts["choice"]["reason"]
+
+    def no_memory() -> Prediction:
+        raise InputError("da3-base needs more memory")
+
+    def auto(options: ReconstructOptions) -> CameraSolution:
+        return automatic.solve_cameras(
+            scene.frames, priors=Priors(), options=options, work_dir=tmp_path, progress=Progress(), predict=no_memory
+        )
+
+    monkeypatch.setattr(hybrid, "solve_cameras", lambda *_, predict, **__: predict())
+    assert "needs more memory" in auto(ReconstructOptions()).facts["choice"]["reason"]
+    with pytest.raises(InputError, match="needs more memory"):
+        auto(ReconstructOptions(network="da3-base"))
+    monkeypatch.setattr(hybrid, "solve_cameras", fails)
     monkeypatch.setattr(sfm, "solve_cameras", fails)
     with pytest.raises(ReconstructionError, match="nothing links"):
         solve(automatic.solve_cameras, scene.frames, tmp_path, noisy(scene, 1))
