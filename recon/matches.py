@@ -90,9 +90,30 @@ def _consistent(pairs: np.ndarray, a_px: np.ndarray, b_px: np.ndarray, side: int
     if len(pairs) < MIN_INLIERS:
         return pairs[:0]
     threshold = FUNDAMENTAL_PX * max(side, 500) / 1000
-    _, inlier = cv2.findFundamentalMat(a_px[pairs[:, 0]], b_px[pairs[:, 1]], cv2.USAC_MAGSAC, threshold, 0.999, 5000)
-    kept = pairs[:0] if inlier is None else pairs[inlier.ravel() > 0]
+    a, b = a_px[pairs[:, 0]], b_px[pairs[:, 1]]
+    _, inlier = robust(lambda method: cv2.findFundamentalMat(a, b, method, threshold, 0.999, 5000), len(pairs))
+    kept = pairs[inlier]
     return kept if len(kept) >= MIN_INLIERS else pairs[:0]
+
+
+def robust(
+    fit: Callable[[int], tuple[np.ndarray | None, np.ndarray | None]], count: int
+) -> tuple[np.ndarray | None, np.ndarray]:
+    """Model and inliers bool (count,) of an opencv function that takes a robust method; None and none if it finds none.
+
+    Its MAGSAC++ stops with an internal error on some rare sets of matches (opencv 5.0); plain RANSAC is asked then.
+    """
+    import cv2
+
+    for method in (cv2.USAC_MAGSAC, cv2.USAC_DEFAULT):
+        try:
+            model, inlier = fit(method)
+        except cv2.error:
+            continue
+        if model is not None and inlier is not None:
+            return model, inlier.ravel() > 0
+        break
+    return None, np.zeros(count, bool)
 
 
 def write_database(
@@ -215,10 +236,9 @@ def _homography(link: Link, keypoints_px: Sequence[np.ndarray], hw: Sequence[tup
         uv = keypoints_px[i][column].astype(np.float64)
         middle, side = np.array([hw[i][1] / 2, hw[i][0] / 2]), max(hw[i])
         centred.append((uv - middle) / side)
-    H, inlier = cv2.findHomography(centred[0], centred[1], cv2.USAC_MAGSAC, 0.003, None, 3000, 0.999)
-    if H is None or inlier is None or inlier.mean() < 0.9 or np.linalg.det(H) <= 0:
-        return None
-    return H
+    a, b = centred
+    H, inlier = robust(lambda method: cv2.findHomography(a, b, method, 0.003, None, 3000, 0.999), len(a))
+    return None if H is None or inlier.mean() < 0.9 or np.linalg.det(H) <= 0 else H
 
 
 def _spreads(H: np.ndarray, focal: float) -> np.ndarray:

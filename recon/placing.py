@@ -7,6 +7,7 @@ as wide as the prediction's errors and narrows; twice, the second time with matc
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -154,8 +155,9 @@ def _agreeing(job: _Job, placed: Placed, pair: Pair, near: np.ndarray, *, narrow
     if len(near) < MIN_MATCHES:
         return near[:0]
     a, b = (job.ideal(i, placed.lens, near[:, c]) for c, i in enumerate(pair))
-    _, inlier = cv2.findEssentialMat(a, b, np.eye(3), cv2.USAC_MAGSAC, 0.999, STEPS[-1] / 2, 2000)
-    kept = near[:0] if inlier is None else near[inlier.ravel() > 0]
+    threshold = STEPS[-1] / 2
+    _, inlier = matches.robust(lambda how: cv2.findEssentialMat(a, b, np.eye(3), how, 0.999, threshold, 2000), len(a))
+    kept = near[inlier]
     return kept if len(kept) >= max(MIN_MATCHES, MIN_SHARE * len(near)) else near[:0]
 
 
@@ -185,12 +187,13 @@ def _resected(job: _Job, placed: Placed, matched: Matched) -> Placed:
         with np.errstate(divide="ignore", invalid="ignore"):
             off = np.linalg.norm(p_cam[:, :2] / p_cam[:, 2:] - ideal, axis=1)
         agree = int(((off < tolerance) & (p_cam[:, 2] > 0)).sum())
-        _, turn, shift, inlier = cv2.solvePnPRansac(
-            p_world, ideal, np.eye(3), None, iterationsCount=500, reprojectionError=tolerance,
-            flags=cv2.SOLVEPNP_SQPNP,
-        )  # fmt: skip
-        if inlier is not None and len(inlier) >= max(RESECTION_INLIERS, RESECTION_GAIN * agree):
-            poses[i] = np.column_stack([cv2.Rodrigues(turn)[0], shift.ravel()])
+        with suppress(cv2.error):  # of matches on which no pose can be built
+            _, turn, shift, inlier = cv2.solvePnPRansac(
+                p_world, ideal, np.eye(3), None, iterationsCount=500, reprojectionError=tolerance,
+                flags=cv2.SOLVEPNP_SQPNP,
+            )  # fmt: skip
+            if inlier is not None and len(inlier) >= max(RESECTION_INLIERS, RESECTION_GAIN * agree):
+                poses[i] = np.column_stack([cv2.Rodrigues(turn)[0], shift.ravel()])
     return replace(placed, cam_from_world=poses)
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from geo4d.core import geometry
+from recon import matches
 from recon.matches import Link, one_spot_share
 
 HW = (720, 960)
@@ -67,3 +68,28 @@ def test_a_camera_that_only_turns_is_recognised(focal: float):
 @pytest.mark.parametrize("focal_px", [None, 768.0])
 def test_a_camera_that_moves_along_a_wall_is_not(focal_px: float | None):
     assert _share(_sideways(0.02, 768.0), focal_px) < 0.3
+
+
+def test_an_internal_error_of_opencv_is_no_end() -> None:
+    import cv2
+
+    tried: list[int] = []
+
+    def fit(method: int) -> tuple[np.ndarray, np.ndarray]:
+        tried.append(method)
+        if method == cv2.USAC_MAGSAC:
+            raise cv2.error("Assertion failed: !model.empty()")
+        return np.eye(3), np.array([[1], [0], [1]], np.uint8)
+
+    model, inlier = matches.robust(fit, 3)
+    assert model is not None
+    assert inlier.tolist() == [True, False, True]
+    assert len(tried) == 2
+
+    def never(method: int) -> tuple[np.ndarray, np.ndarray]:
+        raise cv2.error("Assertion failed")
+
+    model, inlier = matches.robust(never, 2)
+    assert model is None
+    assert inlier.tolist() == [False, False]
+    assert matches.robust(lambda method: (None, None), 2)[1].tolist() == [False, False]
