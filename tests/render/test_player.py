@@ -419,6 +419,16 @@ def test_link_leads_back_to_the_view(page: Page, room: Room, open_page: Opener) 
     assert other.errors == []
 
 
+def test_no_photo_stands_between_the_eye_in_its_camera_and_the_scene(page: Page) -> None:
+    """As when a link leads to where a photo was taken: the view is there, though no photo was asked for."""
+    page.jump(0)
+    view, through = page.run("geo4d.getView()"), page.picture(overlay=True)
+    page.run("geo4d.overview({animate: false})")
+    page.run(f"geo4d.setView({json.dumps(view)})")
+    assert page.state()["exact"] == -1
+    assert metrics.ssim(page.picture(overlay=True), through) > 0.9
+
+
 def test_click_on_a_frustum_jumps_there(page: Page, room: Room) -> None:
     camera = room.scene.camera[0]
     centre = camera.unproject(torch.tensor([[W / 2.0, H / 2.0]]).double(), torch.tensor([1e-3], dtype=torch.float64))[0]

@@ -13,6 +13,7 @@ export class Frusta {
   private readonly size: number;
   private readonly lines: THREE.ShaderMaterial;
   private readonly photos: (THREE.Mesh<THREE.BufferGeometry, THREE.ShaderMaterial> | null)[];
+  private photosShown = true;
 
   constructor(
     cameras: readonly CameraData[],
@@ -23,11 +24,17 @@ export class Frusta {
     this.size = frustumSize(this.views);
     this.lines = this.addLines(shared);
     this.photos = cameras.map((camera, i) => (camera.photo ? this.addPhoto(i, camera.photo, shared) : null));
-    this.setPhotos(true);
   }
 
   setPhotos(visible: boolean): void {
-    for (const photo of this.photos) if (photo) photo.visible = visible;
+    this.photosShown = visible;
+  }
+
+  /** Hide the photos that would stand between the eye and the scene: of cameras that the eye is in. */
+  seenFrom(eye: THREE.Vector3): void {
+    this.photos.forEach((photo, i) => {
+      if (photo) photo.visible = this.photosShown && this.views[i].position.distanceTo(eye) > this.size;
+    });
   }
 
   /** Highlight one camera; -1 for none. */

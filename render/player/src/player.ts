@@ -307,6 +307,7 @@ export class Player {
   private drawOverlays(view: View): void {
     const { width, height } = this.stage;
     if (this.frusta) this.frusta.group.visible = this.layers.cameras && this.exact < 0;
+    this.frusta?.seenFrom(view.position);
     this.measuring.draw(view, width, height);
     const rectangle = this.exact >= 0 ? pictureRectangle(view.lens, width, height) : null;
     this.controls.placePhoto(rectangle);
