@@ -11,7 +11,7 @@ from geo4d.core.errors import InputError, ReconstructionError
 from geo4d.core.progress import Progress
 from geo4d.core.types import Frames
 from recon import hybrid, sfm
-from recon.evidence import judge
+from recon.evidence import Evidence, judge
 from recon.feedforward.prediction import Prediction
 from recon.options import ReconstructOptions
 from recon.priors import Priors
@@ -72,13 +72,33 @@ def solve_cameras(
     with progress.stage("comparison"):
         a, b = (judge(frames, solved, predict()) for solved in (first, second))
     told = {"sfm": asdict(a), "hybrid": asdict(b)}
-    more_agree = b.found > NEARLY * a.found and b.agreement >= a.agreement + MORE_AGREEMENT
-    better = b.found > CLEARLY * a.found or more_agree
+    better = _better(a, b, strong=len(first.cameras) == len(frames) and not _few_points(first))
     why = (
         f"{weak}; the hybrid finds {b.found:.0f} corners of photos in others beyond chance, without it {a.found:.0f}; "
         f"{100 * b.agreement:.0f} % and {100 * a.agreement:.0f} % of the pairs are turned as predicted"
     )
     return _told(second if better else first, "hybrid" if better else "sfm", why, told)
+
+
+def _better(sfm: Evidence, hybrid: Evidence, *, strong: bool) -> bool:
+    """Whether the hybrid explains the photos better; `strong`: structure from motion placed all, on many points.
+
+    Few wrong corners found by few cameras are chance, which agreement with the prediction tells from right ones. But a
+    hybrid that kept a wrong prediction agrees with it too: against strong evidence it must find the corners.
+    """
+    more = hybrid.agreement - sfm.agreement
+    if more < -MORE_AGREEMENT:
+        return False
+    if hybrid.found > CLEARLY * sfm.found:
+        return True
+    if strong:
+        return more >= MORE_AGREEMENT and hybrid.found > NEARLY * sfm.found
+    return more >= MORE_AGREEMENT or (more >= 0 and hybrid.registered > sfm.registered)
+
+
+def _few_points(solved: CameraSolution) -> bool:
+    seen = solved.observations.frame_id.bincount(minlength=max(solved.cameras) + 1)[sorted(solved.cameras)]
+    return bool(seen.double().median() < ENOUGH_OBSERVATIONS)
 
 
 def _weakness(solved: CameraSolution | ReconstructionError, count: int) -> str:
@@ -87,8 +107,7 @@ def _weakness(solved: CameraSolution | ReconstructionError, count: int) -> str:
         return f"structure from motion failed ({solved.found})"
     if len(solved.cameras) < count:
         return f"structure from motion placed {len(solved.cameras)} of {count} photos"
-    seen = solved.observations.frame_id.bincount(minlength=count)[sorted(solved.cameras)]
-    if seen.double().median() < ENOUGH_OBSERVATIONS:
+    if _few_points(solved):
         return f"half of the photos see fewer than {ENOUGH_OBSERVATIONS} points of structure from motion"
     return f"{count} photos are few" if count <= FEW else ""
 

@@ -33,6 +33,7 @@ class Evidence:
     """What speaks for a solution; more is better but for the error."""
 
     registered: int
+    """Pictures that matches placed."""
     observations: int
     mean_error_px: float
     found: float
@@ -57,7 +58,8 @@ def judge(frames: Frames, solved: CameraSolution, prediction: Prediction) -> Evi
         pairs = [(i, j) for i, j in pairs if abs(i - j) <= 3]
     found = sum(_found(views[i], views[j], ranges[i]) for i, j in pairs)
     error = float(solved.facts.get("adjustment", {}).get("mean_error_px", np.nan))
-    return Evidence(len(views), len(seen.track_id), error, found, _agreement(solved, prediction))
+    placed = len(views) - len(solved.facts.get("predicted_only") or [])
+    return Evidence(placed, len(seen.track_id), error, found, _agreement(solved, prediction))
 
 
 def _agreement(solved: CameraSolution, prediction: Prediction) -> float:

@@ -237,6 +237,26 @@ def test_auto_takes_the_hybrid_where_structure_from_motion_loses_photos(
     assert "no network" in without.facts["choice"]["reason"]
 
 
+@pytest.mark.parametrize(
+    ("sfm_said", "hybrid_said", "strong", "expected"),
+    [
+        ((3, 20.0, 1.0), (3, 22.0, 1.0), True, True),  # it finds clearly more
+        ((3, 20.0, 1.0), (3, 19.0, 1.0), True, False),
+        ((3, 20.0, 0.3), (3, 17.0, 1.0), True, True),  # nearly as much, and the network agrees
+        ((3, 20.0, 0.3), (3, 12.0, 1.0), True, False),  # it may have kept a wrong prediction
+        ((3, 20.0, 0.3), (3, 12.0, 1.0), False, True),  # what sfm found is chance
+        ((2, 8.0, 0.3), (3, 6.0, 0.3), False, True),  # one more photo
+        ((2, 8.0, 0.3), (2, 6.0, 0.3), False, False),
+        ((4, 20.0, 1.0), (4, 30.0, 0.5), True, False),  # two of four turned otherwise than sfm and network say
+    ],
+)
+def test_auto_weighs_corners_photos_and_agreement(
+    sfm_said: tuple[int, float, float], hybrid_said: tuple[int, float, float], strong: bool, expected: bool
+) -> None:
+    a, b = (evidence.Evidence(n, 100, 0.5, found, agree) for n, found, agree in (sfm_said, hybrid_said))
+    assert automatic._better(a, b, strong=strong) == expected
+
+
 def test_auto_keeps_structure_from_motion_where_the_hybrid_is_worse(
     scene: Scene, solved: CameraSolution, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
