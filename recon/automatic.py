@@ -75,7 +75,7 @@ def solve_cameras(
     better = _better(a, b, strong=len(first.cameras) == len(frames) and not _few_points(first))
     why = (
         f"{weak}; the hybrid finds {b.found:.0f} corners of photos in others beyond chance, without it {a.found:.0f}; "
-        f"{100 * b.agreement:.0f} % and {100 * a.agreement:.0f} % of the pairs are turned as predicted"
+        f"{100 * b.agreement:.0f} % and {100 * a.agreement:.0f} % of the pairs stand as predicted"
     )
     return _told(second if better else first, "hybrid" if better else "sfm", why, told)
 

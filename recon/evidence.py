@@ -23,7 +23,9 @@ CORNERS, DEPTHS, RADIUS = 120, 64, 3
 BESIDE_PX = 9.0
 """Distance from the right line at which chance is measured, to both sides."""
 AGREE = 3.0
-"""Deviations of the prediction within which a rotation agrees with it."""
+"""Deviations of the prediction within which a rotation, and the direction of a baseline, agree with it."""
+WIDEST_RAD = 1.0
+"""Beyond which a direction says nothing: of cameras that the prediction has close together."""
 DEPTH_RANGE = (0.7, 1.5)
 """Beyond the nearest and the farthest of the points that a picture sees."""
 
@@ -39,7 +41,7 @@ class Evidence:
     found: float
     """Corners found in other pictures beyond chance: sum over pairs of the gain in correlation times the corners."""
     agreement: float
-    """Share of all pairs of pictures whose relative rotation is within `AGREE` deviations of the predicted one."""
+    """Share of all pairs of pictures that stand to each other as predicted, within `AGREE` deviations."""
 
 
 def judge(frames: Frames, solved: CameraSolution, prediction: Prediction) -> Evidence:
@@ -63,12 +65,20 @@ def judge(frames: Frames, solved: CameraSolution, prediction: Prediction) -> Evi
 
 
 def _agreement(solved: CameraSolution, prediction: Prediction) -> float:
-    n, agree = len(prediction.camera), 0
-    for i, j in itertools.combinations(sorted(solved.cameras), 2):
-        a, b = (c[i].cam_from_world @ c[j].world_from_cam for c in (solved.cameras, prediction.camera))
-        off = geometry.rotation_angle(a[:3, :3].T @ b[:3, :3])
-        agree += bool(off < AGREE * 2**0.5 * prediction.rotation_std_rad)
+    n = len(prediction.camera)
+    agree = sum(_agrees(solved, prediction, i, j) for i, j in itertools.combinations(sorted(solved.cameras), 2))
     return agree / max(n * (n - 1) // 2, 1)
+
+
+def _agrees(solved: CameraSolution, prediction: Prediction, i: int, j: int) -> bool:
+    """Whether two cameras stand to each other as predicted: their turn, and the direction from one to the other."""
+    ours, theirs = (c[i].cam_from_world @ c[j].world_from_cam for c in (solved.cameras, prediction.camera))
+    allowed = AGREE * 2**0.5 * prediction.rotation_std_rad
+    if geometry.rotation_angle(ours[:3, :3].T @ theirs[:3, :3]) > allowed:
+        return False
+    apart = float(theirs[:3, 3].norm())
+    allowed += AGREE * 2**0.5 * prediction.position_relative_std * prediction.median_depth / max(apart, 1e-12)
+    return allowed > WIDEST_RAD or bool(geometry.angle_between(ours[:3, 3], theirs[:3, 3]) < allowed)
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,6 @@ as wide as the prediction's errors and narrows; twice, the second time with matc
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -41,8 +40,9 @@ ENOUGH = 100
 """Matches of a pair from which on none are looked for, where each picture has many partners."""
 MIN_SEEN = 6
 """With fewer points in view, points say nothing of a picture."""
-RESECTION_INLIERS, RESECTION_GAIN = 15, 2.0
-"""Matches by which a picture is placed anew, and by how many times they must outnumber those of the prediction."""
+RESECTION_INLIERS, RESECTION_SHARE = 15, 0.5
+"""Matches by which a picture is placed anew, at least, also as a share of all; with as many that agree with its
+prediction it stays there."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,9 +102,12 @@ def place(
     depth = tuple(None if d is None else d.numpy() for d in prediction.depth)
     placed = Placed(job.start, run.sensors.priors()[0], Geometry(prediction.camera, depth))
     pairs = _pairs(placed.geometry, linked)
-    matched = _matched(job, placed, linked, pairs, narrow=False)
-    placed = _annealed(job, _resected(job, placed, matched), matched, STEPS)
-    matched = _matched(job, placed, matched, pairs, narrow=True)
+    likely = {pair: _likely(job, placed, pair, m) for pair, m in linked.items()}
+    matched = _matched(job, placed, likely, pairs, narrow=False)
+    placed, matched = _resected(job, placed, matched, linked)
+    placed = _annealed(job, placed, matched, STEPS)
+    known = {pair: m[_epipolar(job, placed, pair, m) < 3 * STEPS[-1]] for pair, m in matched.items()}
+    matched = _matched(job, placed, known, pairs, narrow=True)
     placed = _annealed(job, placed, matched, STEPS[1:])
     return placed, _explained(job, placed, matched)
 
@@ -123,8 +126,7 @@ def _pairs(geometry: Geometry, linked: Matched) -> list[Pair]:
 
 def _matched(job: _Job, placed: Placed, known: Matched, pairs: Sequence[Pair], *, narrow: bool) -> Matched:
     """Matches of all pairs: the known ones, and those guided by the cameras."""
-    prediction = job.prediction
-    spread = NARROW if narrow else WIDE * 1.4 * (prediction.rotation_std_rad + prediction.position_relative_std)
+    spread = NARROW if narrow else _reach(job.prediction)
 
     def one(pair: Pair) -> np.ndarray:
         if pair in known and len(known[pair]) >= ENOUGH and len(placed.geometry) > FEW_PICTURES:
@@ -136,6 +138,23 @@ def _matched(job: _Job, placed: Placed, known: Matched, pairs: Sequence[Pair], *
 
     with matches.workers(job.run.options.num_threads) as pool:
         return dict(zip(pairs, pool(one, pairs), strict=True))
+
+
+def _reach(prediction: Prediction) -> float:
+    """How far from where it should appear a keypoint of one picture may be in another, in focal lengths."""
+    return WIDE * 2**0.5 * float(np.hypot(prediction.rotation_std_rad, prediction.position_relative_std))
+
+
+def _likely(job: _Job, placed: Placed, pair: Pair, linked: np.ndarray) -> np.ndarray:
+    """Those of the matches found without the prediction that lie where it allows; none where most do not.
+
+    Repeated patterns match consistently at the wrong place, which only the prediction knows.
+    """
+    i, j = pair
+    there, _ = placed.geometry.seen_in(j, placed.geometry.p_world(i, job.upright(i, linked[:, 0])))
+    off_px = np.linalg.norm(there - job.upright(j, linked[:, 1]), axis=1)
+    near = ~(off_px > _reach(job.prediction) * placed.geometry.camera[j].K[0, 0].item())
+    return linked[near] if near.mean() >= 0.5 else linked[:0]
 
 
 def _joined(known: np.ndarray | None, new: np.ndarray) -> np.ndarray:
@@ -172,29 +191,42 @@ def _epipolar(job: _Job, placed: Placed, pair: Pair, pairs: np.ndarray) -> np.nd
     return np.abs((b * on_b).sum(1)) / np.sqrt(np.maximum(power, 1e-24))
 
 
-def _resected(job: _Job, placed: Placed, matched: Matched) -> Placed:
-    """Poses of badly predicted pictures found from the points that others predict (perspective from n points)."""
+def _resected(job: _Job, placed: Placed, matched: Matched, linked: Matched) -> tuple[Placed, Matched]:
+    """Poses of badly predicted pictures found from the points that others predict (perspective from n points).
+
+    Such are pictures of which hardly a match agrees with the prediction, while others, found without it, agree on
+    another pose. Their matches are then those.
+    """
+    support = np.zeros(len(placed.cam_from_world), np.int64)
+    for pair, m in matched.items():
+        support[list(pair)] += len(m)
+    poses, matched = placed.cam_from_world.copy(), dict(matched)
+    for i in np.flatnonzero(support < RESECTION_INLIERS):
+        mine = {pair: m for pair, m in linked.items() if i in pair}
+        pose = _pose_from_others(job, placed, mine, int(i))
+        if pose is not None:
+            poses[i] = pose
+            matched |= mine
+    return replace(placed, cam_from_world=poses), matched
+
+
+def _pose_from_others(job: _Job, placed: Placed, matched: Matched, i: int) -> np.ndarray | None:
     import cv2
 
-    poses = placed.cam_from_world.copy()
-    prediction = job.prediction
-    tolerance = prediction.rotation_std_rad + prediction.depth_relative_std
-    for i in range(len(poses)):
-        p_world, ideal = _seen_by_others(job, placed, matched, i)
-        if len(p_world) < RESECTION_INLIERS:
-            continue
-        p_cam = p_world @ poses[i, :, :3].T + poses[i, :, 3]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            off = np.linalg.norm(p_cam[:, :2] / p_cam[:, 2:] - ideal, axis=1)
-        agree = int(((off < tolerance) & (p_cam[:, 2] > 0)).sum())
-        with suppress(cv2.error):  # of matches on which no pose can be built
-            _, turn, shift, inlier = cv2.solvePnPRansac(
-                p_world, ideal, np.eye(3), None, iterationsCount=500, reprojectionError=tolerance,
-                flags=cv2.SOLVEPNP_SQPNP,
-            )  # fmt: skip
-            if inlier is not None and len(inlier) >= max(RESECTION_INLIERS, RESECTION_GAIN * agree):
-                poses[i] = np.column_stack([cv2.Rodrigues(turn)[0], shift.ravel()])
-    return replace(placed, cam_from_world=poses)
+    p_world, ideal = _seen_by_others(job, placed, matched, i)
+    if len(p_world) < RESECTION_INLIERS:
+        return None
+    tolerance = job.prediction.rotation_std_rad + job.prediction.depth_relative_std
+    try:
+        _, turn, shift, inlier = cv2.solvePnPRansac(
+            p_world, ideal, np.eye(3), None, iterationsCount=500, reprojectionError=tolerance,
+            flags=cv2.SOLVEPNP_SQPNP,
+        )  # fmt: skip
+    except cv2.error:  # no pose can be built on these
+        return None
+    if inlier is None or len(inlier) < max(RESECTION_INLIERS, RESECTION_SHARE * len(p_world)):
+        return None
+    return np.column_stack([cv2.Rodrigues(turn)[0], shift.ravel()])
 
 
 def _seen_by_others(job: _Job, placed: Placed, matched: Matched, i: int) -> tuple[np.ndarray, np.ndarray]:

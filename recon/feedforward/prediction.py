@@ -30,9 +30,9 @@ class Prediction:
     observations: Observations | None = None
     """Tracks, where the network has a track head; `uv_px` are pixels of the stored pictures."""
     metric: bool = False
-    rotation_std_rad: float = 0.05
+    rotation_std_rad: float = 0.04
     """How far off the rotations may be."""
-    position_relative_std: float = 0.1
+    position_relative_std: float = 0.05
     """How far off the camera centres may be, as a share of the median depth."""
     focal_relative_std: float = 0.1
     depth_relative_std: float = 0.1

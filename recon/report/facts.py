@@ -122,7 +122,7 @@ class SolutionFacts(TypedDict, total=False):
     found: float
     """Corners of photos found in others, beyond what chance would find."""
     agreement: float
-    """Fraction of all pairs that are turned as the network predicts."""
+    """Fraction of all pairs that stand to each other as the network predicts."""
 
 
 class ChoiceFacts(TypedDict, total=False):
