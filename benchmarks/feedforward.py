@@ -3,8 +3,8 @@
     python benchmarks/feedforward.py [--networks da3-small,da3-base,vggt-1b] [--views 2,4,8,16,32] [--side 518]
 
 Weights are random: they cost as much time and memory as published ones. Every figure is from a process of its own, one
-pass after one over a single small picture that warms it up; memory is the process's peak, with the weights in it.
-`planned` is what `recon.feedforward.planning` says beforehand.
+pass after one over a single small picture that warms it up, for VGGT with 512 points to follow; memory is the process's
+peak, with the weights in it. `planned` is what `recon.feedforward.planning` says beforehand.
 """
 
 from __future__ import annotations
@@ -32,10 +32,13 @@ def measure(network: str, views: str, side: str, dtype: str) -> dict[str, Any]:
     hw = (round(width * ASPECT / 14) * 14, width)
     images = torch.rand(1, int(views), 3, *hw)
     plan_bytes = planning.peak_bytes(planning.COSTS[networks.NETWORKS[network].cost], int(views), hw)
+    query = {} if networks.NETWORKS[network].family != "vggt" else {
+        "query_uv_px": torch.rand(1, networks.TRACKED, 2) * torch.tensor([hw[1], hw[0]])
+    }  # fmt: skip
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
         model(images[:, :1, :, :56, :56])
         with Measured() as measured:
-            model(images)
+            model(images, **query)
     return {**measured.facts(), "hw": list(hw), "planned_mib": plan_bytes / 2**20}
 
 

@@ -22,6 +22,7 @@ from recon import report
 from recon.feedforward.known import apply_known
 from recon.feedforward.networks import NETWORKS, check_name
 from recon.feedforward.prediction import Predict, Prediction
+from recon.feedforward.views import pick_dtype
 from recon.options import ReconstructOptions
 from recon.prior_files import check_registered
 from recon.priors import Priors, match_priors, with_depth
@@ -159,8 +160,7 @@ def check_request(backend: str, options: ReconstructOptions, *, max_frames: int 
     """Raise `InputError` for what can be seen to be wrong before any photo is read."""
     _backend(backend)
     scale_specs(options)
-    if options.network is not None:
-        check_name(options.network)
+    _check_network(backend, options)
     _check_number("network-size", options.network_size, SMALLEST_PX, "pixels", instead="leave it out for the usual")
     _check_number("image-size", options.image_size, SMALLEST_PX, "pixels (0 = as photographed)", also=0)
     _check_number("depth-size", options.depth_size, SMALLEST_PX, "pixels", instead="--no-dense makes no depth")
@@ -171,6 +171,31 @@ def check_request(backend: str, options: ReconstructOptions, *, max_frames: int 
     if options.mapper not in MAPPERS:
         raise InputError("unknown mapper", found=repr(options.mapper), accepted=", ".join(MAPPERS),
                          hint="leave it out: auto decides by evidence")  # fmt: skip
+
+
+def _check_network(backend: str, options: ReconstructOptions) -> None:
+    """What is said of a network must concern the one that runs."""
+    own = BACKENDS[backend].network
+    named = {
+        "--network": options.network is not None, "--weights": options.weights is not None,
+        "--network-size": options.network_size is not None, "--network-dtype": options.network_dtype != "auto",
+        "--device cuda": options.device == "cuda",
+    }  # fmt: skip
+    given = [name for name, there in named.items() if there]
+    if own is None and given:
+        raise InputError(
+            f"--backend {backend} runs no network", found=", ".join(given), accepted="these with a backend that does",
+            hint="leave them out, or --backend auto",
+        )  # fmt: skip
+    if options.network is not None:
+        check_name(options.network)
+        if own not in ("any", options.network):
+            raise InputError(
+                f"--backend {backend} is a network itself", found=f"--network {options.network}",
+                accepted=f"--backend {backend} alone, or --backend {options.network}",
+            )  # fmt: skip
+    if own is not None:
+        pick_dtype(options.network_dtype, options.device if options.device != "auto" else "cpu")
 
 
 def _check_number(
@@ -228,7 +253,8 @@ def _check_frames(frames: Frames, least: int) -> None:
             "cannot reconstruct from so few pictures",
             found=f"{len(frames)} usable",
             accepted=f"{least} or more of one place, from different spots; 20 to 60 are good",
-            hint="take more photos, walking sideways round what you want",
+            hint="take more photos, walking sideways round what you want"
+            + ("; a network alone takes one, see geo4d doctor" if len(frames) == 1 else ""),
         )
 
 
@@ -299,8 +325,9 @@ def _with_depth(
     if solution.depth_is_final:
         depth = [None if p is None else torch.from_numpy(p[0]) for p in predicted]
         confidence = [None if p is None else torch.from_numpy(p[1]) for p in predicted]
-    else:
-        depth, confidence = dense_depth(scene, priors, options, work, progress, predicted=predicted)
+        # A network's depth errs by more than what tells a thing that moved.
+        return replace(scene, depth=tuple(depth), confidence=tuple(confidence))
+    depth, confidence = dense_depth(scene, priors, options, work, progress, predicted=predicted)
     return with_dynamic(replace(scene, depth=tuple(depth), confidence=tuple(confidence)))
 
 
@@ -348,7 +375,7 @@ def _middle(scene: Scene) -> Tensor:
     """A point amid what the pictures show; amid the cameras where nothing is known of that."""
     points = [scene.observations.p_world]
     if not len(points[0]):
-        points = [scene.pointmap(i)[::8, ::8].reshape(-1, 3) for i, d in enumerate(scene.depth) if d is not None]
+        points += [scene.pointmap(i)[::8, ::8].reshape(-1, 3) for i, d in enumerate(scene.depth) if d is not None]
     known = torch.cat([p[torch.isfinite(p).all(-1)] for p in points])
     if not len(known):
         known = torch.stack([c.world_from_cam[:3, 3] for c in scene.camera])

@@ -62,12 +62,15 @@ def solve_cameras(
     try:
         second = solve(hybrid.solve_cameras)
     except InputError as error:
-        if options.network is not None or options.weights is not None or isinstance(first, ReconstructionError):
+        if options.network is not None or options.weights is not None:
             raise
         return _told(first, "sfm", f"{weak}; the network that is at hand could not help: {error.asked}")
     if isinstance(second, ReconstructionError):
         return _told(first, "sfm", f"{weak}; with a network's prediction: {second.found}")
     if isinstance(first, ReconstructionError):
+        if second.depth_is_final:  # not one match supports the prediction
+            progress.note("a network alone gives cameras for these photos too, right or wrong: --backend da3-small")
+            raise first
         return _told(second, "hybrid", f"{weak}; the prediction of a network placed the photos")
     with progress.stage("comparison"):
         a, b = (judge(frames, solved, predict()) for solved in (first, second))

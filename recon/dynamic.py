@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from geo4d.core.types import Camera, Scene
+from recon.dense import FILLED
 
 HALVING = 2
 """The maps are compared at sizes smaller by this factor."""
-AGREES, THROUGH = 0.03, 0.08
-"""Relative differences of depth: within the first two views agree; from the second on one looks through the other."""
+AGREES, THROUGH, THROUGH_GUESS = 0.03, 0.08, 0.25
+"""Relative differences of depth: within the first two views agree; from the second on one looks through the other, from
+the third on where the depth was predicted, not measured by stereo."""
 SOURCES = 8
 """Views that each is compared with: those of the nearest camera centres."""
 WINDOW = 5
@@ -43,13 +45,15 @@ def with_dynamic(scene: Scene) -> Scene:
 
 
 class _Small:
-    """A depth map at reduced size with its camera; `nearest` holds the least depth around every pixel."""
+    """A depth map at reduced size with its camera; `measured` is where it is of stereo, not predicted; `nearest` holds
+    the least measured depth around every pixel.
+    """
 
-    def __init__(self, depth: np.ndarray, camera: Camera) -> None:
+    def __init__(self, depth: np.ndarray, measured: np.ndarray, camera: Camera) -> None:
         import cv2
 
-        self.depth, self.camera = depth, camera
-        filled = np.where(np.isfinite(depth), depth, np.inf).astype(np.float32)
+        self.depth, self.measured, self.camera = depth, measured, camera
+        filled = np.where(np.isfinite(depth) & measured, depth, np.inf).astype(np.float32)
         self.nearest = cv2.erode(filled, np.ones((WINDOW, WINDOW), np.uint8), borderValue=float("inf"))
         self.centre = camera.world_from_cam[:3, 3].numpy()
 
@@ -58,9 +62,11 @@ class _Small:
         depth = scene.depth[i]
         assert depth is not None
         camera = scene.depth_camera(i)
-        picked = depth[HALVING // 2 :: HALVING, HALVING // 2 :: HALVING].numpy()
+        rows = slice(HALVING // 2, None, HALVING)
+        picked, confidence = depth[rows, rows].numpy(), scene.confidence[i]
+        sure = np.ones(picked.shape, bool) if confidence is None else confidence[rows, rows].numpy() > FILLED
         step = torch.tensor([1 / HALVING, 1 / HALVING, 1.0], dtype=torch.float64)
-        return _Small(picked, replace(camera, K=step[:, None] * camera.K, hw=(picked.shape[0], picked.shape[1])))
+        return _Small(picked, sure, replace(camera, K=step[:, None] * camera.K, hw=(picked.shape[0], picked.shape[1])))
 
 
 def _nearest(small: dict[int, _Small], i: int) -> list[_Small]:
@@ -79,6 +85,7 @@ def _score(view: _Small, others: list[_Small]) -> np.ndarray:
     v, u = np.mgrid[:rows, :columns].astype(np.float32)
     seen = np.stack([u + 0.5, v + 0.5, np.ones_like(u)]).reshape(3, -1)
     K_inverse = np.linalg.inv(view.camera.K.numpy())
+    beyond = 1 + np.where(view.measured, THROUGH, THROUGH_GUESS).astype(np.float32)
     for other in others:
         other_from_view = (other.camera.cam_from_world @ view.camera.world_from_cam).numpy()
         K = other.camera.K.numpy()
@@ -92,7 +99,7 @@ def _score(view: _Small, others: list[_Small]) -> np.ndarray:
         near = cv2.remap(other.nearest, u, v, cv2.INTER_NEAREST, borderValue=float("nan"))
         here = cv2.remap(other.depth, u, v, cv2.INTER_NEAREST, borderValue=float("nan"))
         with np.errstate(invalid="ignore"):
-            through += inside & np.isfinite(near) & (near > (1 + THROUGH) * z)
+            through += inside & np.isfinite(near) & (near > beyond * z)
             agree += inside & (np.abs(here - z) <= AGREES * z)
     score = np.where(through > agree, through / (through + agree + 1), 0.0)
     # Single pixels are noise of the maps.

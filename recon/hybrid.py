@@ -27,6 +27,10 @@ from recon.realign import realigned
 from recon.solution import CameraSolution
 from recon.tracks import Tracks
 
+LEAST_ALIGNED = 0.6
+"""Of the keypoints, aligned by their grey values (one of every track is). Guided matches of photos that show nothing in
+common are chance, and half of them; of those that do it is 0.7 and more.
+"""
 LEAST_DEPTH_STD = 0.01
 """Relative deviation of predicted depth between the points that it was brought onto, at least."""
 
@@ -72,12 +76,23 @@ def solve_cameras(
     state, frame = _seen(run, placed)
     try:
         refined = adjusted(run, found, state, frame, facts, placed.known and placed.known.take(frame))
+        aligned = float(refined.sharpened["aligned"])
+        why = (
+            ""
+            if aligned >= LEAST_ALIGNED
+            else f"only {100 * aligned:.0f} % of the keypoints look alike where they match"
+        )
     except ReconstructionError as error:
-        progress.note(f"nothing can be adjusted ({error.found}): the cameras are as the network predicts")
+        refined, why = None, error.found or error.asked
+    if refined is None or why:
+        progress.note(f"nothing can be adjusted ({why}): the cameras are as the network predicts")
         alone = as_predicted(frames, prediction, priors, progress)
         return replace(alone, facts={**alone.facts, "links": facts["links"], "predicted_only": list(frames.names)})
-    solved = _with_predicted(run, solution(run, found, guided, refined, facts), prediction)
-    return _with_depth(run, solved, prediction)
+    solved = solution(run, found, guided, refined, facts)
+    world_from_predicted = _world_from_predicted(solved, prediction)
+    if world_from_predicted is not None:
+        solved = _with_predicted(run, solved, prediction, world_from_predicted)
+    return _with_depth(solved, prediction, world_from_predicted)
 
 
 def _focals(run: Run, prediction: Prediction) -> list[float]:
@@ -96,20 +111,24 @@ def _seen(run: Run, placed: Placed) -> tuple[Tracks, np.ndarray]:
     return tracks.of_images(replace(placed.tracks, problem=blank), seen), np.flatnonzero(seen)
 
 
-def _with_predicted(run: Run, solved: CameraSolution, prediction: Prediction) -> CameraSolution:
-    """The solution with the pictures that it could not place where the prediction puts them beside the others."""
-    missing = [i for i in range(len(run.frames)) if i not in solved.cameras]
-    if not missing:
-        return solved
+def _world_from_predicted(solved: CameraSolution, prediction: Prediction) -> torch.Tensor | None:
+    """Similarity (4, 4) that moves the predicted cameras onto the solved ones; None where these stand in one place."""
     placed = sorted(solved.cameras)
     fit = fit_poses(
         torch.stack([prediction.camera[i].world_from_cam for i in placed]),
         torch.stack([solved.cameras[i].world_from_cam for i in placed]),
         prediction.median_depth,
     )
-    if fit is None:
+    return None if fit is None else fit.target_from_source
+
+
+def _with_predicted(
+    run: Run, solved: CameraSolution, prediction: Prediction, world_from_predicted: torch.Tensor
+) -> CameraSolution:
+    """The solution with the pictures that it could not place where the prediction puts them beside the others."""
+    missing = [i for i in range(len(run.frames)) if i not in solved.cameras]
+    if not missing:
         return solved
-    world_from_predicted = fit.target_from_source
     cameras = dict(solved.cameras)
     for i in missing:
         lens = next((c for k, c in solved.cameras.items() if run.sensors.of_frame[k] == run.sensors.of_frame[i]), None)
@@ -117,10 +136,12 @@ def _with_predicted(run: Run, solved: CameraSolution, prediction: Prediction) ->
         pose = move_pose(world_from_predicted, predicted.world_from_cam)
         cameras[i] = (predicted if lens is None or lens.hw != predicted.hw else lens).with_pose(pose)
     covariance = _covariance(solved, cameras, prediction, world_from_predicted)
-    run.progress.note(
-        f"{len(missing)} of {len(run.frames)} photos share too few matches: they stand where the network put them"
-    )
-    facts = {**solved.facts, "predicted_only": [run.names[i] for i in missing]}
+    guessed = [run.names[i] for i in missing if run.names[i] not in run.priors.world_from_cam]
+    if guessed:
+        run.progress.note(
+            f"{len(guessed)} of {len(run.frames)} photos share too few matches: they stand where the network put them"
+        )
+    facts = {**solved.facts, "predicted_only": guessed}
     return replace(solved, cameras=cameras, covariance=covariance, unregistered={}, facts=facts)
 
 
@@ -137,15 +158,23 @@ def _covariance(
     return torch.stack([known.get(i, loose) for i in sorted(cameras)])
 
 
-def _with_depth(run: Run, solved: CameraSolution, prediction: Prediction) -> CameraSolution:
-    """The solution with the predicted depth of every picture, brought onto its points."""
+def _with_depth(
+    solved: CameraSolution, prediction: Prediction, world_from_predicted: torch.Tensor | None
+) -> CameraSolution:
+    """The solution with the predicted depth of every picture, brought onto its points; its scale where it has none."""
     seen, depths, stds = solved.observations, {}, {}
     for i, camera in solved.cameras.items():
         predicted = prediction.depth[i]
         mine = seen.frame_id == i
-        if predicted is not None and mine.any():
+        if predicted is None:
+            continue
+        if mine.any():
             z = camera.project(seen.p_world[seen.track_id[mine]])[1]
             share = seen.uv_px[mine] / torch.tensor([camera.hw[1], camera.hw[0]])
             depth, std = realigned(predicted.numpy(), share.numpy(), z.numpy())
             depths[i], stds[i] = torch.from_numpy(depth), max(std, LEAST_DEPTH_STD)
-    return replace(solved, depth=depths, depth_relative_std=stds)
+        elif world_from_predicted is not None:
+            depths[i] = predicted * float(scale_of(world_from_predicted))
+            stds[i] = prediction.depth_relative_std
+    confidence = {i: c for i in depths if (c := prediction.confidence[i]) is not None}
+    return replace(solved, depth=depths, depth_relative_std=stds, confidence=confidence)

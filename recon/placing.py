@@ -153,7 +153,8 @@ def _likely(job: _Job, placed: Placed, pair: Pair, linked: np.ndarray) -> np.nda
     i, j = pair
     there, _ = placed.geometry.seen_in(j, placed.geometry.p_world(i, job.upright(i, linked[:, 0])))
     off_px = np.linalg.norm(there - job.upright(j, linked[:, 1]), axis=1)
-    near = ~(off_px > _reach(job.prediction) * placed.geometry.camera[j].K[0, 0].item())
+    unknown = ~np.isfinite(placed.geometry.depth_at(i, job.upright(i, linked[:, 0])))
+    near = unknown | (off_px <= _reach(job.prediction) * placed.geometry.camera[j].K[0, 0].item())
     return linked[near] if near.mean() >= 0.5 else linked[:0]
 
 

@@ -151,7 +151,7 @@ def _mapping_with_poses(run: Run) -> tuple[pycolmap.Reconstruction, dict[str, An
     model = pycolmap.Reconstruction()
     model.load(cache)
     for index, name in enumerate(run.names):
-        if name in run.priors.world_from_cam:
+        if name in run.priors.world_from_cam and model.exists_image(index + 1):
             pose = run.sensors.sensor_pose(index, run.priors.world_from_cam[name].numpy())
             frame = model.frame(model.image(index + 1).frame_id)
             frame.set_cam_from_world(model.image(index + 1).camera_id, pycolmap.Rigid3d(pose[:3]))

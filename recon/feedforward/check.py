@@ -6,12 +6,14 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 
 import torch
 
 from geo4d.core import metrics
+from geo4d.core.errors import InputError
 from geo4d.core.io import atomic
 from geo4d.core.io.frames import load_frames
 from geo4d.core.progress import Progress
@@ -24,9 +26,15 @@ ENOUGH_AUC = 80.0
 
 
 def check_once(
-    name: str, weights: str, run: Callable[[Frames, Priors], Prediction], progress: Progress, folder: Path | None = None
+    name: str,
+    weights: str,
+    run: Callable[[Frames, Priors], Prediction],
+    progress: Progress,
+    *,
+    most: int = 4,
+    folder: Path | None = None,
 ) -> float | None:
-    """AUC@30 of a network on the bundled photos, with a warning where it is low; None where it was tried before.
+    """AUC@30 of a network on the bundled photos, with a warning where it is low; tried once, and remembered.
 
     geo4d is developed where no published weights can be had: the network's graph is compared with recorded numbers of
     small networks, and its first real weights are tried here.
@@ -36,28 +44,38 @@ def check_once(
         weights: file or folder.
         run: the network, with these weights.
         progress: hears the result.
+        most: photos at once that memory allows; with fewer than two nothing is tried.
         folder: where results are remembered; default: in the user's cache.
+
+    Returns:
+        The score; None where nothing was tried.
     """
     memory = (folder or _cache()) / f"{_fingerprint(name, weights)}.json"
-    if memory.exists():
+    tried = memory.exists()
+    if not tried and most < 2:
         return None
-    with progress.stage("try the network on bundled photos"):
-        score = score_of(run)
+    if tried:
+        score = float(atomic.read_json(memory, "the score of a network")["auc@30"])
+    else:
+        with progress.stage("try the network on bundled photos"):
+            score = score_of(run, most)
     if score < ENOUGH_AUC:
         progress.note(
             f"{name} places the bundled photos badly: AUC@30 is {score:.0f}, {ENOUGH_AUC:.0f} or more is expected. "
             "Its weights may be damaged or of another version: compare its result with --backend sfm"
         )
-    else:
+    elif not tried:
         progress.note(f"{name} was tried on bundled photos: AUC@30 {score:.0f}")
-    atomic.write_json(memory, {"network": name, "auc@30": score})
+    if not tried:
+        with suppress(InputError, OSError):  # a full or read-only cache is no reason to stop
+            atomic.write_json(memory, {"network": name, "auc@30": score})
     return score
 
 
-def score_of(run: Callable[[Frames, Priors], Prediction]) -> float:
-    """AUC@30 of the bundled photos."""
+def score_of(run: Callable[[Frames, Priors], Prediction], most: int = 4) -> float:
+    """AUC@30 of the bundled photos, of at most so many."""
     with resources.as_file(resources.files("recon.feedforward") / "photos") as folder:
-        frames = load_frames(folder, keep_all=True)
+        frames = load_frames(folder, keep_all=True)[:most]
         stored = json.loads((folder / "cameras.json").read_text())
         reference = [torch.tensor(stored[f.name]["world_from_cam"], dtype=torch.float64) for f in frames]
         predicted = run(frames, Priors())

@@ -69,11 +69,13 @@ def _with_intrinsics(prediction: Prediction, priors: Priors, frames: Frames) -> 
     for i, name in enumerate(frames.names):
         if name not in priors.intrinsics:
             continue
-        known = priors.intrinsics[name].resize(cameras[i].hw).K
-        K = _blend(cameras[i].K, known, prediction.focal_relative_std, priors.focal_relative_std)
+        given = priors.intrinsics[name].resize(cameras[i].hw)
+        K = _blend(cameras[i].K, given.K, prediction.focal_relative_std, priors.focal_relative_std)
         ratio = float(_focal(K) / _focal(cameras[i].K))
         depth = depths[i]
-        cameras[i], depths[i] = replace(cameras[i], K=K), None if depth is None else depth * ratio
+        lens = given.distortion if priors.focal_relative_std == 0 else None
+        cameras[i] = replace(cameras[i], K=K, distortion=lens)
+        depths[i] = None if depth is None else depth * ratio
     return replace(prediction, camera=tuple(cameras), depth=tuple(depths))
 
 
@@ -100,7 +102,8 @@ def _with_poses(prediction: Prediction, known: dict[int, Tensor], metric: bool, 
     else:
         moved = transformed(prediction, fit.target_from_source)
     cameras = tuple(c.with_pose(known[i]) if i in known else c for i, c in enumerate(moved.camera))
-    return replace(moved, camera=cameras, metric=metric and (fit is not None or prediction.metric))
+    scaled = fit is not None or prediction.metric
+    return replace(moved, camera=cameras, metric=metric and scaled, world_is_known=scaled)
 
 
 def _depth_factors(prediction: Prediction, priors: Priors, frames: Frames) -> dict[int, float]:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 LINKED_VOTES = 20
 """Mutual matches of a few features from which two pictures count as alike: loops are closed by such pairs."""
+IN_A_ROW = 0.5
+"""Share of neighbours in the order of names that must be alike for the order to count as that of capture."""
 TRACKED = 512
 """Points of the first picture that a track head follows."""
 SURE = 0.5
@@ -133,14 +135,22 @@ def _predict(
     plan = planning.plan(planning.COSTS[network.cost], len(frames), hw, device=device)
     progress.note(plan.text)
     if not network.commercial:
-        progress.note(f"the weights of {network.about} may not be used commercially: {network.weights_licence}")
+        other = "; name --network vggt-1b-commercial if they are those" if name == "vggt-1b" else ""
+        progress.note(f"the weights of {network.about} may not be used commercially: {network.weights_licence}{other}")
     with progress.stage("load the network"):
         model = load(name, weights, device)
 
-    def run(chosen: Frames, known: Priors) -> Prediction:
-        return predict(model, network, chosen, known, long_side=side, device=device, dtype=dtype)
+    def run(chosen: Frames, known: Priors, long_side: int = side) -> Prediction:
+        try:
+            return predict(model, network, chosen, known, long_side=long_side, device=device, dtype=dtype)
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            raise InputError(
+                f"{name} ran out of memory", found=f"{len(chosen)} pictures at once", accepted="what the memory holds",
+                hint="--network-size 392, fewer pictures, or --backend sfm",
+            ) from error  # fmt: skip
 
-    check_once(name, weights, run, progress)
+    own_size = functools.partial(run, long_side=network.long_side)
+    check_once(name, weights, own_size, progress, most=plan.chunk_views)
     if plan.whole:
         with progress.stage("network"):
             return run(frames, priors)
@@ -219,23 +229,26 @@ def _da3(
 
     known = known_cameras(seen, priors)
     given: dict[str, Tensor] = {}
-    if len(seen.rgb) > 1 and bool((known.has_K & known.has_pose).all()):
-        given = {
-            "cam_from_world": _as_trained(known.cam_from_world).float()[None].to(device),
-            "K": known.K.float()[None].to(device),
-        }
+    poses = _as_trained(known.cam_from_world) if bool((known.has_K & known.has_pose).all()) else None
+    if poses is not None:
+        given = {"cam_from_world": poses.float()[None].to(device), "K": known.K.float()[None].to(device)}
     out = model(seen.rgb[None].to(device), mask=mask, **given)
     return {k: getattr(out, k) for k in ("cam_from_world", "K", "depth", "depth_conf")}, None
 
 
-def _as_trained(cam_from_world: Tensor) -> Tensor:
-    """Known poses in the world of the first camera, with a median distance of 1 from it to the others."""
+def _as_trained(cam_from_world: Tensor) -> Tensor | None:
+    """Known poses in the world of the first camera, with a median distance of 1 from it to the others; None where all
+    cameras stand in one place.
+    """
     from geo4d.core import geometry
 
     world_from_cam = geometry.rigid_inverse(cam_from_world)
     first = cam_from_world[0] @ world_from_cam
-    distance = first[1:, :3, 3].norm(dim=-1).median()
-    first[:, :3, 3] /= distance.clamp_min(1e-9)
+    distance = first[:, :3, 3].norm(dim=-1)
+    apart = distance > 1e-6 * float(cam_from_world[:, :3, 3].abs().max().clamp_min(1e-12))
+    if not bool(apart.any()):
+        return None
+    first[:, :3, 3] /= distance[apart].quantile(0.5)
     return geometry.rigid_inverse(first)
 
 
@@ -290,18 +303,19 @@ def _in_chunks(
     progress: Progress,
 ) -> Prediction:
     """Overlapping chunks joined by similarities; pictures that look alike close loops."""
-    from recon.feedforward import chunks
+    from recon.feedforward import chunks, planning
     from recon.linking import is_ordered
 
     with progress.stage("pairs"):
         votes = _votes(frames, options)
-    if is_ordered(frames):
+    in_a_row = np.diagonal(votes, 1) >= LINKED_VOTES
+    if is_ordered(frames) and in_a_row.mean() >= IN_A_ROW:
         parts = chunks.ordered_chunks(len(frames), size, overlap)
     else:
         parts = chunks.linked_chunks(torch.from_numpy(votes * (votes >= LINKED_VOTES)), size, overlap)
     alike = [(int(i), int(j)) for i, j in np.argwhere(np.triu(votes, 1) >= LINKED_VOTES)]
     alike.sort(key=lambda pair: -votes[pair])
-    parts += chunks.loop_chunks(parts, alike[: 4 * len(parts)], size)
+    parts += chunks.loop_chunks(parts, alike, size)[: planning.loops(len(parts))]
 
     def one(chunk: Chunk) -> Prediction:
         return run(frames.subset(list(chunk)), priors)
@@ -314,7 +328,9 @@ def _votes(frames: Frames, options: ReconstructOptions) -> np.ndarray:
     from recon import features, matches, pairs
 
     def extract(i: int) -> features.Features:
-        return features.extract(frames[i].read(), max_side=640, max_features=pairs.VOTERS)
+        read_mask = frames[i].read_mask
+        mask = None if read_mask is None else np.ascontiguousarray(read_mask())
+        return features.extract(frames[i].read(), mask, max_side=640, max_features=pairs.VOTERS)
 
     with matches.workers(options.num_threads) as pool:
         found: Sequence[features.Features] = list(pool(extract, range(len(frames))))

@@ -197,7 +197,7 @@ def plan(
         if (peak + kept if shared else peak) <= _USABLE * free and kept <= _USABLE * host:
             chunks = chunk_count(views, k)
             overlap = usual_overlap(k) if chunks > 1 else 0
-            work = chunks * operations(cost, k, hw)
+            work = (chunks + loops(chunks)) * operations(cost, k, hw)
             fitting.append(Plan(cost.name, views, k, overlap, chunks, peak, kept, free, work))
     if not fitting:
         raise _refusal(cost, views, hw, free, weights_loaded, hint)
@@ -217,12 +217,18 @@ def chunk_count(views: int, chunk_views: int) -> int:
     return 1 if chunk_views >= views else math.ceil((views - overlap) / (chunk_views - overlap))
 
 
+def loops(chunks: int) -> int:
+    """How many more chunks may close loops."""
+    return 0 if chunks < 3 else max(1, chunks // 4)
+
+
 def kept_bytes(views: int, chunk_views: int, hw: tuple[int, int]) -> float:
     """Memory of the results of all chunks until they are joined; 0 for a single one.
 
     Depth and confidence of every chunk, its depth again in the common world, and both joined, in float32.
     """
     chunks = chunk_count(views, chunk_views)
+    chunks += loops(chunks)
     return 0.0 if chunks == 1 else hw[0] * hw[1] * (12.0 * chunk_views * chunks + 8.0 * views)
 
 

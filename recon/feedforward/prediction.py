@@ -22,7 +22,7 @@ class Prediction:
     """
 
     camera: tuple[Camera, ...]
-    """K of the stored upright picture, whatever size the network worked at; no distortion."""
+    """K of the stored upright picture, whatever size the network worked at; distortion only where it was given."""
     depth: tuple[Tensor | None, ...]
     """Float32 `(h, w)` z-depth in units of the poses, NaN = unknown. It covers the stored picture, resized."""
     confidence: tuple[Tensor | None, ...]
@@ -30,6 +30,8 @@ class Prediction:
     observations: Observations | None = None
     """Tracks, where the network has a track head; `uv_px` are pixels of the stored pictures."""
     metric: bool = False
+    world_is_known: bool = False
+    """Whether poses that were given fix the world and its scale."""
     rotation_std_rad: float = 0.04
     """How far off the rotations may be."""
     position_relative_std: float = 0.05

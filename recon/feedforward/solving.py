@@ -59,8 +59,8 @@ def as_predicted(frames: Frames, prediction: Prediction, priors: Priors, progres
         observations=observations,
         covariance=torch.diag(each).expand(n, 6, 6).clone(),
         covariance_gauge="as the network is expected to err; it says nothing of itself",
-        world_is_known=bool(priors.world_from_cam),
-        world_source="poses that were given" if priors.world_from_cam else "",
+        world_is_known=prediction.world_is_known,
+        world_source="poses that were given" if prediction.world_is_known else "",
         depth={i: d for i, d in enumerate(prediction.depth) if d is not None},
         confidence={i: c for i, c in enumerate(prediction.confidence) if c is not None},
         depth_is_final=True,
@@ -73,7 +73,7 @@ def no_network() -> InputError:
     return InputError(
         "cannot predict cameras", found="no network's weights on this machine",
         accepted="a weights file (--weights FILE), or weights in the cache of the Hugging Face hub",
-        hint="--backend sfm works without weights; pip install 'geo4d[hub]' to download some",
+        hint="--backend sfm works without weights; --network da3-base fetches some (pip install 'geo4d[hub]')",
     )  # fmt: skip
 
 

@@ -291,6 +291,11 @@ def to_prediction(
     cameras, depths, confidences = [], [], []
     pose, certain = cam_from_world.detach().cpu().double(), confidence_of(confidence.detach().cpu())
     measured = depth.detach().cpu().float()
+    if not bool(torch.isfinite(pose).all() and torch.isfinite(K.detach()).all()):
+        raise InputError(
+            "the network predicts cameras that are no numbers", found="NaN or infinite poses or intrinsics",
+            accepted="finite ones", hint="its weights may be damaged: fetch them again; or --network-dtype float32",
+        )  # fmt: skip
     known = views.usable & torch.isfinite(measured) & (measured > 0)
     for i, placement in enumerate(views.placements):
         world_from_cam = _inverse_of(pose[i])

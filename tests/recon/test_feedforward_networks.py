@@ -9,6 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -170,6 +171,70 @@ def test_many_pictures_go_in_chunks_and_come_back_as_one(generated_scene: Callab
         torch.testing.assert_close(first_from_world @ camera.world_from_cam, relative, atol=1e-3, rtol=0)
 
 
+def test_a_second_lap_closes_loops(monkeypatch: pytest.MonkeyPatch, generated_scene: Callable[..., Scene]) -> None:
+    """40 pictures of two laps past 20 places: neighbours look alike, and so do the two visits of a place."""
+    scene, n = generated_scene(7), 40
+    lap = np.arange(n) % 20
+    apart = np.abs(lap[:, None] - lap[None])
+    votes = np.where(np.minimum(apart, 20 - apart) <= 2, 200 - 30 * np.minimum(apart, 20 - apart), 0)
+    monkeypatch.setattr(networks, "_votes", lambda *_: votes)
+    frames = Frames([replace(scene.frames[i % 7], name=f"{i:03d}.png") for i in range(n)])
+    seen: list[list[str]] = []
+
+    def run(chosen: Frames, priors: Priors) -> Prediction:
+        seen.append([f.name for f in chosen])
+        index = [int(name[:3]) for name in seen[-1]]
+        angle = torch.tensor([2 * torch.pi * i / 20 for i in index], dtype=torch.float64)
+        zero = torch.zeros_like(angle)
+        turn = geometry.matrix_from_rotvec(torch.stack([zero, angle, zero], -1))
+        place = torch.stack([angle.sin(), zero, angle.cos()], -1)
+        poses = geometry.rigid(turn, place)
+        camera = tuple(scene.camera[0].with_pose(p) for p in poses)
+        depth = scene.depth[0]
+        return Prediction(camera, (depth,) * len(camera), (None,) * len(camera))
+
+    networks._in_chunks(frames, Priors(), run, 8, 2, ReconstructOptions(), Progress())
+    loops = [c for c in seen if max(map(lambda m: int(m[:3]), c)) - min(map(lambda m: int(m[:3]), c)) > 10]
+    assert 1 <= len(loops) <= planning.loops(len(seen) - len(loops))
+
+
+def test_cameras_in_one_place_tell_a_network_nothing() -> None:
+    eye = torch.eye(4, dtype=torch.float64).repeat(3, 1, 1)
+    assert networks._as_trained(eye) is None
+    eye[2, 0, 3] = -4.0
+    given = networks._as_trained(eye)
+    assert given is not None
+    assert given[:, 0, 3].tolist() == [0.0, 0.0, -1.0]
+
+
+def test_a_network_that_gives_no_numbers_is_refused(tiny: nn.Module, generated_scene: Callable[..., Scene]) -> None:
+    import copy
+
+    broken = copy.deepcopy(tiny)
+    with torch.no_grad():
+        next(broken.cam_dec.parameters()).fill_(torch.nan)  # type: ignore[union-attr]
+    with pytest.raises(InputError, match="no numbers"):
+        networks.predict(broken, NETWORKS["da3-small"], generated_scene(2).frames, Priors(), long_side=84)
+
+
+@pytest.mark.parametrize(
+    ("backend", "options", "message"),
+    [
+        ("sfm", ReconstructOptions(device="cuda", network="da3-base"), "--network, --device cuda"),
+        ("da3-small", ReconstructOptions(network="da3-base"), "--backend da3-base"),
+        ("auto", ReconstructOptions(network_dtype="float16", device="cpu"), "float16 on the CPU"),
+        ("hybrid", ReconstructOptions(network="magic"), "da3-base, da3-small"),
+    ],
+)
+def test_options_of_networks_are_checked_before_any_photo(
+    backend: str, options: ReconstructOptions, message: str
+) -> None:
+    from recon.api import check_request
+
+    with pytest.raises(InputError, match=message):
+        check_request(backend, options)
+
+
 def bundled() -> dict[str, torch.Tensor]:
     text = (resources.files("recon.feedforward") / "photos" / "cameras.json").read_text()
     return {n: torch.tensor(c["world_from_cam"], dtype=torch.float64) for n, c in json.loads(text).items()}
@@ -193,11 +258,21 @@ def test_first_weights_are_tried_once_and_warned_of(turned: bool, tmp_path: Path
     def run(frames: Frames, priors: Priors) -> Prediction:
         return of_bundled(frames, turned=turned)
 
-    score = check.check_once("da3-small", str(weights), run, progress, tmp_path / "tried")
+    score = check.check_once("da3-small", str(weights), run, progress, folder=tmp_path / "tried")
     assert score is not None
     assert (score > 99) != turned
     assert any("badly" in n for n in progress.notes) == turned
-    assert check.check_once("da3-small", str(weights), run, progress, tmp_path / "tried") is None
+    again = Progress()
+
+    def never(frames: Frames, priors: Priors) -> Prediction:
+        raise AssertionError("tried before")
+
+    assert check.check_once("da3-small", str(weights), never, again, folder=tmp_path / "tried") == score
+    assert any("badly" in n for n in again.notes) == turned, "a suspect stays one"
+    nowhere = tmp_path / "file"
+    nowhere.write_text("")
+    assert check.check_once("da3-small", str(weights), run, Progress(), folder=nowhere / "x") == score
+    assert check.check_once("da3-small", str(weights), never, Progress(), most=1, folder=tmp_path / "other") is None
 
 
 def test_weights_of_a_network_reconstruct_from_the_command_line_seam(
@@ -209,7 +284,7 @@ def test_weights_of_a_network_reconstruct_from_the_command_line_seam(
     from recon.feedforward.da3 import DA3, DA3_SMALL
 
     save_file(DA3(DA3_SMALL).state_dict(), tmp_path / "small.safetensors")
-    monkeypatch.setattr(check, "check_once", lambda *_: None)
+    monkeypatch.setattr(check, "check_once", lambda *_, **__: None)
     progress = Progress()
     options = ReconstructOptions(weights=str(tmp_path / "small.safetensors"), network_size=84, depth_size=80)
     scene = reconstruct(generated_scene(2).frames, backend="da3-small", options=options, progress=progress)

@@ -13,7 +13,7 @@ import torch
 from geo4d.core import geometry, metrics
 from geo4d.core.errors import InputError, ReconstructionError
 from geo4d.core.progress import Progress
-from geo4d.core.types import Camera, Frame, Frames, Scene
+from geo4d.core.types import Camera, Distortion, Frame, Frames, Scene
 from recon import automatic, evidence, guided, hybrid, placing, sfm
 from recon import reconstruct as reconstruct_scene
 from recon.feedforward import solving
@@ -28,7 +28,13 @@ VIEWS = [0, 2, 3, 5]
 
 
 def noisy(
-    scene: Scene, seed: int, *, turn_rad: float = 0.045, shift: float = 0.07, wrong: Sequence[int] = ()
+    scene: Scene,
+    seed: int,
+    *,
+    turn_rad: float = 0.045,
+    shift: float = 0.07,
+    wrong: Sequence[int] = (),
+    wrong_rad: float = 1.2,
 ) -> Prediction:
     """The scene's cameras and depth with errors, in a world of another origin, orientation and scale."""
     g = torch.Generator().manual_seed(seed)
@@ -42,7 +48,8 @@ def noisy(
     world = geometry.rigid(turn, normal(3))
     cameras, maps = [], []
     for i, (camera, depth) in enumerate(zip(scene.camera, depths, strict=True)):
-        off = 0.7 * torch.ones(3, dtype=torch.float64) if i in wrong else turn_rad / 3**0.5 * normal(3)
+        wrongly = torch.tensor([0.0, wrong_rad, 0.0], dtype=torch.float64)
+        off = wrongly if i in wrong else turn_rad / 3**0.5 * normal(3)
         pose = camera.world_from_cam.clone()
         pose[:3, :3] = pose[:3, :3] @ geometry.matrix_from_rotvec(off)
         pose[:3, 3] += shift * middle / 3**0.5 * normal(3)
@@ -128,8 +135,9 @@ def test_predicted_depth_is_brought_onto_the_points(solved: CameraSolution, scen
         assert off.median() < 0.03
 
 
-def test_a_wrongly_predicted_picture_is_placed_by_its_matches(scene: Scene, tmp_path: Path) -> None:
-    solved = solve(hybrid.solve_cameras, scene.frames, tmp_path, noisy(scene, 2, wrong=[2]))
+@pytest.mark.parametrize("wrong_rad", [1.2, 3.0])
+def test_a_wrongly_predicted_picture_is_placed_by_its_matches(scene: Scene, tmp_path: Path, wrong_rad: float) -> None:
+    solved = solve(hybrid.solve_cameras, scene.frames, tmp_path, noisy(scene, 2, wrong=[2], wrong_rad=wrong_rad))
     assert errors_deg(solved, scene).max() < 0.5
 
 
@@ -141,6 +149,13 @@ def test_a_picture_without_matches_stands_where_it_was_predicted(scene: Scene, t
     assert not solved.unregistered
     assert errors_deg(solved, scene)[:3, :3].max() < 0.5
     assert errors_deg(solved, scene).max() < 15
+    assert set(solved.depth) == {0, 1, 2, 3}, "also where nothing but the prediction knows it"
+    apart = torch.pdist(torch.stack([solved.cameras[i].world_from_cam[:3, 3] for i in range(3)])).median()
+    truth = torch.pdist(torch.stack([c.world_from_cam[:3, 3] for c in scene.camera[:3]])).median()
+    known = scene.depth[3]
+    assert known is not None
+    assert float((solved.depth[3] * truth / apart / known[::2, ::2]).median()) == pytest.approx(1.0, abs=0.15)
+    assert set(solved.confidence) == {0, 1, 2, 3}
     assert solved.covariance is not None
     assert solved.covariance[3, 0, 0] > 100 * solved.covariance[0, 0, 0]
 
@@ -343,6 +358,48 @@ def test_one_photo_by_a_network_alone(scene: Scene) -> None:
     assert len(made.frames) == 1
     assert made.scale.kind == "relative"
     assert any("one photo" in n for n in notes)
+    sparse = reconstruct_scene(
+        scene.frames[:1], backend="da3-small", predict=lambda *_: prediction, options=ReconstructOptions(dense=False)
+    )
+    assert len(sparse.frames) == 1
+
+
+def test_a_network_alone_takes_the_lens_and_no_metres_from_poses_beside_the_camera(scene: Scene) -> None:
+    prediction = noisy(scene, 1)
+    poses = {f.name: c.world_from_cam for f, c in zip(scene.frames, scene.camera, strict=True)}
+    lens = Distortion("SIMPLE_RADIAL", torch.tensor([-0.2], dtype=torch.float64))
+    known = {f.name: replace(c, distortion=lens) for f, c in zip(scene.frames, scene.camera, strict=True)}
+    options = ReconstructOptions(dense=False)
+
+    def made(priors: Priors) -> Scene:
+        return reconstruct_scene(
+            scene.frames, backend="da3-small", predict=lambda *_: prediction, priors=priors, options=options
+        )
+
+    aside = made(Priors(world_from_cam=poses, metric=True, pose_offset=True))
+    assert aside.scale.source != "poses that were given"
+    there = made(Priors(world_from_cam=poses, metric=True, intrinsics=known))
+    assert there.scale.kind == "metric"
+    for camera, truth in zip(there.original, scene.camera, strict=True):
+        torch.testing.assert_close(camera.world_from_cam, truth.world_from_cam)
+        assert camera.distortion is not None
+        assert camera.distortion.params.tolist() == [-0.2]
+
+
+def test_auto_invents_no_scene_of_photos_that_do_not_overlap(scene: Scene, tmp_path: Path) -> None:
+    g = np.random.default_rng(0)
+    noise = Frames([Frame.from_array(f"{i}.png", g.integers(0, 255, (360, 480, 3), np.uint8)) for i in range(4)])
+    with pytest.raises(ReconstructionError, match="do not overlap"):
+        solve(automatic.solve_cameras, noise, tmp_path, noisy(scene, 1))
+
+
+def test_a_still_scene_with_filled_depth_has_next_to_nothing_dynamic(scene: Scene) -> None:
+    prediction = noisy(scene, 1)
+    made = reconstruct_scene(
+        scene.frames, backend="hybrid", predict=lambda *_: prediction, options=ReconstructOptions(depth_size=240)
+    )
+    dynamic = torch.cat([d.flatten() for d in made.dynamic if d is not None])
+    assert (dynamic > 0).float().mean() < 0.01
 
 
 def test_placing_explains_its_matches(scene: Scene, tmp_path: Path) -> None:
