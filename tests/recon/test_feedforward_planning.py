@@ -106,7 +106,7 @@ def test_a_limit_of_views_is_kept():
     assert (found.chunk_views, found.overlap, found.chunks) == (8, 2, 5)
     assert (
         found.text
-        == "da3-small: 30 pictures in 5 chunks of 8 that share 2, about 0.96 GiB of 100 GiB free, about 2 min"
+        == "da3-small: 30 pictures in 5 chunks of 8 that share 2, about 0.98 GiB of 100 GiB free, about 3 min"
     )
 
 
