@@ -47,28 +47,18 @@ Outcome = Scene | Sequence[Camera | None] | None
 Method = Callable[[Draw, Prediction], Outcome]
 
 
-def sfm(draw: Draw, prediction: Prediction) -> Outcome:
-    from recon import reconstruct
+def by(backend: str) -> Method:
+    def method(draw: Draw, prediction: Prediction) -> Outcome:
+        from recon import reconstruct
 
-    del prediction
-    return reconstruct(draw.views.frames, backend="sfm", options=OPTIONS)
+        return reconstruct(draw.views.frames, backend=backend, predict=lambda *_: prediction, options=OPTIONS)
+
+    return method
 
 
 def prior(draw: Draw, prediction: Prediction) -> Outcome:
     del draw
     return prediction.camera
-
-
-def hybrid(draw: Draw, prediction: Prediction) -> Outcome:
-    from recon import reconstruct
-
-    return reconstruct(draw.views.frames, backend="hybrid", predict=lambda *_: prediction, options=OPTIONS)
-
-
-def auto(draw: Draw, prediction: Prediction) -> Outcome:
-    from recon import reconstruct
-
-    return reconstruct(draw.views.frames, backend="auto", predict=lambda *_: prediction, options=OPTIONS)
 
 
 def all_photos(draw: Draw, prediction: Prediction) -> Outcome:
@@ -79,7 +69,7 @@ def all_photos(draw: Draw, prediction: Prediction) -> Outcome:
 
 
 METHODS: dict[str, Method] = {
-    "sfm": sfm, "prior": prior, "hybrid": hybrid, "auto": auto, "all": all_photos,
+    "sfm": by("sfm"), "prior": prior, "hybrid": by("hybrid"), "auto": by("auto"), "all": all_photos,
 }  # fmt: skip
 """Name -> what finds the cameras of a draw; it may raise `ReconstructionError`."""
 

@@ -20,7 +20,7 @@ from geo4d.core.progress import Progress
 from geo4d.core.types import Frames, Observations, PointCloud, Scale, Scene
 from recon import report
 from recon.feedforward.known import apply_known
-from recon.feedforward.networks import NETWORKS, check_name
+from recon.feedforward.networks import NETWORKS, at_hand, check_name
 from recon.feedforward.prediction import Predict, Prediction
 from recon.feedforward.views import pick_dtype
 from recon.options import ReconstructOptions
@@ -232,13 +232,9 @@ def _predictor(
     """What a backend calls for a prediction, made once; None where no network is at hand."""
     if backend.network is None:
         return None
-    if predict is None:
-        from recon.feedforward import networks
-
-        predict = networks.at_hand(backend.network, options)
-    if predict is None:
+    given = predict or at_hand(backend.network, options)
+    if given is None:
         return None
-    given = predict
 
     @functools.cache
     def predicted() -> Prediction:
@@ -434,7 +430,7 @@ def _estimate_scale(
         # The combined scale, about the cameras' middle: their known places stay where they are.
         middle = torch.stack([c.world_from_cam[:3, 3] for c in solution.cameras.values()]).mean(0)
         kept = metric_from_world[:3, :3] @ middle + metric_from_world[:3, 3]
-        own = torch.linalg.det(metric_from_world[:3, :3]).abs() ** (1 / 3)
+        own = geometry.scale_of(metric_from_world)
         linear = metric_from_world[:3, :3] * (estimate.factor / own)
         metric_from_world = geometry.rigid(linear, kept - linear @ middle)
     return estimate, metric_from_world

@@ -77,7 +77,7 @@ def _agrees(solved: CameraSolution, prediction: Prediction, i: int, j: int) -> b
     if geometry.rotation_angle(ours[:3, :3].T @ theirs[:3, :3]) > allowed:
         return False
     apart = float(theirs[:3, 3].norm())
-    allowed += AGREE * 2**0.5 * prediction.position_relative_std * prediction.median_depth / max(apart, 1e-12)
+    allowed += AGREE * 2**0.5 * prediction.position_std / max(apart, 1e-12)
     return allowed > WIDEST_RAD or bool(geometry.angle_between(ours[:3, 3], theirs[:3, 3]) < allowed)
 
 

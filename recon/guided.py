@@ -14,6 +14,7 @@ import torch
 
 from geo4d.core.types import Camera
 from recon.features import DESCRIPTOR_NORM, Features, largest
+from recon.feedforward.prediction import Prediction
 from recon.tracks import MAX_DESCRIPTOR_DISTANCE, keypoint_grid
 
 LEAST_RADIUS_PX = 2.0
@@ -30,6 +31,11 @@ class Geometry:
 
     camera: tuple[Camera, ...]
     depth: tuple[np.ndarray | None, ...]
+
+    @staticmethod
+    def of(prediction: Prediction) -> Geometry:
+        """What a network predicted."""
+        return Geometry(prediction.camera, tuple(None if d is None else d.numpy() for d in prediction.depth))
 
     def __len__(self) -> int:
         return len(self.camera)

@@ -11,12 +11,13 @@ import numpy as np
 import torch
 
 from geo4d.core.errors import ReconstructionError
+from geo4d.core.geometry import move_pose, scale_of
 from geo4d.core.progress import Progress
 from geo4d.core.types import Camera, Frames
 from recon import linking, tracks
 from recon.adjustment import adjusted, solution
 from recon.feedforward.prediction import Prediction
-from recon.feedforward.similarity import fit_poses, move_pose, scale_of
+from recon.feedforward.similarity import fit_poses
 from recon.feedforward.solving import as_predicted, no_network
 from recon.linking import Run
 from recon.matches import Link
@@ -71,8 +72,8 @@ def solve_cameras(
             "reason": f"begun from the cameras that {prediction.facts.get('network', 'a network')} predicted; "
             f"{len(guided)} pairs link with their guidance, {len(links)} without",
         },
+        "network": dict(prediction.facts),
     }
-    facts["network"] = dict(prediction.facts)
     state, frame = _seen(run, placed)
     try:
         refined = adjusted(run, found, state, frame, facts, placed.known and placed.known.take(frame))
@@ -86,7 +87,7 @@ def solve_cameras(
         refined, why = None, error.found or error.asked
     if refined is None or why:
         progress.note(f"nothing can be adjusted ({why}): the cameras are as the network predicts")
-        alone = as_predicted(frames, prediction, priors, progress)
+        alone = as_predicted(frames, prediction, progress)
         return replace(alone, facts={**alone.facts, "links": facts["links"], "predicted_only": list(frames.names)})
     solved = solution(run, found, guided, refined, facts)
     world_from_predicted = _world_from_predicted(solved, prediction)
@@ -151,9 +152,7 @@ def _covariance(
     """With the prediction's deviations for the cameras that only it knows."""
     if solved.covariance is None:
         return None
-    factor = float(scale_of(similarity))
-    reach = prediction.position_relative_std * prediction.median_depth * factor
-    loose = torch.diag(torch.tensor([prediction.rotation_std_rad**2] * 3 + [reach**2] * 3, dtype=torch.float64))
+    loose = prediction.covariance(float(scale_of(similarity)))
     known = dict(zip(sorted(solved.cameras), solved.covariance, strict=True))
     return torch.stack([known.get(i, loose) for i in sorted(cameras)])
 

@@ -135,15 +135,20 @@ class Sensors:
         K[0, 0], K[1, 1], K[0, 2], K[1, 2] = (float(v) for v in lens[:4])
         pose = torch.eye(4, dtype=torch.float64)
         pose[:3] = torch.from_numpy(cam_from_world)
-        name = "OPENCV_FISHEYE" if self.fisheye(group) else "OPENCV"
-        distortion = Distortion(name, torch.from_numpy(lens[4:].astype(np.float64)))
+        distortion = Distortion(self.model(group), torch.from_numpy(lens[4:].astype(np.float64)))
         sensor = Camera(K, geometry.rigid_inverse(pose), self.hw[group], distortion)
         return sensor.turned(int(self.turns[frame]))
 
-    def fisheye(self, group: int) -> bool:
-        """Whether the group's lens is a fisheye; only where that was given."""
+    def model(self, group: int) -> str:
+        """Lens model of the group, of `bundle.MODELS`: a fisheye only where that was given."""
         known = self.known[group]
-        return known is not None and known.distortion is not None and known.distortion.model == "OPENCV_FISHEYE"
+        given = known is not None and known.distortion is not None and known.distortion.model == "OPENCV_FISHEYE"
+        return "OPENCV_FISHEYE" if given else "OPENCV"
+
+    @property
+    def kinds(self) -> np.ndarray:
+        """Numbers `(g,)` of the groups' lens models, as in `bundle.Problem.model`."""
+        return np.array([bundle.MODELS[self.model(g)] for g in range(self.count)])
 
     def start_focal(self, group: int) -> float:
         """The focal length to begin with, in pixels."""
@@ -159,8 +164,7 @@ class Sensors:
 
         height, width = (max(1, round(side / self.unit)) for side in self.hw[group])
         if self.known[group] is not None:
-            model = "OPENCV_FISHEYE" if self.fisheye(group) else "OPENCV"
-            camera = pycolmap.Camera.create_from_model_name(0, model, 1.0, width, height)
+            camera = pycolmap.Camera.create_from_model_name(0, self.model(group), 1.0, width, height)
             camera.params = list(self._known_lens(group) / self._pixel_factors())
             camera.has_prior_focal_length = True
             return camera
@@ -201,16 +205,14 @@ class Sensors:
         start.
         """
         lens = np.zeros((self.count, 8))
-        kinds = np.zeros(self.count, np.int64)
         for g in range(self.count):
-            kinds[g] = bundle.MODELS["OPENCV_FISHEYE" if self.fisheye(g) else "OPENCV"]
             if (g + 1) in model.cameras:
                 lens[g] = np.array(model.cameras[g + 1].params) * self._pixel_factors()
             else:
                 height, width = self.hw[g]
                 focal = self.start_focal(g)
                 lens[g, :4] = focal, focal, width / 2, height / 2
-        return kinds, lens
+        return self.kinds, lens
 
     def priors(self) -> tuple[np.ndarray, np.ndarray, float]:
         """Means and deviations (g, 8) of the intrinsics, and the deviation of log(fx / fy)."""
@@ -281,7 +283,7 @@ class Sensors:
                     "sensor": self.names[g],
                     "photos": int((self.of_frame == g).sum()),
                     "hw": list(self.hw[g]),
-                    "model": "OPENCV_FISHEYE" if self.fisheye(g) else "OPENCV",
+                    "model": self.model(g),
                     "focal_px": [float(lens[g, 0]), float(lens[g, 1])],
                     "focal_std_px": float(std[:2].max()),
                     "prior_focal_px": prior and prior.px,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from geo4d.core.geometry import rotation_angle
 from recon import bundle, guided, matches, measured, tracks
 from recon.bundle import Problem
 from recon.features import Features
@@ -99,8 +100,7 @@ def place(
     keypoints = [k.astype(np.float64) for k in run.sensors.keypoints(found)]
     poses = [run.sensors.sensor_pose(i, c.world_from_cam.numpy())[:3] for i, c in enumerate(prediction.camera)]
     job = _Job(run, found, keypoints, prediction, np.stack(poses))
-    depth = tuple(None if d is None else d.numpy() for d in prediction.depth)
-    placed = Placed(job.start, run.sensors.priors()[0], Geometry(prediction.camera, depth))
+    placed = Placed(job.start, run.sensors.priors()[0], Geometry.of(prediction))
     pairs = _pairs(placed.geometry, linked)
     likely = {pair: _likely(job, placed, pair, m) for pair, m in linked.items()}
     matched = _matched(job, placed, likely, pairs, narrow=False)
@@ -263,10 +263,10 @@ def _known(job: _Job, placed: Placed) -> bundle.Priors:
     """Predicted poses with their deviations, but of pictures that were placed anew far from there."""
     prediction, n = job.prediction, len(job.start)
     lens, std, aspect = job.run.sensors.priors()
-    reach = prediction.position_relative_std * prediction.median_depth
+    reach = prediction.position_std
     known = bundle.Priors(lens, std, aspect, job.start, np.full(n, prediction.rotation_std_rad), np.full((n, 3), reach))
-    trace = np.einsum("nij,nij->n", placed.cam_from_world[:, :, :3], job.start[:, :, :3])
-    angle = np.arccos(np.clip((trace - 1) / 2, -1, 1))
+    turn = placed.cam_from_world[:, :, :3] @ job.start[:, :, :3].transpose(0, 2, 1)
+    angle = rotation_angle(torch.from_numpy(turn)).numpy()
     shift = np.linalg.norm(measured.centres(placed.cam_from_world) - measured.centres(job.start), axis=1)
     return known.without((angle > 4 * prediction.rotation_std_rad) | (shift > 4 * reach))
 
@@ -285,9 +285,8 @@ def _tracks(job: _Job, placed: Placed, matched: Matched) -> Tracks:
     times = np.bincount(point[known], minlength=count)
     total = np.stack([np.bincount(point[known], p_seen[known, c], count) for c in range(3)], 1)
     sensors = job.run.sensors
-    kinds = [bundle.MODELS["OPENCV_FISHEYE" if sensors.fisheye(g) else "OPENCV"] for g in range(sensors.count)]
     problem = Problem(
-        placed.cam_from_world.copy(), placed.lens.copy(), np.array(kinds), sensors.of_frame,
+        placed.cam_from_world.copy(), placed.lens.copy(), sensors.kinds, sensors.of_frame,
         total / np.maximum(times, 1)[:, None], point, image, uv_px, np.ones(o), depth,
         np.where(known, 2 * job.prediction.depth_relative_std * depth, 1.0),
     )  # fmt: skip

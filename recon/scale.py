@@ -405,7 +405,7 @@ def scale_from_positions(centres: Tensor, positions_m: Tensor, std_m: Tensor, *,
             accepted="most of them within a few deviations",
             hint="check names, units (metres) and axes (right-handed), or give larger deviations",
         )
-    factor = float(torch.linalg.det(fit[:3, :3]) ** (1 / 3))
+    factor = float(geometry.scale_of(fit))
     chi2 = float((residual[inlier] ** 2).sum() / max(1, 3 * n - 7))
     lever = ((q[inlier] - q[inlier].mean(0)).norm(dim=-1) / std[inlier]).square().sum()
     error = math.sqrt(max(1.0, chi2) / float(lever))

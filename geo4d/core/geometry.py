@@ -98,6 +98,18 @@ def angle_between(a: Tensor, b: Tensor) -> Tensor:
     return torch.atan2(torch.linalg.cross(a, b).norm(dim=-1), (a * b).sum(-1))
 
 
+def scale_of(similarity: Tensor) -> Tensor:
+    """Factors `(*b,)` by which similarities `(*b, 4, 4)` stretch lengths."""
+    return torch.linalg.det(similarity[..., :3, :3]).abs() ** (1 / 3)
+
+
+def move_pose(new_from_world: Tensor, world_from_cam: Tensor) -> Tensor:
+    """Rigid poses `(*b, 4, 4)` in the world that a similarity leads to: the camera's axes keep their length."""
+    pose = new_from_world @ world_from_cam
+    rotation = project_to_so3(pose[..., :3, :3] / scale_of(new_from_world)[..., None, None])
+    return rigid(rotation, pose[..., :3, 3])
+
+
 def fit_similarity(
     p_source: Tensor, p_target: Tensor, weights: Tensor | None = None, *, with_scale: bool = True
 ) -> Tensor:

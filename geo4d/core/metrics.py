@@ -104,7 +104,7 @@ def trajectory_errors(
     rotation_guess, rotation_truth = (geometry.project_to_so3(p[:, :3, :3]) for p in (guess, truth))
     common = geometry.project_to_so3((rotation_truth @ rotation_guess.mT).sum(0))
     angle = torch.rad2deg(geometry.rotation_angle(rotation_truth.mT @ common @ rotation_guess))
-    scale = torch.linalg.det(truth_from_guess[:3, :3]).abs() ** (1 / 3)
+    scale = geometry.scale_of(truth_from_guess)
     values = (error.square().mean().sqrt(), error.median(), error.max(), angle.median(), angle.max(), scale)
     return result | dict(zip(keys, [*(float(v) for v in values), extents[1]], strict=True))
 

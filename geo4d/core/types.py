@@ -439,12 +439,11 @@ class Scene:
     def transformed(self, new_from_world: Float64[Tensor, "4 4"], scale: Scale | None = None) -> "Scene":
         """The scene in another frame: `new_from_world` is a similarity (scaled rotation and translation)."""
         linear = new_from_world[:3, :3]
-        factor = torch.linalg.det(linear).abs() ** (1 / 3)
+        factor = geometry.scale_of(new_from_world)
         rotation = linear / factor
 
         def moved(camera: Camera) -> Camera:
-            pose = new_from_world @ camera.world_from_cam
-            return camera.with_pose(geometry.rigid(geometry.project_to_so3(pose[:3, :3] / factor), pose[:3, 3]))
+            return camera.with_pose(geometry.move_pose(new_from_world, camera.world_from_cam))
 
         covariance = self.covariance
         if covariance is not None:

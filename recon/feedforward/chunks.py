@@ -19,6 +19,7 @@ from torch import Tensor
 
 from geo4d.core import geometry
 from geo4d.core.errors import InputError
+from geo4d.core.geometry import scale_of
 from geo4d.core.progress import Progress
 from geo4d.core.types import Camera, Observations
 from recon.feedforward.known import transformed
@@ -29,7 +30,6 @@ from recon.feedforward.similarity import (
     fit_poses,
     fit_robustly,
     log_similarity,
-    scale_of,
     similarity_inverse,
 )
 

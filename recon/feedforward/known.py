@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from geo4d.core import geometry
+from geo4d.core.geometry import move_pose, scale_of
 from geo4d.core.progress import Progress
 from geo4d.core.types import Camera, Frames
 from recon.feedforward.prediction import Prediction
-from recon.feedforward.similarity import fit_poses, move_pose, scale_of
+from recon.feedforward.similarity import fit_poses
 from recon.priors import Priors, register_depth
 
 _FEWEST_DEPTHS = 20

@@ -3,6 +3,7 @@
 # No `from __future__ import annotations`: annotations stay live objects, so that jaxtyping can check them in tests.
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -41,12 +42,23 @@ class Prediction:
     facts: dict[str, Any] = field(default_factory=dict)
     """Of the network and its run, for the report: backend, weights, size in pixels, seconds."""
 
-    @property
+    @cached_property
     def median_depth(self) -> float:
         """Median over all pixels of all frames that have depth; 1 where none has."""
         known = [d[torch.isfinite(d)] for d in self.depth if d is not None]
         values = torch.cat(known) if known else torch.zeros(0)
         return float(values.median()) if len(values) else 1.0
+
+    @property
+    def position_std(self) -> float:
+        """How far off the camera centres may be, in units of the poses."""
+        return self.position_relative_std * self.median_depth
+
+    def covariance(self, factor: float = 1.0) -> Tensor:
+        """Float64 `(6, 6)` of (rotation, translation) of any camera, in a world `factor` times as large."""
+        position_std = self.position_std * factor
+        variance = [self.rotation_std_rad**2] * 3 + [position_std**2] * 3
+        return torch.diag(torch.tensor(variance, dtype=torch.float64))
 
 
 Predict = Callable[[Frames, Priors, ReconstructOptions, Progress], Prediction]

@@ -12,26 +12,15 @@ import torch
 from torch import Tensor
 
 from geo4d.core import geometry
+from geo4d.core.geometry import scale_of
 
 _ROUNDS = 30
-
-
-def scale_of(similarity: Tensor) -> Tensor:
-    """Factors `(*b,)` by which similarities `(*b, 4, 4)` stretch lengths."""
-    return torch.linalg.det(similarity[..., :3, :3]).abs() ** (1 / 3)
 
 
 def similarity_inverse(similarity: Tensor) -> Tensor:
     """`source_from_target` `(*b, 4, 4)`; no matrix is solved."""
     linear = similarity[..., :3, :3].mT / scale_of(similarity)[..., None, None] ** 2
     return geometry.rigid(linear, -(linear @ similarity[..., :3, 3:])[..., 0])
-
-
-def move_pose(new_from_world: Tensor, world_from_cam: Tensor) -> Tensor:
-    """Rigid poses `(*b, 4, 4)` in another world: the camera's axes keep their length."""
-    pose = new_from_world @ world_from_cam
-    rotation = geometry.project_to_so3(pose[..., :3, :3] / scale_of(new_from_world)[..., None, None])
-    return geometry.rigid(rotation, pose[..., :3, 3])
 
 
 def exp_similarity(twist: Tensor) -> Tensor:

@@ -38,26 +38,23 @@ def solve_cameras(
     Raises:
         InputError: no network at hand.
     """
-    del options, work_dir
+    del priors, options, work_dir
     if predict is None:
         raise no_network()
-    return as_predicted(frames, predict(), priors, progress)
+    return as_predicted(frames, predict(), progress)
 
 
-def as_predicted(frames: Frames, prediction: Prediction, priors: Priors, progress: Progress) -> CameraSolution:
+def as_predicted(frames: Frames, prediction: Prediction, progress: Progress) -> CameraSolution:
     """A prediction as a solution: nothing adjusted; its own tracks, or points that its depth maps agree on."""
     with progress.stage("points"):
         tracks = prediction.observations
         observations = tracks if tracks is not None and len(tracks.p_world) else agreed_points(frames, prediction)
     if len(frames) == 1:
         progress.note("one photo shows depth but not where it was taken from: its camera is the world's origin")
-    n = len(frames)
-    reach = prediction.position_relative_std * prediction.median_depth
-    each = torch.tensor([prediction.rotation_std_rad**2] * 3 + [reach**2] * 3, dtype=torch.float64)
     return CameraSolution(
         cameras=dict(enumerate(prediction.camera)),
         observations=observations,
-        covariance=torch.diag(each).expand(n, 6, 6).clone(),
+        covariance=prediction.covariance().expand(len(frames), 6, 6).clone(),
         covariance_gauge="as the network is expected to err; it says nothing of itself",
         world_is_known=prediction.world_is_known,
         world_source="poses that were given" if prediction.world_is_known else "",
@@ -79,8 +76,7 @@ def no_network() -> InputError:
 
 def agreed_points(frames: Frames, prediction: Prediction) -> Observations:
     """Points of a grid on every picture that the depth of at least one other confirms, with all that see them."""
-    depth = tuple(None if d is None else d.numpy() for d in prediction.depth)
-    geometry = Geometry(prediction.camera, depth)
+    geometry = Geometry.of(prediction)
     tracks, points, colours, count = [], [], [], 0
     for i, camera in enumerate(prediction.camera):
         uv_px = _grid(camera)

@@ -13,6 +13,7 @@ import torch
 
 from geo4d.core import geometry, procedural
 from geo4d.core.errors import InputError
+from geo4d.core.geometry import scale_of
 from geo4d.core.metrics import trajectory_errors
 from geo4d.core.progress import Progress
 from geo4d.core.types import Camera, Observations
@@ -33,7 +34,6 @@ from recon.feedforward.similarity import (
     fit_poses,
     log_similarity,
     rotation_vector,
-    scale_of,
     similarity_inverse,
 )
 

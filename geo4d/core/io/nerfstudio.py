@@ -215,7 +215,7 @@ def _focal(frame: dict[str, Any], axis: str, pixels: int) -> float | None:
 
 def exact_pose(pose: torch.Tensor, where: str) -> torch.Tensor:
     """The pose with an exact rotation; a common scale of its axes (of an applied transform) is taken out."""
-    scale = torch.linalg.det(pose[:3, :3]).abs() ** (1 / 3)
+    scale = geometry.scale_of(pose)
     linear = pose[:3, :3] / scale
     rotation = geometry.project_to_so3(linear) if bool(torch.isfinite(pose).all() and scale > 0) else linear
     if not bool((rotation - linear).abs().max() < 1e-2):  # NaN compares false
