@@ -31,7 +31,8 @@ def measure(network: str, views: str, side: str, dtype: str) -> dict[str, Any]:
     width = int(side) // 14 * 14
     hw = (round(width * ASPECT / 14) * 14, width)
     images = torch.rand(1, int(views), 3, *hw)
-    plan_bytes = planning.peak_bytes(planning.COSTS[networks.NETWORKS[network].cost], int(views), hw)
+    cost = planning.COSTS[networks.NETWORKS[network].cost]
+    plan_bytes = planning.peak_bytes(cost, int(views), hw, dtype=getattr(torch, dtype))
     query = {} if networks.NETWORKS[network].family != "vggt" else {
         "query_uv_px": torch.rand(1, networks.TRACKED, 2) * torch.tensor([hw[1], hw[0]])
     }  # fmt: skip
@@ -40,17 +41,6 @@ def measure(network: str, views: str, side: str, dtype: str) -> dict[str, Any]:
         with Measured() as measured:
             model(images, **query)
     return {**measured.facts(), "hw": list(hw), "planned_mib": plan_bytes / 2**20}
-
-
-def slope(rows: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """Memory as a line in views by least squares, and the largest miss of that line, relative."""
-    import numpy as np
-
-    views = np.array([float(v) for v in rows])
-    peak = np.array([row["peak_mib"] for row in rows.values()])
-    per_view, fixed = np.polyfit(views, peak, 1)
-    off = np.abs(fixed + per_view * views - peak) / peak
-    return {"mib_per_view": float(per_view), "mib_fixed": float(fixed), "largest_miss": float(off.max())}
 
 
 def main() -> None:
@@ -65,7 +55,7 @@ def main() -> None:
         found[network] = {}
         for dtype in DTYPES:
             rows = {v: run_isolated(__file__, measure, network, v, args.side, dtype) for v in counts}
-            found[network][dtype] = {"views": rows, "memory": slope(rows) if len(rows) > 1 else None}
+            found[network][dtype] = {"views": rows}
             for v, row in rows.items():
                 print(network, dtype, v, f"{row['wall_s']:.1f} s", f"{row['peak_mib']:.0f} MiB", flush=True)
         print(write_result("feedforward", {"side": int(args.side), "networks": found}))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor
@@ -54,6 +54,12 @@ class PriorNoise:
     bad_rotation_deg: tuple[float, float] = (15.0, 60.0)
     bad_position: float = 0.4
     """Of each coordinate of such a view's centre, as a share of the median distance between two cameras."""
+
+    def times(self, factor: float) -> PriorNoise:
+        """Of all deviations, shares of outliers and of badly wrong views so much more."""
+        scaled = ("rotation_deg", "position_by_baseline", "position_by_depth", "focal", "focal_per_view",
+                  "depth_per_view", "depth_bent", "depth_pixel", "edge_outliers", "outliers", "bad_view")  # fmt: skip
+        return replace(self, **{name: factor * getattr(self, name) for name in scaled})
 
 
 def simulated_prior(

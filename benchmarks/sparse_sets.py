@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import hashlib
 import json
 import os
 import random
@@ -30,7 +31,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from common import ROOT, SOURCES, commit, data_dir, sha256
+from common import ROOT, SOURCES, data_dir, sha256
 from PIL import Image
 from torch import Tensor
 
@@ -123,7 +124,7 @@ def all_cameras(draw: Draw) -> dict[str, Camera]:
     from recon.options import ReconstructOptions
 
     which = f"{draw.name}_{draw.index:02d}" if draw.name == "procedural" else draw.name
-    path = draw.cache / "all" / f"{which}_{commit()}.safetensors"
+    path = draw.cache / "all" / f"{which}_{sources()}.safetensors"
     if not path.exists():
         try:
             scene = reconstruct(draw.everything.frames, backend="sfm", options=ReconstructOptions(dense=False))
@@ -134,6 +135,16 @@ def all_cameras(draw: Draw) -> dict[str, Camera]:
         save_file(poses, path)
     reference = dict(zip(draw.everything.frames.names, draw.everything.camera, strict=True))
     return {name: reference[name].with_pose(pose) for name, pose in load_file(path).items()}
+
+
+def sources() -> str:
+    """A hash of all code that a result depends on; unlike a commit it knows of changes."""
+    total = hashlib.sha256()
+    folders = [p for name in ("geo4d/core", "recon") for p in (ROOT / name).rglob("*.py")]
+    own = [ROOT / "benchmarks" / f"{name}.py" for name in ("sparse_sets", "sparse_views", "simulated_prior")]
+    for path in sorted([*folders, *own, DRAWS_FILE]):
+        total.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
+    return total.hexdigest()[:16]
 
 
 def subset(views: Views, indices: Sequence[int]) -> Views:

@@ -1,13 +1,14 @@
 """Cameras from 3, 4, 6 and 8 views that lie far apart, by several methods, in percent of AUC.
 
     python benchmarks/sparse_views.py [--sets fox,procedural] [--counts 3,4] [--draws 3] [--methods sfm,prior]
-                                      [--cache DIR] [--name sparse_views]
+                                      [--noise 2] [--network da3-base [--weights FILE]] [--cache DIR] [--name NAME]
 
 The sets and how views are drawn: benchmarks/sparse_sets.py. AUC is over the pairs of the views of a draw, a pair with a
 view that has no camera counts as 180 degrees; a reconstruction that is refused registers none. What is shown is the
 mean over draws. `all` is structure from motion on all photos of the set: how far the reference can be reached at all.
 Methods that need a network's answer get a simulated one, the same for all (benchmarks/
-simulated_prior.py: the reference plus stated noise), since no weights are at hand; `prior` is that answer itself.
+simulated_prior.py: the reference plus stated noise), where no network is named; `prior` is that answer itself.
+`--noise` multiplies the noise, while what the answer says of its own errors stays.
 The result of each draw is kept in DIR by a hash of the sources, so that an interrupted run goes on; the file of results
 is written after every set, and rows of sets, counts and methods that are not chosen stay, each with its commit.
 """
@@ -15,53 +16,58 @@ is written after every set, and rows of sets, counts and methods that are not ch
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import sparse_sets
 import torch
-from common import RESULTS, ROOT, commit, write_result
+from common import RESULTS, commit, write_result
 from simulated_prior import PriorNoise, simulated_prior
 from sparse_sets import COUNTS, SETS, Draw
 from torch import Tensor
 
 from geo4d.core import metrics
 from geo4d.core.errors import ReconstructionError
+from geo4d.core.progress import Progress
 from geo4d.core.types import Camera, Scene
+from recon.feedforward.networks import NETWORKS, at_hand
 from recon.feedforward.prediction import Prediction
 from recon.options import ReconstructOptions
+from recon.priors import Priors
 
 THRESHOLDS_DEG = (5.0, 30.0)
 PROCESSES, OPTIONS = 2, ReconstructOptions(dense=False, threads=1)
+NO_PREDICTION = ("sfm", "all")
+"""Methods that do without a network's answer."""
 
 Outcome = Scene | Sequence[Camera | None] | None
 """A scene, one camera or none per view of the draw, or nothing at all."""
-Method = Callable[[Draw, Prediction], Outcome]
+Method = Callable[[Draw, Prediction | None], Outcome]
 
 
 def by(backend: str) -> Method:
-    def method(draw: Draw, prediction: Prediction) -> Outcome:
+    def method(draw: Draw, prediction: Prediction | None) -> Outcome:
         from recon import reconstruct
 
-        return reconstruct(draw.views.frames, backend=backend, predict=lambda *_: prediction, options=OPTIONS)
+        predict = None if prediction is None else lambda *_: prediction
+        return reconstruct(draw.views.frames, backend=backend, predict=predict, options=OPTIONS)
 
     return method
 
 
-def prior(draw: Draw, prediction: Prediction) -> Outcome:
+def prior(draw: Draw, prediction: Prediction | None) -> Outcome:
     del draw
-    return prediction.camera
+    return None if prediction is None else prediction.camera
 
 
-def all_photos(draw: Draw, prediction: Prediction) -> Outcome:
+def all_photos(draw: Draw, prediction: Prediction | None) -> Outcome:
     """Structure from motion on all photos of the set: how far the reference itself can be reached."""
     del prediction
     known = sparse_sets.all_cameras(draw)
@@ -75,12 +81,44 @@ METHODS: dict[str, Method] = {
 
 
 @dataclass(frozen=True)
+class Source:
+    """Where predictions come from."""
+
+    noise: float = 1.0
+    """Factor of the simulated network's noise."""
+    network: str | None = None
+    weights: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Of the results' file; empty for the usual simulated network."""
+        return self.network or (f"noise{self.noise:g}" if self.noise != 1 else "")
+
+    def facts(self) -> dict[str, Any]:
+        """For the results."""
+        return {"network": self.network} if self.network else {"noise": asdict(self.prior_noise())}
+
+    def prior_noise(self) -> PriorNoise:
+        return PriorNoise() if self.noise == 1 else PriorNoise().times(self.noise)
+
+    def predict(self, draw: Draw) -> Prediction:
+        views = draw.views
+        if self.network is None:
+            return simulated_prior(views.frames, views.camera, views.depth, seed=draw.seed, noise=self.prior_noise())
+        options = replace(OPTIONS, network=self.network, weights=self.weights)
+        predict = at_hand(self.network, options)
+        assert predict is not None  # a named network is there, or an error says why not
+        return predict(views.frames, Priors(), options, Progress())
+
+
+@dataclass(frozen=True)
 class Task:
     method: str
     name: str
     count: int
     index: int
     cache: Path
+    source: Source = Source()
 
     @property
     def place(self) -> str:
@@ -88,14 +126,13 @@ class Task:
 
     def kept(self, of: str) -> Path:
         """Where the result that sources `of` gave is kept."""
-        return self.cache / "results" / of / f"{self.place}.json"
+        return self.cache / "results" / of / self.source.name / f"{self.place}.json"
 
 
 def run(task: Task) -> dict[str, Any]:
-    """One method on one draw: its scores and seconds; loading and scoring are not timed."""
+    """One method on one draw: its scores and seconds; loading, predicting and scoring are not timed."""
     draw = sparse_sets.load_draw(task.name, task.count, task.index, task.cache)
-    views = draw.views
-    prediction = simulated_prior(views.frames, views.camera, views.depth, seed=draw.seed)
+    prediction = None if task.method in NO_PREDICTION else task.source.predict(draw)
     start = time.perf_counter()
     try:
         outcome, reason = METHODS[task.method](draw, prediction), ""
@@ -125,10 +162,10 @@ def poses_of(outcome: Outcome, draw: Draw) -> list[Tensor | None]:
 
 def measure(tasks: Sequence[Task]) -> Iterator[tuple[Task, dict[str, Any]]]:
     """Results of tasks, those that these sources gave already from the cache; the others by a pool."""
-    of, missing = sources(), []
+    of, missing = sparse_sets.sources(), []
     for task in tasks:
         path = task.kept(of)
-        if path.exists():
+        if path.exists() and task.source.network is None:  # its weights may have changed
             yield task, json.loads(path.read_text())
         else:
             missing.append(task)
@@ -140,20 +177,12 @@ def measure(tasks: Sequence[Task]) -> Iterator[tuple[Task, dict[str, Any]]]:
             yield task, result
 
 
-def sources() -> str:
-    """A hash of all code that a result depends on; unlike a commit it knows of changes."""
-    total = hashlib.sha256()
-    folders = [p for name in ("geo4d/core", "recon") for p in (ROOT / name).rglob("*.py")]
-    own = [ROOT / "benchmarks" / f"{name}.py" for name in ("sparse_sets", "sparse_views", "simulated_prior")]
-    for path in sorted([*folders, *own, sparse_sets.DRAWS_FILE]):
-        total.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
-    return total.hexdigest()[:16]
-
-
-def benchmark(name: str, counts: Sequence[int], draws: int, methods: Sequence[str], cache: Path) -> dict[str, Any]:
+def benchmark(
+    name: str, counts: Sequence[int], draws: int, methods: Sequence[str], cache: Path, source: Source
+) -> dict[str, Any]:
     """Rows by count and method."""
     wanted = {c: min(draws, sparse_sets.draw_count(name, c)) for c in counts}
-    tasks = [Task(m, name, c, i, cache) for c in counts for i in range(wanted[c]) for m in methods]
+    tasks = [Task(m, name, c, i, cache, source) for c in counts for i in range(wanted[c]) for m in methods]
     results: dict[tuple[int, str], list[dict[str, Any]]] = {}
     for task, result in measure(tasks):
         results.setdefault((task.count, task.method), []).append(result)
@@ -187,8 +216,13 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=sparse_sets.DRAWS)
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--cache", type=Path, default=sparse_sets.default_cache())
-    parser.add_argument("--name", default="sparse_views", help="of the file of results; another one for trials")
+    parser.add_argument("--noise", type=float, default=1.0, help="factor of the simulated network's noise")
+    parser.add_argument("--network", choices=list(NETWORKS), help="instead of the simulated one")
+    parser.add_argument("--weights", help="of the network; default: those in the cache of the Hugging Face hub")
+    parser.add_argument("--name", help="of the file of results; another one for trials")
     args = parser.parse_args()
+    source = Source(args.noise, args.network, args.weights)
+    args.name = args.name or "_".join(filter(None, ["sparse_views", source.name]))
     counts, methods = [int(c) for c in args.counts.split(",")], args.methods.split(",")
     path = RESULTS / f"{args.name}.json"
     sets = json.loads(path.read_text())["sets"] if path.exists() else {}
@@ -197,13 +231,13 @@ def main() -> None:
             print(f"skip {name}: no data")
             continue
         sparse_sets.prepare([name], args.cache, min(args.draws, sparse_sets.SCENES))
-        rows = benchmark(name, counts, args.draws, methods, args.cache)
+        rows = benchmark(name, counts, args.draws, methods, args.cache, source)
         for by_method in rows.values():
             for row in by_method.values():
                 row["commit"] = commit()
         sets[name] = {**sparse_sets.about(name), "rows": merged(sets.get(name, {}).get("rows", {}), rows)}
         ordered = {k: sets[k] for k in SETS if k in sets}
-        print(write_result(args.name, {"noise": asdict(PriorNoise()), "sets": ordered}), flush=True)
+        print(write_result(args.name, {**source.facts(), "sets": ordered}), flush=True)
 
 
 if __name__ == "__main__":

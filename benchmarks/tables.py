@@ -116,9 +116,9 @@ SPARSE = {
 """Methods of benchmarks/sparse_views.py in the order of the columns, and what they are."""
 
 
-def sparse_views() -> str:
+def sparse_views(name: str = "sparse_views") -> str:
     """A row per set and number of views, with a mean row per set; a cell per method."""
-    sets = result("sparse_views")["sets"]
+    sets = result(name)["sets"]
     found = {method for data in sets.values() for row in data["rows"].values() for method in row}
     methods = [m for m in SPARSE if m in found]
     rows = [["AUC@5 / AUC@30 (views registered)", "views", *(SPARSE[m] for m in methods)]]
@@ -138,9 +138,29 @@ def sparse_cell(runs: list[dict[str, Any]]) -> str:
     return f"{near:.1f} / {far:.1f} ({100 * share:.0f} %)"
 
 
+def feedforward() -> str:
+    """A row per network and number type: seconds and peak memory by number of views, and what a further view takes."""
+    networks = result("feedforward")["networks"]
+    counts = sorted({v for kinds in networks.values() for run in kinds.values() for v in run["views"]}, key=int)
+    rows = [["network", "numbers", *(f"{v} views" for v in counts), "a further view"]]
+    for network, kinds in networks.items():
+        for dtype, run in kinds.items():
+            views = run["views"]
+            cells = [
+                f"{row['wall_s']:.1f} s, {row['peak_mib'] / 1024:.1f} GiB" if (row := views.get(v)) else ""
+                for v in counts
+            ]
+            # Up to four views the heads' own memory grows, which takes them four at a time.
+            most = max(map(int, views))
+            more = (views[str(most)]["peak_mib"] - views["4"]["peak_mib"]) / (most - 4)
+            rows.append([network, dtype, *cells, f"{more:.0f} MiB"])
+    return markdown(rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "cameras": cameras, "depth": depth, "scale": scale, "rasterizer": rasterizer, "fit": fit,
-    "sparse_views": sparse_views,
+    "sparse_views": sparse_views, "sparse_views_noise2": lambda: sparse_views("sparse_views_noise2"),
+    "feedforward": feedforward,
 }  # fmt: skip
 
 

@@ -250,7 +250,7 @@ def _check_frames(frames: Frames, least: int) -> None:
             found=f"{len(frames)} usable",
             accepted=f"{least} or more of one place, from different spots; 20 to 60 are good",
             hint="take more photos, walking sideways round what you want"
-            + ("; a network alone takes one, see geo4d doctor" if len(frames) == 1 else ""),
+            + ("; of one photo a network alone tells depth, see geo4d doctor" if len(frames) == 1 else ""),
         )
 
 

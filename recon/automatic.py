@@ -7,11 +7,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from geo4d.core.errors import InputError, ReconstructionError
 from geo4d.core.progress import Progress
 from geo4d.core.types import Frames
-from recon import hybrid, sfm
-from recon.evidence import Evidence, judge
+from recon import hybrid, linking, sfm
+from recon.evidence import Evidence, Matched, judge
 from recon.feedforward.prediction import Prediction
 from recon.options import ReconstructOptions
 from recon.priors import Priors
@@ -73,14 +75,22 @@ def solve_cameras(
             raise first
         return _told(second, "hybrid", f"{weak}; the prediction of a network placed the photos")
     with progress.stage("comparison"):
-        a, b = (judge(frames, solved, predict()) for solved in (first, second))
+        run = linking.begin(frames, priors=priors, options=options, work_dir=work_dir, progress=progress)
+        matched = _verified(run)
+        a, b = (judge(frames, solved, predict(), matched) for solved in (first, second))
     told = {"sfm": asdict(a), "hybrid": asdict(b)}
     better = _better(a, b, strong=len(first.cameras) == len(frames) and not _few_points(first))
     why = (
         f"{weak}; the hybrid finds {b.found:.0f} corners of photos in others beyond chance, without it {a.found:.0f}; "
-        f"{100 * b.agreement:.0f} % and {100 * a.agreement:.0f} % of the pairs stand as predicted"
+        f"{_percent(b.explained)} and {_percent(a.explained)} of the verified matches lie where the cameras allow, "
+        f"{_percent(b.closed)} and {_percent(a.closed)} of their cycles through depth close, "
+        f"{_percent(b.agreement)} and {_percent(a.agreement)} of the pairs stand as predicted"
     )
     return _told(second if better else first, "hybrid" if better else "sfm", why, told)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
 
 
 def _better(sfm: Evidence, hybrid: Evidence, *, strong: bool) -> bool:
@@ -97,6 +107,18 @@ def _better(sfm: Evidence, hybrid: Evidence, *, strong: bool) -> bool:
     if strong:
         return more >= MORE_AGREEMENT and hybrid.found > NEARLY * sfm.found
     return more >= MORE_AGREEMENT or (more >= 0 and hybrid.registered > sfm.registered)
+
+
+def _verified(run: linking.Run) -> Matched:
+    """Pixels of the matches that structure from motion left in the work folder."""
+    found = linking.find_features(run)
+    links, _ = linking.find_links(run, found)
+    keypoints = run.sensors.keypoints(found)
+
+    def upright(i: int, index: np.ndarray) -> np.ndarray:
+        return run.sensors.upright_pixels(i, keypoints[i][index].astype(np.float64))
+
+    return {k.pair: (upright(k.pair[0], k.inliers[:, 0]), upright(k.pair[1], k.inliers[:, 1])) for k in links}
 
 
 def _few_points(solved: CameraSolution) -> bool:

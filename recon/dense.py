@@ -178,8 +178,8 @@ def _stamp(scene: Scene, priors: Priors, predicted: Predicted) -> str:
             for values in (prior.depth_m, prior.K, prior.depthcam_from_cam, std):
                 known.update(np.ascontiguousarray(values.numpy()).tobytes())
     for guess in predicted:
-        if guess is not None:
-            known.update(guess[0].tobytes())
+        for part in guess or ():
+            known.update(np.ascontiguousarray(part).tobytes())
     return known.hexdigest()
 
 

@@ -1,21 +1,33 @@
-"""How well cameras explain pictures, judged by what they were not made from: to compare solutions of one set of photos.
+"""How well cameras explain pictures: to compare solutions of one set of photos.
 
-Corners are looked for along the lines on which the cameras say they appear in other pictures. Right cameras find them;
-wrong ones find what any line offers, which is measured on lines beside the right ones and subtracted.
+- Corners are looked for along the lines on which the cameras say they appear in other pictures. Right cameras find
+  them; wrong ones find what any line offers, which is measured on lines beside the right ones and subtracted. No camera
+  was made from these corners.
+- Matches that were verified without any cameras lie where the cameras allow (reprojection), and a cycle closes: to the
+  other picture by cameras and depth, back along the match.
+- Cameras stand to each other as a network predicts, within its deviations.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from geo4d.core import geometry, pictures
 from geo4d.core.types import Camera, Frames
+from recon import matches
 from recon.feedforward.prediction import Prediction
-from recon.pairs import FEW_PICTURES
+from recon.pairs import FEW_PICTURES, Pair
+from recon.posed_depth import PosedDepth
+from recon.realign import with_predicted_depth, world_from_predicted
 from recon.solution import CameraSolution
+
+Matched = Mapping[Pair, tuple[np.ndarray, np.ndarray]]
+"""Pixels (m, 2) of both pictures of a pair that match."""
 
 SIDE = 640
 """Longer side in pixels of the pictures that are compared."""
@@ -28,6 +40,10 @@ WIDEST_RAD = 1.0
 """Beyond which a direction says nothing: of cameras that the prediction has close together."""
 DEPTH_RANGE = (0.7, 1.5)
 """Beyond the nearest and the farthest of the points that a picture sees."""
+EXPLAINED = 0.003
+"""In focal lengths: how far a match may lie from where the cameras allow it."""
+CYCLE = 0.02
+"""In longer sides of a picture: how far a cycle may miss; predicted depth is not exact."""
 
 
 @dataclass(frozen=True)
@@ -37,20 +53,26 @@ class Evidence:
     registered: int
     """Pictures that matches placed."""
     observations: int
-    mean_error_px: float
+    mean_error_px: float | None
+    """Of the observations; None where nothing was adjusted."""
+    explained: float
+    """Share of the matches verified without cameras that lie within `EXPLAINED` of where the cameras allow them."""
+    closed: float
+    """Share of these matches, in both directions, whose cycle closes within `CYCLE`."""
     found: float
     """Corners found in other pictures beyond chance: sum over pairs of the gain in correlation times the corners."""
     agreement: float
     """Share of all pairs of pictures that stand to each other as predicted, within `AGREE` deviations."""
 
 
-def judge(frames: Frames, solved: CameraSolution, prediction: Prediction) -> Evidence:
+def judge(frames: Frames, solved: CameraSolution, prediction: Prediction, matched: Matched) -> Evidence:
     """Evidence for a solution.
 
     Args:
         frames: all pictures.
         solved: cameras of some of them, and points that give each picture's range of depth.
         prediction: of all pictures.
+        matched: matches of any pairs that were verified without cameras.
     """
     seen = solved.observations
     views = {i: _View.of(frames, i, camera) for i, camera in solved.cameras.items()}
@@ -59,9 +81,53 @@ def judge(frames: Frames, solved: CameraSolution, prediction: Prediction) -> Evi
     if len(views) > FEW_PICTURES:
         pairs = [(i, j) for i, j in pairs if abs(i - j) <= 3]
     found = sum(_found(views[i], views[j], ranges[i]) for i, j in pairs)
-    error = float(solved.facts.get("adjustment", {}).get("mean_error_px", np.nan))
     placed = len(views) - len(solved.facts.get("predicted_only") or [])
-    return Evidence(placed, len(seen.track_id), error, found, _agreement(solved, prediction))
+    return Evidence(
+        registered=placed,
+        observations=len(seen.track_id),
+        mean_error_px=solved.facts.get("adjustment", {}).get("mean_error_px"),
+        explained=_explained(solved, matched),
+        closed=_closed(solved, prediction, matched),
+        found=found,
+        agreement=_agreement(solved, prediction),
+    )
+
+
+def _explained(solved: CameraSolution, matched: Matched) -> float:
+    """Matches with a picture that has no camera are not explained."""
+    explained = 0
+    for (i, j), places_px in matched.items():
+        if i in solved.cameras and j in solved.cameras:
+            cameras = solved.cameras[i], solved.cameras[j]
+            poses = (c.cam_from_world.numpy()[:3] for c in cameras)
+            ideal = (_ideal(c, uv_px) for c, uv_px in zip(cameras, places_px, strict=True))
+            explained += int((matches.sampson(*poses, *ideal) < EXPLAINED).sum())
+    return explained / max(sum(len(a) for a, _ in matched.values()), 1)
+
+
+def _ideal(camera: Camera, uv_px: np.ndarray) -> np.ndarray:
+    """Coordinates (m, 2) at z = 1 of pixels (m, 2), without distortion."""
+    at_origin = camera.with_pose(torch.eye(4, dtype=torch.float64))
+    return at_origin.unproject(torch.from_numpy(uv_px), torch.ones(len(uv_px), dtype=torch.float64)).numpy()[:, :2]
+
+
+def _closed(solved: CameraSolution, prediction: Prediction, matched: Matched) -> float:
+    """By the predicted depth, brought onto the solution's points."""
+    similarity = world_from_predicted(solved, prediction) if len(solved.cameras) > 1 else None
+    depth = with_predicted_depth(solved, prediction, similarity).depth
+    chosen = sorted(solved.cameras)
+    place = {i: k for k, i in enumerate(chosen)}
+    views = PosedDepth(
+        tuple(solved.cameras[i] for i in chosen), tuple(depth[i].numpy() if i in depth else None for i in chosen)
+    )
+    closed = 0
+    for (i, j), (a, b) in matched.items():
+        if i in place and j in place:
+            for here, there, here_px, there_px in ((i, j, a, b), (j, i, b, a)):
+                found_px, _ = views.seen_in(place[there], views.p_world(place[here], here_px))
+                off_px = np.linalg.norm(found_px - there_px, axis=1)
+                closed += int((off_px < CYCLE * max(solved.cameras[there].hw)).sum())
+    return closed / max(2 * sum(len(a) for a, _ in matched.values()), 1)
 
 
 def _agreement(solved: CameraSolution, prediction: Prediction) -> float:

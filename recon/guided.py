@@ -6,15 +6,12 @@ With fewer rivals the ratio test keeps matches under wide baselines, where a sea
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numba
 import numpy as np
-import torch
 
-from geo4d.core.types import Camera
 from recon.features import DESCRIPTOR_NORM, Features, largest
-from recon.feedforward.prediction import Prediction
+from recon.posed_depth import PosedDepth
 from recon.tracks import MAX_DESCRIPTOR_DISTANCE, keypoint_grid
 
 LEAST_RADIUS_PX = 2.0
@@ -22,72 +19,8 @@ SIZE_RATIO = 2.0
 """Largest ratio of a keypoint's size to what the other's and both depths make expected."""
 
 
-@dataclass(frozen=True, eq=False)
-class Geometry:
-    """Cameras of upright pictures and depth maps that cover them: what matches are guided by.
-
-    `depth` per picture float32 `(h, w)`, NaN = unknown, at any size; None where nothing is known.
-    """
-
-    camera: tuple[Camera, ...]
-    depth: tuple[np.ndarray | None, ...]
-
-    @staticmethod
-    def of(prediction: Prediction) -> Geometry:
-        """What a network predicted."""
-        return Geometry(prediction.camera, tuple(None if d is None else d.numpy() for d in prediction.depth))
-
-    def __len__(self) -> int:
-        return len(self.camera)
-
-    def depth_at(self, i: int, uv_px: np.ndarray) -> np.ndarray:
-        """Depth (k,) of picture i at pixels (k, 2) of the picture (nearest value), NaN where there is none."""
-        depth = self.depth[i]
-        if depth is None:
-            return np.full(len(uv_px), np.nan)
-        h, w = self.camera[i].hw
-        column = np.clip((uv_px[:, 0] * depth.shape[1] / w).astype(np.int64), 0, depth.shape[1] - 1)
-        row = np.clip((uv_px[:, 1] * depth.shape[0] / h).astype(np.int64), 0, depth.shape[0] - 1)
-        return depth[row, column].astype(np.float64)
-
-    def p_world(self, i: int, uv_px: np.ndarray) -> np.ndarray:
-        """World points (k, 3) that pixels of picture i show, NaN where there is no depth."""
-        depth = torch.from_numpy(self.depth_at(i, uv_px))
-        return self.camera[i].unproject(torch.from_numpy(uv_px.astype(np.float64)), depth).numpy()
-
-    def seen_in(self, j: int, p_world: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Pixels (k, 2) of picture j and z-depths (k,) of world points; NaN behind the camera."""
-        uv_px, z = self.camera[j].project(torch.from_numpy(p_world))
-        return uv_px.numpy(), z.numpy()
-
-    def overlaps(self, *, side: int = 24) -> np.ndarray:
-        """Share (n, n) of picture i (of its pixels that have depth, on a grid of `side`) whose points picture j shows.
-
-        Lens distortion is left out.
-        """
-        cam_from_world = np.stack([c.cam_from_world.numpy() for c in self.camera])
-        K = np.stack([c.K.numpy() for c in self.camera])
-        hw = np.array([c.hw for c in self.camera], np.float64)
-        out = np.zeros((len(self), len(self)))
-        share = (np.arange(side) + 0.5) / side
-        grid = np.stack(np.meshgrid(share, share), -1).reshape(-1, 2)
-        for i in range(len(self)):
-            p_world = self.p_world(i, grid * hw[i, ::-1])
-            p_world = p_world[np.isfinite(p_world).all(1)]
-            p_cam = p_world @ cam_from_world[:, :3, :3].transpose(0, 2, 1) + cam_from_world[:, None, :3, 3]
-            z = p_cam[..., 2]
-            with np.errstate(divide="ignore", invalid="ignore"):
-                uv_px = np.where(z[..., None] > 0, (p_cam @ K.transpose(0, 2, 1))[..., :2] / z[..., None], -1.0)
-            inside = (uv_px >= 0).all(-1) & (uv_px[..., 0] < hw[:, None, 1]) & (uv_px[..., 1] < hw[:, None, 0])
-            for j in np.flatnonzero(inside.any(1)):
-                # What faces away or hides behind another surface does not show; a third of the depth may be an error.
-                depth = self.depth_at(int(j), uv_px[j, inside[j]])
-                out[i, j] = (~(z[j, inside[j]] > 1.5 * depth)).sum() / len(p_world)
-        return out
-
-
 def match(
-    geometry: Geometry,
+    geometry: PosedDepth,
     found: Sequence[Features],
     pair: tuple[int, int],
     radius_px: float,

@@ -17,23 +17,21 @@ from geo4d.core.types import Camera, Frames
 from recon import linking, tracks
 from recon.adjustment import adjusted, solution
 from recon.feedforward.prediction import Prediction
-from recon.feedforward.similarity import fit_poses
 from recon.feedforward.solving import as_predicted, no_network
 from recon.linking import Run
 from recon.matches import Link
 from recon.options import ReconstructOptions
 from recon.placing import MIN_SEEN, Placed, place
 from recon.priors import Priors
-from recon.realign import realigned
+from recon.realign import with_predicted_depth, world_from_predicted
 from recon.solution import CameraSolution
+from recon.tracked import with_tracks
 from recon.tracks import Tracks
 
 LEAST_ALIGNED = 0.6
 """Of the keypoints, aligned by their grey values (one of every track is). Guided matches of photos that show nothing in
 common are chance, and half of them; of those that do it is 0.7 and more.
 """
-LEAST_DEPTH_STD = 0.01
-"""Relative deviation of predicted depth between the points that it was brought onto, at least."""
 
 
 def solve_cameras(
@@ -59,6 +57,7 @@ def solve_cameras(
     found = linking.find_features(run)
     # Without the prediction: what is kept in the work folder serves structure from motion too.
     links, candidates = linking.find_links(run, found)
+    found = with_tracks(found, prediction)
     focal = _focals(run, prediction)
     run = replace(run, sensors=run.sensors.with_predicted_focals(focal, prediction.focal_relative_std))
     with progress.stage("guided matches"):
@@ -90,10 +89,10 @@ def solve_cameras(
         alone = as_predicted(frames, prediction, progress)
         return replace(alone, facts={**alone.facts, "links": facts["links"], "predicted_only": list(frames.names)})
     solved = solution(run, found, guided, refined, facts)
-    world_from_predicted = _world_from_predicted(solved, prediction)
-    if world_from_predicted is not None:
-        solved = _with_predicted(run, solved, prediction, world_from_predicted)
-    return _with_depth(solved, prediction, world_from_predicted)
+    similarity = world_from_predicted(solved, prediction)
+    if similarity is not None:
+        solved = _with_predicted(run, solved, prediction, similarity)
+    return with_predicted_depth(solved, prediction, similarity)
 
 
 def _focals(run: Run, prediction: Prediction) -> list[float]:
@@ -112,19 +111,8 @@ def _seen(run: Run, placed: Placed) -> tuple[Tracks, np.ndarray]:
     return tracks.of_images(replace(placed.tracks, problem=blank), seen), np.flatnonzero(seen)
 
 
-def _world_from_predicted(solved: CameraSolution, prediction: Prediction) -> torch.Tensor | None:
-    """Similarity (4, 4) that moves the predicted cameras onto the solved ones; None where these stand in one place."""
-    placed = sorted(solved.cameras)
-    fit = fit_poses(
-        torch.stack([prediction.camera[i].world_from_cam for i in placed]),
-        torch.stack([solved.cameras[i].world_from_cam for i in placed]),
-        prediction.median_depth,
-    )
-    return None if fit is None else fit.target_from_source
-
-
 def _with_predicted(
-    run: Run, solved: CameraSolution, prediction: Prediction, world_from_predicted: torch.Tensor
+    run: Run, solved: CameraSolution, prediction: Prediction, similarity: torch.Tensor
 ) -> CameraSolution:
     """The solution with the pictures that it could not place where the prediction puts them beside the others."""
     missing = [i for i in range(len(run.frames)) if i not in solved.cameras]
@@ -134,9 +122,9 @@ def _with_predicted(
     for i in missing:
         lens = next((c for k, c in solved.cameras.items() if run.sensors.of_frame[k] == run.sensors.of_frame[i]), None)
         predicted = prediction.camera[i]
-        pose = move_pose(world_from_predicted, predicted.world_from_cam)
+        pose = move_pose(similarity, predicted.world_from_cam)
         cameras[i] = (predicted if lens is None or lens.hw != predicted.hw else lens).with_pose(pose)
-    covariance = _covariance(solved, cameras, prediction, world_from_predicted)
+    covariance = _covariance(solved, cameras, prediction, similarity)
     guessed = [run.names[i] for i in missing if run.names[i] not in run.priors.world_from_cam]
     if guessed:
         run.progress.note(
@@ -155,25 +143,3 @@ def _covariance(
     loose = prediction.covariance(float(scale_of(similarity)))
     known = dict(zip(sorted(solved.cameras), solved.covariance, strict=True))
     return torch.stack([known.get(i, loose) for i in sorted(cameras)])
-
-
-def _with_depth(
-    solved: CameraSolution, prediction: Prediction, world_from_predicted: torch.Tensor | None
-) -> CameraSolution:
-    """The solution with the predicted depth of every picture, brought onto its points; its scale where it has none."""
-    seen, depths, stds = solved.observations, {}, {}
-    for i, camera in solved.cameras.items():
-        predicted = prediction.depth[i]
-        mine = seen.frame_id == i
-        if predicted is None:
-            continue
-        if mine.any():
-            z = camera.project(seen.p_world[seen.track_id[mine]])[1]
-            share = seen.uv_px[mine] / torch.tensor([camera.hw[1], camera.hw[0]])
-            depth, std = realigned(predicted.numpy(), share.numpy(), z.numpy())
-            depths[i], stds[i] = torch.from_numpy(depth), max(std, LEAST_DEPTH_STD)
-        elif world_from_predicted is not None:
-            depths[i] = predicted * float(scale_of(world_from_predicted))
-            stds[i] = prediction.depth_relative_std
-    confidence = {i: c for i in depths if (c := prediction.confidence[i]) is not None}
-    return replace(solved, depth=depths, depth_relative_std=stds, confidence=confidence)

@@ -41,6 +41,23 @@ class Link:
     configuration: str = ""
 
 
+def sampson(first: np.ndarray, second: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Distance (m,) of matches from what two cameras allow, in focal lengths (Hartley and Zisserman 2003, eq. 11.9).
+
+    Args:
+        first: cam_from_world (3, 4) of the first camera.
+        second: of the second one.
+        a: coordinates (m, 2) at z = 1 in the first camera, without distortion.
+        b: in the second one.
+    """
+    a, b = np.insert(a, 2, 1.0, axis=1), np.insert(b, 2, 1.0, axis=1)
+    R = second[:, :3] @ first[:, :3].T
+    E = np.cross(second[:, 3] - R @ first[:, 3], R.T).T
+    on_b, on_a = a @ E.T, b @ E
+    power = (on_b[:, :2] ** 2).sum(1) + (on_a[:, :2] ** 2).sum(1)
+    return np.abs((b * on_b).sum(1)) / np.sqrt(np.maximum(power, 1e-24))
+
+
 @contextmanager
 def workers(threads: int):
     """A function `run(function, items)` that maps in order on `threads` threads, each of which multiplies on one."""

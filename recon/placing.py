@@ -17,9 +17,9 @@ from recon import bundle, guided, matches, measured, tracks
 from recon.bundle import Problem
 from recon.features import Features
 from recon.feedforward.prediction import Prediction
-from recon.guided import Geometry
 from recon.linking import Run
 from recon.pairs import FEW_PICTURES, Pair
+from recon.posed_depth import PosedDepth
 from recon.tracks import Tracks
 
 Matched = Mapping[Pair, np.ndarray]
@@ -54,7 +54,7 @@ class Placed:
 
     cam_from_world: np.ndarray
     lens: np.ndarray
-    geometry: Geometry
+    geometry: PosedDepth
     tracks: Tracks | None = None
     known: bundle.Priors | None = None
     """What the prediction says of poses and intrinsics, with its deviations; nothing of badly predicted pictures."""
@@ -100,7 +100,7 @@ def place(
     keypoints = [k.astype(np.float64) for k in run.sensors.keypoints(found)]
     poses = [run.sensors.sensor_pose(i, c.world_from_cam.numpy())[:3] for i, c in enumerate(prediction.camera)]
     job = _Job(run, found, keypoints, prediction, np.stack(poses))
-    placed = Placed(job.start, run.sensors.priors()[0], Geometry.of(prediction))
+    placed = Placed(job.start, run.sensors.priors()[0], PosedDepth.of(prediction))
     pairs = _pairs(placed.geometry, linked)
     likely = {pair: _likely(job, placed, pair, m) for pair, m in linked.items()}
     matched = _matched(job, placed, likely, pairs, narrow=False)
@@ -112,7 +112,7 @@ def place(
     return placed, _explained(job, placed, matched)
 
 
-def _pairs(geometry: Geometry, linked: Matched) -> list[Pair]:
+def _pairs(geometry: PosedDepth, linked: Matched) -> list[Pair]:
     """Pairs to match: those that are predicted to overlap, at most `PARTNERS` of each picture, and the linked ones."""
     share = geometry.overlaps()
     np.fill_diagonal(share, 0)
@@ -151,9 +151,10 @@ def _likely(job: _Job, placed: Placed, pair: Pair, linked: np.ndarray) -> np.nda
     Repeated patterns match consistently at the wrong place, which only the prediction knows.
     """
     i, j = pair
-    there, _ = placed.geometry.seen_in(j, placed.geometry.p_world(i, job.upright(i, linked[:, 0])))
+    p_world = placed.geometry.p_world(i, job.upright(i, linked[:, 0]))
+    there, _ = placed.geometry.seen_in(j, p_world)
     off_px = np.linalg.norm(there - job.upright(j, linked[:, 1]), axis=1)
-    unknown = ~np.isfinite(placed.geometry.depth_at(i, job.upright(i, linked[:, 0])))
+    unknown = ~np.isfinite(p_world).all(1)
     near = unknown | (off_px <= _reach(job.prediction) * placed.geometry.camera[j].K[0, 0].item())
     return linked[near] if near.mean() >= 0.5 else linked[:0]
 
@@ -184,12 +185,7 @@ def _agreeing(job: _Job, placed: Placed, pair: Pair, near: np.ndarray, *, narrow
 def _epipolar(job: _Job, placed: Placed, pair: Pair, pairs: np.ndarray) -> np.ndarray:
     """Sampson distance (m,) of matches under the cameras, in focal lengths."""
     first, second = (placed.cam_from_world[i] for i in pair)
-    a, b = (np.insert(job.ideal(i, placed.lens, pairs[:, c]), 2, 1.0, axis=1) for c, i in enumerate(pair))
-    R = second[:, :3] @ first[:, :3].T
-    E = bundle.cross(second[:, 3] - R @ first[:, 3]) @ R
-    on_b, on_a = a @ E.T, b @ E
-    power = (on_b[:, :2] ** 2).sum(1) + (on_a[:, :2] ** 2).sum(1)
-    return np.abs((b * on_b).sum(1)) / np.sqrt(np.maximum(power, 1e-24))
+    return matches.sampson(first, second, *(job.ideal(i, placed.lens, pairs[:, c]) for c, i in enumerate(pair)))
 
 
 def _resected(job: _Job, placed: Placed, matched: Matched, linked: Matched) -> tuple[Placed, Matched]:
@@ -293,7 +289,7 @@ def _tracks(job: _Job, placed: Placed, matched: Matched) -> Tracks:
     return Tracks(problem, keypoint).keep(times[point] > 0)
 
 
-def _geometry(job: _Job, placed: Placed) -> Geometry:
+def _geometry(job: _Job, placed: Placed) -> PosedDepth:
     """The cameras, upright, and the depth maps scaled to the points that each picture sees."""
     assert placed.tracks is not None
     problem, cameras, depths = placed.tracks.problem, [], []
@@ -306,7 +302,7 @@ def _geometry(job: _Job, placed: Placed) -> Geometry:
         if depth is not None and good.sum() >= MIN_SEEN:
             depth = depth * np.float32(np.median(z[good] / said[good]))
         depths.append(depth)
-    return Geometry(tuple(cameras), tuple(depths))
+    return PosedDepth(tuple(cameras), tuple(depths))
 
 
 def _explained(job: _Job, placed: Placed, matched: Matched) -> dict[Pair, np.ndarray]:

@@ -22,7 +22,6 @@ from geo4d.core.errors import InputError
 from geo4d.core.geometry import scale_of
 from geo4d.core.progress import Progress
 from geo4d.core.types import Camera, Observations
-from recon.feedforward.known import transformed
 from recon.feedforward.prediction import Prediction
 from recon.feedforward.similarity import (
     Pairs,
@@ -211,7 +210,7 @@ def join(
              for i in range(len(chunks))]  # fmt: skip
     if all(p.metric for p in predictions):  # no chunk's metre is better than another's
         world_from_chunk = _scaled(world_from_chunk, math.exp(-float(scale_of(world_from_chunk).log().mean())))
-    moved = [transformed(p, s) for p, s in zip(predictions, world_from_chunk, strict=True)]
+    moved = [p.transformed(s) for p, s in zip(predictions, world_from_chunk, strict=True)]
     facts = _facts(chunks, links, agreement, world_from_chunk)
     doubted = facts["links_doubted"]
     if doubted and progress is not None:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from geo4d.core import geometry
-from geo4d.core.geometry import move_pose, scale_of
 from geo4d.core.progress import Progress
 from geo4d.core.types import Camera, Frames
 from recon.feedforward.prediction import Prediction
@@ -51,20 +50,6 @@ def apply_known(
     return _with_depth_scale(prediction, factors, fixed=fixed) if factors else prediction
 
 
-def transformed(prediction: Prediction, new_from_world: Tensor) -> Prediction:
-    """The prediction in another world: `new_from_world` is a similarity. Pixels stay; depth is multiplied."""
-    factor = float(scale_of(new_from_world))
-    seen = prediction.observations
-    if seen is not None:
-        seen = replace(seen, p_world=geometry.transform_points(new_from_world, seen.p_world))
-    return replace(
-        prediction,
-        camera=tuple(c.with_pose(move_pose(new_from_world, c.world_from_cam)) for c in prediction.camera),
-        depth=tuple(None if d is None else d * factor for d in prediction.depth),
-        observations=seen,
-    )
-
-
 def _with_intrinsics(prediction: Prediction, priors: Priors, frames: Frames) -> Prediction:
     cameras, depths = list(prediction.camera), list(prediction.depth)
     for i, name in enumerate(frames.names):
@@ -99,9 +84,9 @@ def _with_poses(prediction: Prediction, known: dict[int, Tensor], metric: bool, 
         progress.note("the known poses say nothing of the scale of the predicted depth: it is kept")
         turn = geometry.project_to_so3((truth[:, :3, :3] @ guess[:, :3, :3].mT).sum(0))
         shift = (truth[:, :3, 3] - guess[:, :3, 3] @ turn.T).median(0).values
-        moved = transformed(prediction, geometry.rigid(turn, shift))
+        moved = prediction.transformed(geometry.rigid(turn, shift))
     else:
-        moved = transformed(prediction, fit.target_from_source)
+        moved = prediction.transformed(fit.target_from_source)
     cameras = tuple(c.with_pose(known[i]) if i in known else c for i, c in enumerate(moved.camera))
     scaled = fit is not None or prediction.metric
     return replace(moved, camera=cameras, metric=metric and scaled, world_is_known=scaled)
@@ -138,7 +123,7 @@ def _with_depth_scale(prediction: Prediction, factors: dict[int, float], *, fixe
     if fixed and prediction.metric:
         typical = 1.0  # metres by the poses: the factors count as they are
     elif not fixed:
-        prediction = transformed(prediction, torch.diag(torch.tensor([*[typical] * 3, 1.0], dtype=torch.float64)))
+        prediction = prediction.transformed(torch.diag(torch.tensor([*[typical] * 3, 1.0], dtype=torch.float64)))
         prediction = replace(prediction, metric=True)
     depths = [
         None if d is None else d * (factors[i] / typical if i in factors else 1.0)

@@ -132,7 +132,7 @@ def _predict(
     dtype = views.pick_dtype(options.network_dtype, device)
     side = options.network_size or network.long_side
     _, hw = views.place({f.name: f.hw for f in frames}, long_side=side)
-    plan = planning.plan(planning.COSTS[network.cost], len(frames), hw, device=device)
+    plan = planning.plan(planning.COSTS[network.cost], len(frames), hw, device=device, dtype=dtype)
     progress.note(plan.text)
     if not network.commercial:
         other = "; name --network vggt-1b-commercial if they are those" if name == "vggt-1b" else ""

@@ -2,13 +2,14 @@
 
 # No `from __future__ import annotations`: annotations stay live objects, so that jaxtyping can check them in tests.
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from geo4d.core import geometry
 from geo4d.core.progress import Progress
 from geo4d.core.types import Camera, Frames, Observations
 from recon.options import ReconstructOptions
@@ -59,6 +60,19 @@ class Prediction:
         position_std = self.position_std * factor
         variance = [self.rotation_std_rad**2] * 3 + [position_std**2] * 3
         return torch.diag(torch.tensor(variance, dtype=torch.float64))
+
+    def transformed(self, new_from_world: Tensor) -> "Prediction":
+        """The prediction in another world: `new_from_world` is a similarity. Pixels stay; depth is multiplied."""
+        factor = float(geometry.scale_of(new_from_world))
+        seen = self.observations
+        if seen is not None:
+            seen = replace(seen, p_world=geometry.transform_points(new_from_world, seen.p_world))
+        return replace(
+            self,
+            camera=tuple(c.with_pose(geometry.move_pose(new_from_world, c.world_from_cam)) for c in self.camera),
+            depth=tuple(None if d is None else d * factor for d in self.depth),
+            observations=seen,
+        )
 
 
 Predict = Callable[[Frames, Priors, ReconstructOptions, Progress], Prediction]

@@ -13,8 +13,8 @@ from geo4d.core.errors import InputError
 from geo4d.core.progress import Progress
 from geo4d.core.types import Camera, Frames, Observations
 from recon.feedforward.prediction import Prediction
-from recon.guided import Geometry
 from recon.options import ReconstructOptions
+from recon.posed_depth import PosedDepth
 from recon.priors import Priors
 from recon.solution import CameraSolution
 
@@ -76,7 +76,7 @@ def no_network() -> InputError:
 
 def agreed_points(frames: Frames, prediction: Prediction) -> Observations:
     """Points of a grid on every picture that the depth of at least one other confirms, with all that see them."""
-    geometry = Geometry.of(prediction)
+    geometry = PosedDepth.of(prediction)
     tracks, points, colours, count = [], [], [], 0
     for i, camera in enumerate(prediction.camera):
         uv_px = _grid(camera)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -285,7 +286,7 @@ def _check(
     ]
     typed = [f"{n} {found[n].dtype}" for n in both if not found[n].is_floating_point()]
     lists = {"missing": missing, "extra": extra, "of another shape": shaped, "not floating-point": typed}
-    wrong = [f"{len(names)} {what}: {_some(names)}" for what, names in lists.items() if names]
+    wrong = [f"{len(names)} {what}: {_listed(names)}" for what, names in lists.items() if names]
     if not wrong:
         return
     kind, expected = looks_like(found), looks_like(wanted)
@@ -308,6 +309,14 @@ def looks_like(weights: Mapping[str, Tensor]) -> str | None:
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(name, p) for p in patterns)
+
+
+def _listed(names: Sequence[str]) -> str:
+    """All names, those that differ in a number of a layer alone as one: `blocks.*.attn.qkv.bias (12)`."""
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(re.sub(r"(?<=\.)\d+(?=\.)", "*", name), []).append(name)
+    return ", ".join(each[0] if len(each) == 1 else f"{pattern} ({len(each)})" for pattern, each in alike.items())
 
 
 def _some(names: Sequence[str], count: int = 5) -> str:

@@ -118,7 +118,11 @@ class SolutionFacts(TypedDict, total=False):
 
     registered: int
     observations: int
-    mean_error_px: float
+    mean_error_px: float | None
+    explained: float
+    """Fraction of the matches, verified before there were cameras, that the cameras allow."""
+    closed: float
+    """Fraction of these matches whose cycle closes: to the other photo by depth, back along the match."""
     found: float
     """Corners of photos found in others, beyond what chance would find."""
     agreement: float

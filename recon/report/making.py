@@ -127,8 +127,10 @@ def _choice(facts: ReportFacts) -> str:
         "photos placed",
         "observations",
         "error (px)",
+        "matches explained",
+        "cycles closed",
         "corners found elsewhere",
-        "turned as predicted",
+        "stand as predicted",
     ]
     evidence = known.get("evidence") or {}
     rows = [
@@ -137,6 +139,8 @@ def _choice(facts: ReportFacts) -> str:
             number(e.get("registered")),
             number(e.get("observations")),
             number(e.get("mean_error_px"), 3),
+            html.percent(e.get("explained")),
+            html.percent(e.get("closed")),
             number(e.get("found"), 3),
             html.percent(e.get("agreement")),
         ]
@@ -149,6 +153,10 @@ def _choice(facts: ReportFacts) -> str:
 
 def _adjustment_notes(facts: ReportFacts) -> list[str]:
     share, adjusted, notes = facts.get("one_spot_share"), facts.get("adjustment") or {}, []
+    network = facts.get("network") or {}
+    if network.get("network"):
+        source = ", ".join(filter(None, [network.get("weights"), network.get("licence")]))
+        notes.append(f"{network['network']} predicted cameras and depth" + (f" ({source})" if source else ""))
     if share is not None:
         notes.append(f"{html.percent(share)} of the linked pairs could also come from a camera that only turns")
     if adjusted.get("noise_px") is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -15,7 +15,11 @@ import numpy as np
 import pytest
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
+
+    from geo4d.core.types import Scene
+    from recon.feedforward.prediction import Prediction
 
 
 @dataclass(frozen=True)
@@ -143,3 +147,54 @@ def largest_tensor() -> Callable[[Callable[[], object]], int]:
         return watch.largest
 
     return measure
+
+
+@pytest.fixture(scope="session")
+def noisy() -> Callable[..., Prediction]:
+    """A function that says of a scene what a network might: `_noisy`."""
+    return _noisy
+
+
+def _noisy(
+    scene: Scene,
+    seed: int,
+    *,
+    turn_rad: float = 0.045,
+    shift: float = 0.07,
+    wrong: Sequence[int] = (),
+    wrong_rad: float = 1.2,
+) -> Prediction:
+    """The scene's cameras and depth with errors, in a world of another origin, orientation and scale."""
+    import torch
+
+    from geo4d.core import geometry
+    from geo4d.core.types import Camera
+    from recon.feedforward.prediction import Prediction
+
+    g = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=g, dtype=torch.float64)
+
+    depths = [d for d in scene.depth if d is not None]
+    middle = float(torch.cat([d.flatten() for d in depths]).median())
+    turn = geometry.matrix_from_rotvec(normal(3))
+    world = geometry.rigid(turn, normal(3))
+    cameras, maps = [], []
+    for i, (camera, depth) in enumerate(zip(scene.camera, depths, strict=True)):
+        wrongly = torch.tensor([0.0, wrong_rad, 0.0], dtype=torch.float64)
+        off = wrongly if i in wrong else turn_rad / 3**0.5 * normal(3)
+        pose = camera.world_from_cam.clone()
+        pose[:3, :3] = pose[:3, :3] @ geometry.matrix_from_rotvec(off)
+        pose[:3, 3] += shift * middle / 3**0.5 * normal(3)
+        pose = world @ pose
+        pose[:3, 3] *= 2.5
+        K = camera.K.clone()
+        K[:2, :2] *= 1.05
+        cameras.append(Camera(K, pose, camera.hw))
+        low = torch.nn.functional.interpolate(normal(1, 1, 3, 4), size=depth.shape, mode="bicubic")[0, 0]
+        maps.append((2.5 * depth * (0.06 * low).exp()).float()[::2, ::2])
+    return Prediction(
+        tuple(cameras), tuple(maps), tuple(torch.ones_like(m) for m in maps), rotation_std_rad=turn_rad,
+        position_relative_std=shift, focal_relative_std=0.06, depth_relative_std=0.08, facts={"network": "simulated"},
+    )  # fmt: skip

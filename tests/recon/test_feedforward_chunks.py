@@ -27,7 +27,6 @@ from recon.feedforward.chunks import (
     predict_in_chunks,
     solve_graph,
 )
-from recon.feedforward.known import transformed
 from recon.feedforward.prediction import Prediction
 from recon.feedforward.similarity import (
     exp_similarity,
@@ -203,7 +202,7 @@ def _part(whole: Prediction, chunk: Chunk) -> Prediction:
 
 
 def _elsewhere(prediction: Prediction, seed: int) -> Prediction:
-    return transformed(prediction, exp_similarity(0.7 * _random(7, seed=seed)))
+    return prediction.transformed(exp_similarity(0.7 * _random(7, seed=seed)))
 
 
 def _noisy(prediction: Prediction, relative: float, seed: int) -> Prediction:
@@ -359,7 +358,7 @@ def test_tracks_and_metres_are_carried():
         p_world = _random(5, 3)
         seen = Observations(torch.arange(5), torch.full((5,), 3), _random(5, 2), p_world, torch.zeros(5, 3))
         whole = replace(_part(truth, chunk), observations=seen)
-        parts.append(transformed(whole, torch.diag(torch.tensor([scale, scale, scale, 1], dtype=F64))))
+        parts.append(whole.transformed(torch.diag(torch.tensor([scale, scale, scale, 1], dtype=F64))))
     joined = join(24, chunks, parts)
     assert joined.metric
     torch.testing.assert_close(joined.camera[3].world_from_cam, truth.camera[3].world_from_cam)

@@ -14,7 +14,7 @@ from geo4d.core import geometry, procedural
 from geo4d.core.errors import InputError
 from geo4d.core.progress import Progress
 from geo4d.core.types import Camera, DepthPrior, Distortion, Frame, Frames, Observations, Scene
-from recon.feedforward.known import apply_known, transformed
+from recon.feedforward.known import apply_known
 from recon.feedforward.prediction import Prediction
 from recon.feedforward.similarity import exp_similarity
 from recon.feedforward.views import (
@@ -246,7 +246,7 @@ def _assert_same(a: Prediction, b: Prediction, tolerance: float = 1e-6) -> None:
 def test_known_poses_fix_the_world(generated_scene: Callable[..., Scene]):
     scene = generated_scene()
     truth = _prediction(scene)
-    moved = transformed(truth, MOVE)
+    moved = truth.transformed(MOVE)
     poses = {n: scene.camera[i].world_from_cam for i, n in enumerate(scene.frames.names)}
     result = apply_known(moved, Priors(world_from_cam=poses, metric=True), scene.frames)
     _assert_same(result, truth)
@@ -260,12 +260,12 @@ def test_known_poses_fix_the_world(generated_scene: Callable[..., Scene]):
 def test_bad_predicted_poses_do_not_spoil_the_scale(generated_scene: Callable[..., Scene]):
     scene = generated_scene()
     truth = _prediction(scene)
-    cameras = list(transformed(truth, MOVE).camera)
+    cameras = list(truth.transformed(MOVE).camera)
     for i in (1, 4):
         cameras[i] = cameras[i].with_pose(cameras[i].world_from_cam @ cameras[0].world_from_cam)
     poses = {n: scene.camera[i].world_from_cam for i, n in enumerate(scene.frames.names)}
     result = apply_known(
-        replace(transformed(truth, MOVE), camera=tuple(cameras)), Priors(world_from_cam=poses), scene.frames
+        replace(truth.transformed(MOVE), camera=tuple(cameras)), Priors(world_from_cam=poses), scene.frames
     )
     _assert_same(result, truth)
 
@@ -277,7 +277,7 @@ def test_poses_in_one_place_leave_the_scale(generated_scene: Callable[..., Scene
         pose[:3, 3] = 1.0
     progress = Progress()
     result = apply_known(
-        transformed(_prediction(scene), MOVE), Priors(world_from_cam=poses, metric=True), scene.frames,
+        _prediction(scene).transformed(MOVE), Priors(world_from_cam=poses, metric=True), scene.frames,
         progress=progress,
     )  # fmt: skip
     assert progress.notes == ["the known poses say nothing of the scale of the predicted depth: it is kept"]
@@ -334,7 +334,7 @@ def _depths(scene: Scene, factor: float = 1.0) -> dict[str, Callable[[], DepthPr
 def test_measured_depth_makes_the_world_metric_and_sets_each_picture(generated_scene: Callable[..., Scene]):
     scene = generated_scene()
     truth = _prediction(scene)
-    moved = transformed(truth, torch.diag(torch.tensor([0.4, 0.4, 0.4, 1.0], dtype=torch.float64)))
+    moved = truth.transformed(torch.diag(torch.tensor([0.4, 0.4, 0.4, 1.0], dtype=torch.float64)))
     depths = list(moved.depth)
     assert depths[2] is not None
     depths[2] = depths[2] * 1.2  # one picture is off by itself
@@ -351,7 +351,7 @@ def test_measured_depth_leaves_known_poses_where_they_are(generated_scene: Calla
     depths = list(truth.depth)
     assert depths[2] is not None
     depths[2] = depths[2] * 1.2
-    moved = transformed(replace(truth, depth=tuple(depths)), MOVE)
+    moved = replace(truth, depth=tuple(depths)).transformed(MOVE)
     poses = {n: scene.camera[i].world_from_cam for i, n in enumerate(scene.frames.names)}
     for metres_per_unit, metric in ((1.0, True), (3.0, False)):
         priors = Priors(world_from_cam=poses, metric=metric, depth=_depths(scene, metres_per_unit))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import types
 from collections.abc import Callable
@@ -163,8 +164,9 @@ def test_what_is_missing_extra_or_mis_shaped_is_listed(weights: dict[str, Tensor
     before = {k: v.clone() for k, v in model.state_dict().items()}
     with pytest.raises(InputError) as error:
         load_weights(model, tmp_path / "a.safetensors")
-    assert "10 missing: cam_dec.backbone.0.weight, cam_dec.backbone.0.bias" in str(error.value)
-    assert "and 5 more" in str(error.value)
+    assert "10 missing: cam_dec.backbone.*.weight (2), cam_dec.backbone.*.bias (2)" in str(error.value)
+    for name in before.keys() - wrong.keys():
+        assert re.sub(r"\.\d+\.", ".*.", name) in str(error.value) or name in str(error.value)
     assert "1 extra: head.extra" in str(error.value)
     assert "1 of another shape: head.norm.bias (3,) instead of (32,)" in str(error.value)
     assert "1 not floating-point: backbone.pretrained.norm.bias torch.int64" in str(error.value)

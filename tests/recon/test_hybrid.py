@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,57 +14,18 @@ import torch
 from geo4d.core import geometry, metrics
 from geo4d.core.errors import InputError, ReconstructionError
 from geo4d.core.progress import Progress
-from geo4d.core.types import Camera, Distortion, Frame, Frames, Scene
-from recon import automatic, evidence, guided, hybrid, placing, sfm
+from geo4d.core.types import Distortion, Frame, Frames, Scene
+from recon import automatic, evidence, features, guided, hybrid, placing, sfm, tracked
 from recon import reconstruct as reconstruct_scene
 from recon.feedforward import solving
 from recon.feedforward.prediction import Prediction
-from recon.guided import Geometry
 from recon.options import ReconstructOptions
+from recon.posed_depth import PosedDepth
 from recon.priors import Priors
 from recon.realign import realigned
 from recon.solution import CameraSolution
 
 VIEWS = [0, 2, 3, 5]
-
-
-def noisy(
-    scene: Scene,
-    seed: int,
-    *,
-    turn_rad: float = 0.045,
-    shift: float = 0.07,
-    wrong: Sequence[int] = (),
-    wrong_rad: float = 1.2,
-) -> Prediction:
-    """The scene's cameras and depth with errors, in a world of another origin, orientation and scale."""
-    g = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=g, dtype=torch.float64)
-
-    depths = [d for d in scene.depth if d is not None]
-    middle = float(torch.cat([d.flatten() for d in depths]).median())
-    turn = geometry.matrix_from_rotvec(normal(3))
-    world = geometry.rigid(turn, normal(3))
-    cameras, maps = [], []
-    for i, (camera, depth) in enumerate(zip(scene.camera, depths, strict=True)):
-        wrongly = torch.tensor([0.0, wrong_rad, 0.0], dtype=torch.float64)
-        off = wrongly if i in wrong else turn_rad / 3**0.5 * normal(3)
-        pose = camera.world_from_cam.clone()
-        pose[:3, :3] = pose[:3, :3] @ geometry.matrix_from_rotvec(off)
-        pose[:3, 3] += shift * middle / 3**0.5 * normal(3)
-        pose = world @ pose
-        pose[:3, 3] *= 2.5
-        K = camera.K.clone()
-        K[:2, :2] *= 1.05
-        cameras.append(Camera(K, pose, camera.hw))
-        low = torch.nn.functional.interpolate(normal(1, 1, 3, 4), size=depth.shape, mode="bicubic")[0, 0]
-        maps.append((2.5 * depth * (0.06 * low).exp()).float()[::2, ::2])
-    return Prediction(
-        tuple(cameras), tuple(maps), tuple(torch.ones_like(m) for m in maps), rotation_std_rad=turn_rad,
-        position_relative_std=shift, focal_relative_std=0.06, depth_relative_std=0.08, facts={"network": "simulated"},
-    )  # fmt: skip
 
 
 def part(scene: Scene, index: Sequence[int]) -> Scene:
@@ -100,11 +62,11 @@ def errors_deg(solved: CameraSolution, scene: Scene) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def solved(scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> CameraSolution:
+def solved(noisy: Callable[..., Prediction], scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> CameraSolution:
     return solve(hybrid.solve_cameras, scene.frames, tmp_path_factory.mktemp("hybrid"), noisy(scene, 1))
 
 
-def test_rough_cameras_become_exact(solved: CameraSolution, scene: Scene) -> None:
+def test_rough_cameras_become_exact(noisy: Callable[..., Prediction], solved: CameraSolution, scene: Scene) -> None:
     predicted = [c.world_from_cam for c in noisy(scene, 1).camera]
     before = metrics.pair_errors_deg(predicted, [c.world_from_cam for c in scene.camera])
     assert before.nanmedian() > 2.0
@@ -136,12 +98,16 @@ def test_predicted_depth_is_brought_onto_the_points(solved: CameraSolution, scen
 
 
 @pytest.mark.parametrize("wrong_rad", [1.2, 3.0])
-def test_a_wrongly_predicted_picture_is_placed_by_its_matches(scene: Scene, tmp_path: Path, wrong_rad: float) -> None:
+def test_a_wrongly_predicted_picture_is_placed_by_its_matches(
+    noisy: Callable[..., Prediction], scene: Scene, tmp_path: Path, wrong_rad: float
+) -> None:
     solved = solve(hybrid.solve_cameras, scene.frames, tmp_path, noisy(scene, 2, wrong=[2], wrong_rad=wrong_rad))
     assert errors_deg(solved, scene).max() < 0.5
 
 
-def test_a_picture_without_matches_stands_where_it_was_predicted(scene: Scene, tmp_path: Path) -> None:
+def test_a_picture_without_matches_stands_where_it_was_predicted(
+    noisy: Callable[..., Prediction], scene: Scene, tmp_path: Path
+) -> None:
     blank = Frame.from_array("blank.png", np.full((360, 480, 3), 128, np.uint8))
     frames = Frames([*scene.frames[:3], blank])
     solved = solve(hybrid.solve_cameras, frames, tmp_path, noisy(scene, 3))
@@ -161,11 +127,10 @@ def test_a_picture_without_matches_stands_where_it_was_predicted(scene: Scene, t
 
 
 def test_guided_matches_are_right_and_more_than_a_search_of_the_whole_picture_finds(scene: Scene) -> None:
-    from recon import features
 
-    geometry_of = Geometry(scene.camera, tuple(None if d is None else d.numpy() for d in scene.depth))
+    geometry_of = PosedDepth(scene.camera, tuple(None if d is None else d.numpy() for d in scene.depth))
     found = [features.extract(scene.frames[i].read()) for i in (0, 3)]
-    pair = Geometry((scene.camera[0], scene.camera[3]), (geometry_of.depth[0], geometry_of.depth[3]))
+    pair = PosedDepth((scene.camera[0], scene.camera[3]), (geometry_of.depth[0], geometry_of.depth[3]))
     near = guided.match(pair, found, (0, 1), 8.0, max_ratio=0.9)
     whole = features.match(*(features.prepare(f.descriptor) for f in found))
     there, _ = pair.seen_in(1, pair.p_world(0, found[0].uv_px))
@@ -184,17 +149,16 @@ def test_overlap_is_one_with_itself_and_none_with_a_picture_that_looks_away(scen
     back[:3, :3] = back[:3, :3] @ geometry.matrix_from_rotvec(torch.tensor([0.0, torch.pi, 0.0], dtype=torch.float64))
     depth = scene.depth[0]
     assert depth is not None
-    pair = Geometry((scene.camera[0], scene.camera[0], scene.camera[0].with_pose(back)), (depth.numpy(),) * 3)
+    pair = PosedDepth((scene.camera[0], scene.camera[0], scene.camera[0].with_pose(back)), (depth.numpy(),) * 3)
     assert pair.overlaps()[0].tolist() == [1.0, 1.0, 0.0]
 
 
 def test_the_second_pictures_depth_guides_where_the_first_has_none(scene: Scene) -> None:
-    from recon import features
 
     depth = scene.depth[0]
     assert depth is not None
     found = [features.extract(scene.frames[i].read()) for i in (1, 0)]
-    pair = Geometry((scene.camera[1], scene.camera[0]), (None, depth.numpy()))
+    pair = PosedDepth((scene.camera[1], scene.camera[0]), (None, depth.numpy()))
     near = guided.match(pair, found, (0, 1), 8.0)
     there, _ = pair.seen_in(0, pair.p_world(1, found[1].uv_px))
     assert len(near) > 100
@@ -217,32 +181,55 @@ def test_realigned_depth_removes_a_smooth_error_and_tells_what_is_left() -> None
     assert std >= 0.1
 
 
-def test_evidence_prefers_right_cameras(solved: CameraSolution, scene: Scene) -> None:
+def exact_matches(scene: Scene) -> dict[tuple[int, int], tuple[np.ndarray, np.ndarray]]:
+    """Pixels of every pair of photos that show the same points, which are those of a grid of the first with depth."""
+    views = PosedDepth(scene.camera, tuple(None if d is None else d.numpy() for d in scene.depth))
+    grid = np.stack(np.meshgrid(np.arange(10.0, 470, 20), np.arange(10.0, 350, 20)), -1).reshape(-1, 2)
+    out = {}
+    for i, j in itertools.combinations(range(len(scene.frames)), 2):
+        there, z = views.seen_in(j, views.p_world(i, grid))
+        inside = ((there >= 0) & (there < (480, 360))).all(1)
+        shown = inside & (np.abs(views.depth_at(j, np.where(inside[:, None], there, 0.0)) - z) < 0.02 * z)
+        out[i, j] = (grid[shown], there[shown])
+    return out
+
+
+def test_evidence_prefers_right_cameras(noisy: Callable[..., Prediction], solved: CameraSolution, scene: Scene) -> None:
     prediction = noisy(scene, 1)
     turned = dict(solved.cameras)
     off = geometry.matrix_from_rotvec(torch.tensor([0.0, 0.03, 0.02], dtype=torch.float64))
     pose = turned[2].world_from_cam.clone()
     pose[:3, :3] = pose[:3, :3] @ off
     turned[2] = turned[2].with_pose(pose)
-    right = evidence.judge(scene.frames, solved, prediction)
-    wrong = evidence.judge(scene.frames, replace(solved, cameras=turned), prediction)
-    fewer = evidence.judge(
-        scene.frames, replace(solved, cameras={i: c for i, c in solved.cameras.items() if i != 2}), prediction
+
+    def judge(cameras: dict[int, Camera]) -> evidence.Evidence:
+        return evidence.judge(scene.frames, replace(solved, cameras=cameras), prediction, exact_matches(scene))
+
+    right, wrong, fewer = (
+        judge(cameras) for cameras in (dict(solved.cameras), turned, {i: solved.cameras[i] for i in (0, 1, 3)})
     )
-    assert right.found > 1.2 * wrong.found
-    assert right.found > 1.2 * fewer.found
+    for worse in (wrong, fewer):
+        assert right.found > 1.2 * worse.found
+        assert right.closed > 1.2 * worse.closed
+        assert right.explained > 1.2 * worse.explained
+    assert right.explained > 0.95
+    assert right.closed > 0.8  # depth at edges is wrong
     assert right.agreement == 1.0
     aside = dict(solved.cameras)
     pose = aside[2].world_from_cam.clone()
     pose[:3, 3] = 2 * aside[0].world_from_cam[:3, 3] - pose[:3, 3]  # on the other side of another
     aside[2] = aside[2].with_pose(pose)
-    assert evidence.judge(scene.frames, replace(solved, cameras=aside), prediction).agreement < 0.9
+    assert judge(aside).agreement < 0.9
     assert fewer.agreement == 0.5
     assert fewer.registered == 3
 
 
 def test_auto_takes_the_hybrid_where_structure_from_motion_loses_photos(
-    scene: Scene, solved: CameraSolution, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    noisy: Callable[..., Prediction],
+    scene: Scene,
+    solved: CameraSolution,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     prediction = noisy(scene, 1)
     lost = replace(solved, cameras={i: c for i, c in solved.cameras.items() if i < 2}, unregistered={2: "", 3: ""})
@@ -273,12 +260,19 @@ def test_auto_takes_the_hybrid_where_structure_from_motion_loses_photos(
 def test_auto_weighs_corners_photos_and_agreement(
     sfm_said: tuple[int, float, float], hybrid_said: tuple[int, float, float], strong: bool, expected: bool
 ) -> None:
-    a, b = (evidence.Evidence(n, 100, 0.5, found, agree) for n, found, agree in (sfm_said, hybrid_said))
+    a, b = (
+        evidence.Evidence(n, 100, 0.5, explained=0.5, closed=0.5, found=found, agreement=agree)
+        for n, found, agree in (sfm_said, hybrid_said)
+    )
     assert automatic._better(a, b, strong=strong) == expected
 
 
 def test_auto_keeps_structure_from_motion_where_the_hybrid_is_worse(
-    scene: Scene, solved: CameraSolution, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    noisy: Callable[..., Prediction],
+    scene: Scene,
+    solved: CameraSolution,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     off = geometry.matrix_from_rotvec(torch.tensor([0.0, 0.2, 0.0], dtype=torch.float64))
     pose = solved.cameras[1].world_from_cam.clone()
@@ -313,7 +307,9 @@ def test_auto_keeps_structure_from_motion_where_the_hybrid_is_worse(
         solve(automatic.solve_cameras, scene.frames, tmp_path, noisy(scene, 1))
 
 
-def test_a_network_alone_gives_its_cameras_and_points_that_its_depth_confirms(scene: Scene, tmp_path: Path) -> None:
+def test_a_network_alone_gives_its_cameras_and_points_that_its_depth_confirms(
+    noisy: Callable[..., Prediction], scene: Scene, tmp_path: Path
+) -> None:
     exact = noisy(scene, 1, turn_rad=0.0, shift=0.0)
     cameras = tuple(replace(c, K=t.K) for c, t in zip(exact.camera, scene.camera, strict=True))
     exact = replace(exact, depth=tuple(2.5 * d for d in scene.depth if d is not None), camera=cameras)
@@ -335,7 +331,7 @@ def test_without_a_network_the_error_says_what_works(scene: Scene, tmp_path: Pat
             solve(backend, scene.frames, tmp_path, None)
 
 
-def test_a_scene_by_the_hybrid_is_complete(scene: Scene) -> None:
+def test_a_scene_by_the_hybrid_is_complete(noisy: Callable[..., Prediction], scene: Scene) -> None:
     prediction = noisy(scene, 1)
     made = reconstruct_scene(
         scene.frames, backend="hybrid", predict=lambda *_: prediction, options=ReconstructOptions(depth_size=240)
@@ -346,7 +342,7 @@ def test_a_scene_by_the_hybrid_is_complete(scene: Scene) -> None:
     assert made.report["network"]["network"] == "simulated"
 
 
-def test_one_photo_by_a_network_alone(scene: Scene) -> None:
+def test_one_photo_by_a_network_alone(noisy: Callable[..., Prediction], scene: Scene) -> None:
     prediction = noisy(part(scene, [0]), 1)
     notes: list[str] = []
     progress = Progress()
@@ -364,7 +360,9 @@ def test_one_photo_by_a_network_alone(scene: Scene) -> None:
     assert len(sparse.frames) == 1
 
 
-def test_a_network_alone_takes_the_lens_and_no_metres_from_poses_beside_the_camera(scene: Scene) -> None:
+def test_a_network_alone_takes_the_lens_and_no_metres_from_poses_beside_the_camera(
+    noisy: Callable[..., Prediction], scene: Scene
+) -> None:
     prediction = noisy(scene, 1)
     poses = {f.name: c.world_from_cam for f, c in zip(scene.frames, scene.camera, strict=True)}
     lens = Distortion("SIMPLE_RADIAL", torch.tensor([-0.2], dtype=torch.float64))
@@ -386,14 +384,18 @@ def test_a_network_alone_takes_the_lens_and_no_metres_from_poses_beside_the_came
         assert camera.distortion.params.tolist() == [-0.2]
 
 
-def test_auto_invents_no_scene_of_photos_that_do_not_overlap(scene: Scene, tmp_path: Path) -> None:
+def test_auto_invents_no_scene_of_photos_that_do_not_overlap(
+    noisy: Callable[..., Prediction], scene: Scene, tmp_path: Path
+) -> None:
     g = np.random.default_rng(0)
     noise = Frames([Frame.from_array(f"{i}.png", g.integers(0, 255, (360, 480, 3), np.uint8)) for i in range(4)])
     with pytest.raises(ReconstructionError, match="do not overlap"):
         solve(automatic.solve_cameras, noise, tmp_path, noisy(scene, 1))
 
 
-def test_a_still_scene_with_filled_depth_has_next_to_nothing_dynamic(scene: Scene) -> None:
+def test_a_still_scene_with_filled_depth_has_next_to_nothing_dynamic(
+    noisy: Callable[..., Prediction], scene: Scene
+) -> None:
     prediction = noisy(scene, 1)
     made = reconstruct_scene(
         scene.frames, backend="hybrid", predict=lambda *_: prediction, options=ReconstructOptions(depth_size=240)
@@ -402,7 +404,7 @@ def test_a_still_scene_with_filled_depth_has_next_to_nothing_dynamic(scene: Scen
     assert (dynamic > 0).float().mean() < 0.01
 
 
-def test_placing_explains_its_matches(scene: Scene, tmp_path: Path) -> None:
+def test_placing_explains_its_matches(noisy: Callable[..., Prediction], scene: Scene, tmp_path: Path) -> None:
     """Matches that remain lie within a few pixels of the epipolar lines of the cameras that they come with."""
     from recon import linking
 
@@ -416,3 +418,39 @@ def test_placing_explains_its_matches(scene: Scene, tmp_path: Path) -> None:
     assert len(matched) >= 5
     assert placed.tracks is not None
     assert float(np.median(np.linalg.norm(placed.tracks.problem.residuals_px(), axis=1))) < 2.0
+
+
+def test_a_networks_tracks_join_those_of_features(
+    noisy: Callable[..., Prediction], generated_scene: Callable[..., Scene], tmp_path: Path
+) -> None:
+    """With features in a corner alone, tracks of points everywhere make the cameras exact; two never mix."""
+    made = generated_scene(6, (360, 480))
+    full, scene = made.observations, part(made, VIEWS)
+    place = torch.tensor([VIEWS.index(i) if i in VIEWS else -1 for i in range(6)])[full.frame_id]
+    tracks = replace(full, track_id=full.track_id[place >= 0], frame_id=place[place >= 0], uv_px=full.uv_px[place >= 0])
+    corner = np.zeros((360, 480), bool)
+    corner[260:, :120] = True
+    frames = Frames([replace(f, read_mask=lambda: corner) for f in scene.frames])
+    prediction = noisy(scene, 1)
+    without = solve(hybrid.solve_cameras, frames, tmp_path / "a", prediction)
+    solved = solve(hybrid.solve_cameras, frames, tmp_path / "b", replace(prediction, observations=tracks))
+    assert errors_deg(solved, scene).max() < 0.5 < errors_deg(without, scene).max()
+    error_px = solved.observations.residuals_px([solved.cameras[i] for i in range(4)])
+    assert float(error_px.median()) < 1.0
+
+
+def test_points_of_a_track_match_each_other_and_nothing_else(
+    noisy: Callable[..., Prediction], generated_scene: Callable[..., Scene]
+) -> None:
+    scene = generated_scene(6, (360, 480))
+    seen, prediction = scene.observations, replace(noisy(scene, 1), observations=scene.observations)
+    found = [features.extract(f.read()) for f in scene.frames[:2]]
+    with_both = tracked.with_tracks(found, prediction)
+    pair = PosedDepth(scene.camera[:2], tuple(None if d is None else d.numpy() for d in scene.depth[:2]))
+    matched = guided.match(pair, with_both, (0, 1), 20.0)
+    ids = [seen.track_id[seen.frame_id == i].numpy() for i in (0, 1)]
+    new = matched[:, 0] >= len(found[0])
+    assert (new == (matched[:, 1] >= len(found[1]))).all()
+    first, second = (ids[c][matched[new, c] - len(found[c])] for c in (0, 1))
+    assert (first == second).all()
+    assert len(first) > 0.9 * len(np.intersect1d(*ids))

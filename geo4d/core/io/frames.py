@@ -336,7 +336,9 @@ def _check_enough(kept: dict[str, Header], dropped: dict[str, str], least: int) 
         "too few photos to see depth",
         found=f"{len(kept)} usable" + (f"; left out: {reasons}" if dropped else ""),
         accepted="2 photos of one place at least, from different positions; 3 or more recommended",
-        hint=hint + ("; --keep-all keeps blurred and similar ones" if dropped else ""),
+        hint=hint
+        + ("; --keep-all keeps blurred and similar ones" if dropped else "")
+        + ("; of one photo a network alone tells depth, see geo4d doctor" if len(kept) == 1 else ""),
     )
 
 
