@@ -31,8 +31,9 @@ HEIGHT = 200
 BACKENDS = ("sfm", "hybrid", "auto")
 
 
-def tile(rgb: np.ndarray) -> np.ndarray:
-    return pictures.resize(np.ascontiguousarray(rgb), (HEIGHT, round(HEIGHT * rgb.shape[1] / rgb.shape[0])))
+def tile(rgb: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
+    """A picture as high as all others, of the shape of a photo of size `hw`."""
+    return pictures.resize(np.ascontiguousarray(rgb), (HEIGHT, round(HEIGHT * hw[1] / hw[0])))
 
 
 def beside(draw: Draw) -> Camera:
@@ -81,9 +82,10 @@ def row(scene: Scene, draw: Draw, view: Camera) -> np.ndarray:
     depths = {i: d for i in known if (d := scene.depth[i]) is not None}
     values = torch.cat([d[torch.isfinite(d)] for d in depths.values()]).numpy()
     near, far = np.quantile(values, [0.02, 0.98])
-    empty = np.full((*view.hw, 3), 235, np.uint8)
+    empty = np.full((2, 2, 3), 235, np.uint8)
     tiles = [
-        tile(colouring.depth(depths[place[n]].numpy(), near, far) if place.get(n) in depths else empty) for n in names
+        tile(colouring.depth(depths[place[f.name]].numpy(), near, far) if place.get(f.name) in depths else empty, f.hw)
+        for f in draw.views.frames
     ]
     reference = torch.stack([draw.views.camera[names.index(scene.frames.names[i])].world_from_cam for i in known])
     fit = fit_poses(torch.stack([scene.camera[i].world_from_cam for i in known]), reference, float(np.median(values)))
@@ -91,7 +93,9 @@ def row(scene: Scene, draw: Draw, view: Camera) -> np.ndarray:
     p_world, rgb = points(
         [scene.camera[i] for i in known], [depths[i] for i in known], [scene.frames[i].read() for i in known]
     )
-    return np.hstack([*tiles, tile(drawn(geometry.transform_points(fit.target_from_source, p_world), rgb, view))])
+    return np.hstack(
+        [*tiles, tile(drawn(geometry.transform_points(fit.target_from_source, p_world), rgb, view), view.hw)]
+    )
 
 
 def main() -> None:
@@ -105,7 +109,8 @@ def main() -> None:
     draw = sparse_sets.load_draw(args.set, args.count, args.index, sparse_sets.default_cache())
     prediction, view, views = Source(args.noise).predict(draw), beside(draw), draw.views
     photos = [f.read() for f in views.frames]
-    rows = [np.hstack([*map(tile, photos), tile(drawn(*points(views.camera, views.depth, photos), view))])]
+    reference = drawn(*points(views.camera, views.depth, photos), view)
+    rows = [np.hstack([*(tile(p, f.hw) for p, f in zip(photos, views.frames, strict=True)), tile(reference, view.hw)])]
     for backend in BACKENDS:
         try:
             scene = reconstruct(

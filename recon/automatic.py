@@ -97,10 +97,13 @@ def _better(sfm: Evidence, hybrid: Evidence, *, strong: bool) -> bool:
     """Whether the hybrid explains the photos better; `strong`: structure from motion placed all, on many points.
 
     Few wrong corners found by few cameras are chance, which agreement with the prediction tells from right ones. But a
-    hybrid that kept a wrong prediction agrees with it too: against strong evidence it must find the corners.
+    hybrid that kept a wrong prediction agrees with it too: against strong evidence it must find the corners, and if it
+    does not find more of them, the verified matches must hold in it (they may be of things that only look alike).
     """
     more = hybrid.agreement - sfm.agreement
     if more < -MORE_AGREEMENT:
+        return False
+    if hybrid.found <= sfm.found and hybrid.explained + hybrid.closed < NEARLY * (sfm.explained + sfm.closed):
         return False
     if hybrid.found > CLEARLY * sfm.found:
         return True

@@ -39,7 +39,7 @@ AGREE = 3.0
 WIDEST_RAD = 1.0
 """Beyond which a direction says nothing: of cameras that the prediction has close together."""
 DEPTH_RANGE = (0.7, 1.5)
-"""Beyond the nearest and the farthest of the points that a picture sees."""
+"""Beyond the nearest and the farthest depth of a picture."""
 EXPLAINED = 0.003
 """In focal lengths: how far a match may lie from where the cameras allow it."""
 CYCLE = 0.02
@@ -70,11 +70,12 @@ def judge(frames: Frames, solved: CameraSolution, prediction: Prediction, matche
 
     Args:
         frames: all pictures.
-        solved: cameras of some of them, and points that give each picture's range of depth.
+        solved: cameras of some of them, and points onto which predicted depth is brought.
         prediction: of all pictures.
         matched: matches of any pairs that were verified without cameras.
     """
-    seen = solved.observations
+    similarity = world_from_predicted(solved, prediction) if len(solved.cameras) > 1 else None
+    solved = with_predicted_depth(solved, prediction, similarity)
     views = {i: _View.of(frames, i, camera) for i, camera in solved.cameras.items()}
     ranges = {i: _depth_range(solved, i) for i in views}
     pairs = list(itertools.permutations(sorted(views), 2))
@@ -84,10 +85,10 @@ def judge(frames: Frames, solved: CameraSolution, prediction: Prediction, matche
     placed = len(views) - len(solved.facts.get("predicted_only") or [])
     return Evidence(
         registered=placed,
-        observations=len(seen.track_id),
+        observations=len(solved.observations.track_id),
         mean_error_px=solved.facts.get("adjustment", {}).get("mean_error_px"),
         explained=_explained(solved, matched),
-        closed=_closed(solved, prediction, matched),
+        closed=_closed(solved, matched),
         found=found,
         agreement=_agreement(solved, prediction),
     )
@@ -111,11 +112,8 @@ def _ideal(camera: Camera, uv_px: np.ndarray) -> np.ndarray:
     return at_origin.unproject(torch.from_numpy(uv_px), torch.ones(len(uv_px), dtype=torch.float64)).numpy()[:, :2]
 
 
-def _closed(solved: CameraSolution, prediction: Prediction, matched: Matched) -> float:
-    """By the predicted depth, brought onto the solution's points."""
-    similarity = world_from_predicted(solved, prediction) if len(solved.cameras) > 1 else None
-    depth = with_predicted_depth(solved, prediction, similarity).depth
-    chosen = sorted(solved.cameras)
+def _closed(solved: CameraSolution, matched: Matched) -> float:
+    depth, chosen = solved.depth, sorted(solved.cameras)
     place = {i: k for k, i in enumerate(chosen)}
     views = PosedDepth(
         tuple(solved.cameras[i] for i in chosen), tuple(depth[i].numpy() if i in depth else None for i in chosen)
@@ -167,14 +165,15 @@ class _View:
 
 
 def _depth_range(solved: CameraSolution, i: int) -> tuple[float, float] | None:
-    """Nearest and farthest depth to look at: around the points that the picture sees, or those of all pictures."""
-    seen = solved.observations
-    mine = seen.track_id[seen.frame_id == i]
-    p_world = seen.p_world[mine] if len(mine) >= 8 else seen.p_world
-    if not len(p_world):
-        return None
-    z = solved.cameras[i].project(p_world)[1]
-    z = z[z > 0]
+    """Nearest and farthest depth to look at: around those predicted of the picture, or else of the points it sees.
+
+    Few points show less of that range than many: with it, solutions of few points would have less to search.
+    """
+    depth, seen = solved.depth.get(i), solved.observations
+    if depth is None:
+        mine = seen.track_id[seen.frame_id == i]
+        depth = solved.cameras[i].project(seen.p_world[mine] if len(mine) >= 8 else seen.p_world)[1]
+    z = depth[torch.isfinite(depth) & (depth > 0)]
     if not len(z):
         return None
     near, far = np.quantile(z.numpy(), [0.02, 0.98])

@@ -1,7 +1,7 @@
 """Cameras that a network predicted, brought near enough to the truth for thresholds in pixels.
 
 Matches guided by the prediction, poses of badly predicted pictures found anew, and bundle adjustment whose loss begins
-as wide as the prediction's errors and narrows; twice, the second time with matches guided by the adjusted cameras.
+as wide as the prediction's errors and narrows; then again with matches guided by the adjusted cameras.
 """
 
 from __future__ import annotations
@@ -33,10 +33,18 @@ WIDE, NARROW = 2.5, 0.015
 """Radius of guided matches: of the prediction in its standard deviations, of the adjusted cameras in focal lengths."""
 WIDE_FEATURES = 3000
 """Keypoints of every picture that are compared within the wide radius: the largest ones survive wide baselines best."""
-STEPS = (0.05, 0.015, 0.004)
+STEPS, FINE = (0.05, 0.015, 0.004), 0.001
 """Scales of the loss, one after the other, in focal lengths; observations beyond three times a scale are dropped."""
+BAND = 0.002
+"""In focal lengths: how far narrow matches may lie from their epipolar lines."""
 MIN_MATCHES, MIN_SHARE = 10, 0.25
 """Guided matches that must agree on one motion: with fewer, or a smaller share, it may be chance."""
+RATIOS_WIDE, RATIOS_NARROW = (0.8,), (0.9, 0.8, 0.7)
+"""Of guided matches, tried one after the other until they are pure."""
+PURE = 0.8
+"""Share of the narrow matches of a pair that must be right: what is near the line by chance pulls cameras back to where
+they are.
+"""
 ENOUGH = 100
 """Matches of a pair from which on none are looked for, where each picture has many partners."""
 MIN_SEEN = 6
@@ -106,9 +114,13 @@ def place(
     matched = _matched(job, placed, likely, pairs, narrow=False)
     placed, matched = _resected(job, placed, matched, linked)
     placed = _annealed(job, placed, matched, STEPS)
-    known = {pair: m[_epipolar(job, placed, pair, m) < 3 * STEPS[-1]] for pair, m in matched.items()}
+    # Better cameras allow matches that the prediction did not; narrow matches need cameras that are nearly right.
+    likely = {pair: _likely(job, placed, pair, m) for pair, m in linked.items()}
+    matched = {pair: _joined(m, likely.get(pair, m[:0])) for pair, m in matched.items()}
+    placed = _annealed(job, placed, matched, (*STEPS[1:], FINE))
+    known = {pair: m[_epipolar(job, placed, pair, m) < 3 * FINE] for pair, m in matched.items()}
     matched = _matched(job, placed, known, pairs, narrow=True)
-    placed = _annealed(job, placed, matched, STEPS[1:])
+    placed = _annealed(job, placed, matched, (STEPS[-1], FINE))
     return placed, _explained(job, placed, matched)
 
 
@@ -132,9 +144,13 @@ def _matched(job: _Job, placed: Placed, known: Matched, pairs: Sequence[Pair], *
         if pair in known and len(known[pair]) >= ENOUGH and len(placed.geometry) > FEW_PICTURES:
             return known[pair].astype(np.int64)
         radius_px = spread * placed.geometry.camera[pair[1]].K[0, 0].item()
-        ratio, most = (0.9, None) if narrow else (0.8, WIDE_FEATURES)
-        near = guided.match(placed.geometry, job.found, pair, radius_px, max_ratio=ratio, most=most)
-        return _joined(known.get(pair), _agreeing(job, placed, pair, near, narrow=narrow))
+        ratios, most = (RATIOS_NARROW, None) if narrow else (RATIOS_WIDE, WIDE_FEATURES)
+        for ratio in ratios:
+            near = guided.match(placed.geometry, job.found, pair, radius_px, max_ratio=ratio, most=most)
+            agreeing = _agreeing(job, placed, pair, near, narrow=narrow)
+            if not narrow or _right_share(len(near), len(agreeing)) >= PURE:
+                return _joined(known.get(pair), agreeing)
+        return _joined(known.get(pair), near[:0])
 
     with matches.workers(job.run.options.num_threads) as pool:
         return dict(zip(pairs, pool(one, pairs), strict=True))
@@ -172,7 +188,7 @@ def _agreeing(job: _Job, placed: Placed, pair: Pair, near: np.ndarray, *, narrow
     import cv2
 
     if narrow:
-        return near[_epipolar(job, placed, pair, near) < STEPS[-1]]
+        return near[_epipolar(job, placed, pair, near) < BAND]
     if len(near) < MIN_MATCHES:
         return near[:0]
     a, b = (job.ideal(i, placed.lens, near[:, c]) for c, i in enumerate(pair))
@@ -180,6 +196,15 @@ def _agreeing(job: _Job, placed: Placed, pair: Pair, near: np.ndarray, *, narrow
     _, inlier = matches.robust(lambda how: cv2.findEssentialMat(a, b, np.eye(3), how, 0.999, threshold, 2000), len(a))
     kept = near[inlier]
     return kept if len(kept) >= max(MIN_MATCHES, MIN_SHARE * len(near)) else near[:0]
+
+
+def _right_share(near: int, agreeing: int) -> float:
+    """Share of right ones among the matches near their epipolar line, of those within a circle round the place where
+    they should appear: wrong ones fill the circle evenly, and those beside the band tell how many are in it.
+    """
+    half = BAND / NARROW
+    band = 2 / np.pi * (half * np.sqrt(1 - half**2) + np.arcsin(half))  # its share of the circle
+    return 1 - (near - agreeing) * band / (1 - band) / max(agreeing, 1)
 
 
 def _epipolar(job: _Job, placed: Placed, pair: Pair, pairs: np.ndarray) -> np.ndarray:
@@ -307,5 +332,5 @@ def _geometry(job: _Job, placed: Placed) -> PosedDepth:
 
 def _explained(job: _Job, placed: Placed, matched: Matched) -> dict[Pair, np.ndarray]:
     """The matches that the cameras explain, of pairs that keep enough."""
-    kept = {pair: m[_epipolar(job, placed, pair, m) < 2 * STEPS[-1]] for pair, m in matched.items() if len(m)}
+    kept = {pair: m[_epipolar(job, placed, pair, m) < 2 * BAND] for pair, m in matched.items() if len(m)}
     return {pair: m for pair, m in kept.items() if len(m) >= MIN_SEEN}

@@ -265,6 +265,8 @@ def test_auto_weighs_corners_photos_and_agreement(
         for n, found, agree in (sfm_said, hybrid_said)
     )
     assert automatic._better(a, b, strong=strong) == expected
+    lost = replace(b, explained=0.2, closed=0.2)  # it gives up most of the verified matches
+    assert automatic._better(a, lost, strong=strong) == (expected and b.found > a.found)
 
 
 def test_auto_keeps_structure_from_motion_where_the_hybrid_is_worse(
