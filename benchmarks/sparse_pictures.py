@@ -89,7 +89,8 @@ def row(scene: Scene, draw: Draw, view: Camera) -> np.ndarray:
     ]
     reference = torch.stack([draw.views.camera[names.index(scene.frames.names[i])].world_from_cam for i in known])
     fit = fit_poses(torch.stack([scene.camera[i].world_from_cam for i in known]), reference, float(np.median(values)))
-    assert fit is not None
+    if fit is None:  # a single camera: nothing to bring it onto the reference by
+        return np.hstack([*tiles, tile(empty, view.hw)])
     p_world, rgb = points(
         [scene.camera[i] for i in known], [depths[i] for i in known], [scene.frames[i].read() for i in known]
     )
@@ -123,7 +124,8 @@ def main() -> None:
         reason = (scene.report.get("choice") or {}).get("reason", "")
         print(backend, {k: round(v, 3) for k, v in score(scene, draw).items()}, reason)
         rows.append(row(scene, draw, view))
-    cv2.imwrite(args.out, np.vstack(rows)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])
+    if not cv2.imwrite(args.out, np.vstack(rows)[..., ::-1]):
+        raise SystemExit(f"cannot write {args.out}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ mean over draws. `all` is structure from motion on all photos of the set: how fa
 Methods that need a network's answer get a simulated one, the same for all (benchmarks/
 simulated_prior.py: the reference plus stated noise), where no network is named; `prior` is that answer itself.
 `--noise` multiplies the noise, while what the answer says of its own errors stays.
-The result of each draw is kept in DIR by a hash of the sources, so that an interrupted run goes on; the file of results
+The result of each draw is kept in DIR by a hash of the sources, so that an interrupted run goes on (not with --network,
+whose weights may have changed); the file of results
 is written after every set, and rows of sets, counts and methods that are not chosen stay, each with its commit.
 """
 
@@ -221,6 +222,8 @@ def main() -> None:
     parser.add_argument("--weights", help="of the network; default: those in the cache of the Hugging Face hub")
     parser.add_argument("--name", help="of the file of results; another one for trials")
     args = parser.parse_args()
+    if args.network is not None and args.noise != 1:
+        parser.error("--noise is of the simulated network: leave it out with --network")
     source = Source(args.noise, args.network, args.weights)
     args.name = args.name or "_".join(filter(None, ["sparse_views", source.name]))
     counts, methods = [int(c) for c in args.counts.split(",")], args.methods.split(",")

@@ -106,28 +106,25 @@ def fit() -> str:
     return markdown(rows)
 
 
-SPARSE = {
-    "sfm": "sfm",
-    "prior": "simulated prior alone",
-    "hybrid": "hybrid, simulated prior",
-    "auto": "auto, simulated prior",
-    "all": "sfm on all photos of the set",
-}
-"""Methods of benchmarks/sparse_views.py in the order of the columns, and what they are."""
+SPARSE = {"sfm": "sfm", "prior": "{} alone", "hybrid": "hybrid, {}", "auto": "auto, {}",
+          "all": "sfm on all photos of the set"}  # fmt: skip
+"""Methods of benchmarks/sparse_views.py in the order of the columns, and what they are, with which network."""
 
 
 def sparse_views(name: str = "sparse_views") -> str:
     """A row per set and number of views, with a mean row per set; a cell per method."""
-    sets = result(name)["sets"]
+    data = result(name)
+    sets, network = data["sets"], data.get("network") or "simulated network"
     found = {method for data in sets.values() for row in data["rows"].values() for method in row}
     methods = [m for m in SPARSE if m in found]
-    rows = [["AUC@5 / AUC@30 (views registered)", "views", *(SPARSE[m] for m in methods)]]
+    rows = [["AUC@5 / AUC@30 (views registered)", "views", *(SPARSE[m].format(network) for m in methods)]]
     for name, data in sets.items():
         for views, by_method in data["rows"].items():
             rows.append([name, views, *(sparse_cell([by_method[m]] if m in by_method else []) for m in methods)])
         # A mean means something only over what every method was measured on.
         shared = [row for row in data["rows"].values() if all(m in row for m in methods)]
-        rows.append([name, "mean", *(sparse_cell([row[m] for row in shared]) for m in methods)])
+        if len(data["rows"]) > 1:
+            rows.append([name, "mean", *(sparse_cell([row[m] for row in shared]) for m in methods)])
     return markdown(rows)
 
 
@@ -138,11 +135,25 @@ def sparse_cell(runs: list[dict[str, Any]]) -> str:
     return f"{near:.1f} / {far:.1f} ({100 * share:.0f} %)"
 
 
+def line(peak_mib: dict[int, float]) -> tuple[str, str]:
+    """Memory of a further view by the line from 4 views to the most, and how far off it the others are at most.
+
+    Up to four views the heads' own memory grows too, which take them four at a time.
+    """
+    counts = [v for v in sorted(peak_mib) if v >= 4]
+    if len(counts) < 3:
+        return "", ""
+    first, last = counts[0], counts[-1]
+    more = (peak_mib[last] - peak_mib[first]) / (last - first)
+    off = max(abs(peak_mib[first] + more * (v - first) - peak_mib[v]) / peak_mib[v] for v in counts)
+    return f"{more:.0f} MiB", f"{100 * off:.0f} %"
+
+
 def feedforward() -> str:
     """A row per network and number type: seconds and peak memory by number of views, and what a further view takes."""
     networks = result("feedforward")["networks"]
     counts = sorted({v for kinds in networks.values() for run in kinds.values() for v in run["views"]}, key=int)
-    rows = [["network", "numbers", *(f"{v} views" for v in counts), "a further view"]]
+    rows = [["network", "numbers", *(f"{v} views" for v in counts), "a further view", "off that line"]]
     for network, kinds in networks.items():
         for dtype, run in kinds.items():
             views = run["views"]
@@ -150,16 +161,13 @@ def feedforward() -> str:
                 f"{row['wall_s']:.1f} s, {row['peak_mib'] / 1024:.1f} GiB" if (row := views.get(v)) else ""
                 for v in counts
             ]
-            # Up to four views the heads' own memory grows, which takes them four at a time.
-            most = max(map(int, views))
-            more = (views[str(most)]["peak_mib"] - views["4"]["peak_mib"]) / (most - 4)
-            rows.append([network, dtype, *cells, f"{more:.0f} MiB"])
+            rows.append([network, dtype, *cells, *line({int(v): row["peak_mib"] for v, row in views.items()})])
     return markdown(rows)
 
 
 TABLES: dict[str, Callable[[], str]] = {
     "cameras": cameras, "depth": depth, "scale": scale, "rasterizer": rasterizer, "fit": fit,
-    "sparse_views": sparse_views, "sparse_views_noise2": lambda: sparse_views("sparse_views_noise2"),
+    "sparse_views": sparse_views,
     "feedforward": feedforward,
 }  # fmt: skip
 
@@ -168,7 +176,9 @@ def expected(text: str) -> str:
     """The text with every table block rebuilt from its JSON."""
 
     def rebuild(match: re.Match[str]) -> str:
-        return match[1] + TABLES[match[2]]() + match[3]
+        name = match[2]
+        other_run = name not in TABLES and name.startswith("sparse_views_")  # with more noise, or with a network
+        return match[1] + (sparse_views(name) if other_run else TABLES[name]()) + match[3]
 
     return BLOCK.sub(rebuild, text)
 

@@ -13,7 +13,7 @@ from geo4d.core.types import Frame, Observations
 from recon import bundle, mapping, measured, refine, tracks
 from recon.bundle import Problem
 from recon.features import Features
-from recon.linking import Run, failure
+from recon.linking import Run, failure, feature_counts
 from recon.matches import Link
 from recon.solution import CameraSolution
 from recon.tracks import Tracks
@@ -262,7 +262,7 @@ def solution(
     )
     unregistered = _reasons(run, links, set(cameras), facts)
     facts["intrinsics"] = run.sensors.facts(problem.intrinsics, refined.covariance.intrinsics, problem.group.tolist())
-    facts["features"] = {name: len(f) for name, f in zip(run.names, found, strict=True)}
+    facts["features"] = feature_counts(run, found)
     facts["adjustment"] = {
         "observations": len(problem.point),
         "points": len(problem.p_world),

@@ -143,6 +143,7 @@ def reconstruct(
         except ReconstructionError as error:
             error.evidence.setdefault("photos", _photo_facts(frames, error.evidence.get("unregistered") or {}))
             raise
+        _note_predicted(solution, frames, progress)
         scene = _sparse_scene(frames, solution, options)
         if options.dense:
             scene = _with_depth(scene, solution, known, options, work / DEPTH, progress)
@@ -150,6 +151,17 @@ def reconstruct(
         if options.dense:
             scene = _with_points(scene, progress)
         return _with_report(scene, frames, solution, scale_facts)
+
+
+def _note_predicted(solution: CameraSolution, frames: Frames, progress: Progress) -> None:
+    """Say which cameras no matches support."""
+    because, guessed = solution.facts.get("predicted_because"), solution.facts.get("predicted_only")
+    if because:
+        progress.note(f"nothing can be adjusted ({because}): the cameras are as the network predicts")
+    elif guessed:
+        progress.note(
+            f"{len(guessed)} of {len(frames)} photos share too few matches: they stand where the network put them"
+        )
 
 
 SMALLEST_PX = 32
@@ -250,7 +262,7 @@ def _check_frames(frames: Frames, least: int) -> None:
             found=f"{len(frames)} usable",
             accepted=f"{least} or more of one place, from different spots; 20 to 60 are good",
             hint="take more photos, walking sideways round what you want"
-            + ("; of one photo a network alone tells depth, see geo4d doctor" if len(frames) == 1 else ""),
+            + ("; of one photo a network alone tells depth: --backend da3-small" if len(frames) == 1 else ""),
         )
 
 

@@ -60,6 +60,8 @@ def solve_cameras(
     if not weak:
         return _told(first, "sfm", "structure from motion placed all photos on good evidence")
     if predict is None:
+        if isinstance(first, ReconstructionError):
+            raise _hinted(first, "with a network's weights it may work (geo4d doctor lists networks)")
         return _told(first, "sfm", f"{weak}; no network's weights are at hand that might do better")
     try:
         second = solve(hybrid.solve_cameras)
@@ -69,11 +71,13 @@ def solve_cameras(
         return _told(first, "sfm", f"{weak}; the network that is at hand could not help: {error.asked}")
     if isinstance(second, ReconstructionError):
         return _told(first, "sfm", f"{weak}; with a network's prediction: {second.found}")
+    second = _matched_only(second, frames)
     if isinstance(first, ReconstructionError):
-        if second.depth_is_final:  # not one match supports the prediction
-            progress.note("a network alone gives cameras for these photos too, right or wrong: --backend da3-small")
-            raise first
+        if second is None:
+            raise _hinted(first, f"a network alone gives cameras too, right or wrong: {_alone(predict())}")
         return _told(second, "hybrid", f"{weak}; the prediction of a network placed the photos")
+    if second is None:
+        return _told(first, "sfm", f"{weak}; not enough matches support what a network predicts")
     with progress.stage("comparison"):
         run = linking.begin(frames, priors=priors, options=options, work_dir=work_dir, progress=progress)
         matched = _verified(run)
@@ -98,18 +102,51 @@ def _better(sfm: Evidence, hybrid: Evidence, *, strong: bool) -> bool:
 
     Few wrong corners found by few cameras are chance, which agreement with the prediction tells from right ones. But a
     hybrid that kept a wrong prediction agrees with it too: against strong evidence it must find the corners, and if it
-    does not find more of them, the verified matches must hold in it (they may be of things that only look alike).
+    does not find clearly more of them, the verified matches must hold in it (they may be of things that look alike).
     """
     more = hybrid.agreement - sfm.agreement
     if more < -MORE_AGREEMENT:
         return False
-    if hybrid.found <= sfm.found and hybrid.explained + hybrid.closed < NEARLY * (sfm.explained + sfm.closed):
+    if hybrid.found <= CLEARLY * sfm.found and hybrid.explained + hybrid.closed < NEARLY * (sfm.explained + sfm.closed):
         return False
     if hybrid.found > CLEARLY * sfm.found:
         return True
     if strong:
         return more >= MORE_AGREEMENT and hybrid.found > NEARLY * sfm.found
     return more >= MORE_AGREEMENT or (more >= 0 and hybrid.registered > sfm.registered)
+
+
+def _matched_only(solved: CameraSolution, frames: Frames) -> CameraSolution | None:
+    """The solution without pictures that stand where a network put them alone: these may show another place. None where
+    nothing is left.
+    """
+    guessed = {i for i, name in enumerate(frames.names) if name in (solved.facts.get("predicted_only") or [])}
+    kept = [i for i in sorted(solved.cameras) if i not in guessed]
+    if solved.depth_is_final or len(kept) < 2:
+        return None
+    rows = [k for k, i in enumerate(sorted(solved.cameras)) if i not in guessed]
+    reason = "too few matches place it; --backend hybrid puts it where the network does, right or wrong"
+    parts = {
+        name: {i: v for i, v in getattr(solved, name).items() if i not in guessed}
+        for name in ("cameras", "depth", "depth_relative_std", "confidence")
+    }
+    return replace(
+        solved, **parts, covariance=None if solved.covariance is None else solved.covariance[rows],
+        unregistered={**solved.unregistered, **dict.fromkeys(guessed, reason)},
+        facts={**solved.facts, "predicted_only": []},
+    )  # fmt: skip
+
+
+def _hinted(error: ReconstructionError, more: str) -> ReconstructionError:
+    return ReconstructionError(
+        error.asked, found=error.found, accepted=error.accepted, hint="; ".join(filter(None, [error.hint, more])),
+        evidence=error.evidence,
+    )  # fmt: skip
+
+
+def _alone(prediction: Prediction) -> str:
+    """The option by which the network of a prediction runs alone."""
+    return f"--backend {prediction.facts.get('backend', 'NETWORK')}"
 
 
 def _verified(run: linking.Run) -> Matched:

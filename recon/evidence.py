@@ -51,7 +51,6 @@ class Evidence:
     """What speaks for a solution; more is better but for the error."""
 
     registered: int
-    """Pictures that matches placed."""
     observations: int
     mean_error_px: float | None
     """Of the observations; None where nothing was adjusted."""
@@ -81,10 +80,10 @@ def judge(frames: Frames, solved: CameraSolution, prediction: Prediction, matche
     pairs = list(itertools.permutations(sorted(views), 2))
     if len(views) > FEW_PICTURES:
         pairs = [(i, j) for i, j in pairs if abs(i - j) <= 3]
-    found = sum(_found(views[i], views[j], ranges[i]) for i, j in pairs)
-    placed = len(views) - len(solved.facts.get("predicted_only") or [])
+    # By chance some pairs find more than beside, and others less: only the sum has no room below nothing.
+    found = max(0.0, sum(_found(views[i], views[j], ranges[i]) for i, j in pairs))
     return Evidence(
-        registered=placed,
+        registered=len(views),
         observations=len(solved.observations.track_id),
         mean_error_px=solved.facts.get("adjustment", {}).get("mean_error_px"),
         explained=_explained(solved, matched),
@@ -198,8 +197,7 @@ def _found(first: _View, second: _View, depth_range: tuple[float, float] | None)
         _best(second.grey, there_px + shift * across[:, :, None], template) for shift in (0.0, BESIDE_PX, -BESIDE_PX)
     )
     gain = right - np.mean(beside, axis=0)
-    known = np.isfinite(gain)
-    return max(0.0, float(gain[known].sum()))
+    return float(gain[np.isfinite(gain)].sum())
 
 
 def _projected(first: Camera, second: Camera, uv_px: np.ndarray, depth: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from geo4d.core.errors import ReconstructionError
+from geo4d.core.errors import InputError, ReconstructionError
 from geo4d.core.geometry import move_pose, scale_of
 from geo4d.core.progress import Progress
 from geo4d.core.types import Camera, Frames
@@ -54,10 +54,13 @@ def solve_cameras(
     if predict is None:
         raise no_network()
     prediction = predict()
-    found = linking.find_features(run)
+    if all(d is None for d in prediction.depth):
+        raise InputError("the hybrid needs depth", found="a prediction of cameras alone",
+                         accepted="cameras and depth of every picture", hint="--backend sfm")  # fmt: skip
+    own = linking.find_features(run)
     # Without the prediction: what is kept in the work folder serves structure from motion too.
-    links, candidates = linking.find_links(run, found)
-    found = with_tracks(found, prediction)
+    links, candidates = linking.find_links(run, own)
+    found = with_tracks(own, prediction, frames)
     focal = _focals(run, prediction)
     run = replace(run, sensors=run.sensors.with_predicted_focals(focal, prediction.focal_relative_std))
     with progress.stage("guided matches"):
@@ -85,10 +88,11 @@ def solve_cameras(
     except ReconstructionError as error:
         refined, why = None, error.found or error.asked
     if refined is None or why:
-        progress.note(f"nothing can be adjusted ({why}): the cameras are as the network predicts")
         alone = as_predicted(frames, prediction, progress)
-        return replace(alone, facts={**alone.facts, "links": facts["links"], "predicted_only": list(frames.names)})
+        told = {"links": facts["links"], "predicted_only": list(frames.names), "predicted_because": why}
+        return replace(alone, facts={**alone.facts, **told})
     solved = solution(run, found, guided, refined, facts)
+    solved = replace(solved, facts={**solved.facts, "features": linking.feature_counts(run, own)})
     similarity = world_from_predicted(solved, prediction)
     if similarity is not None:
         solved = _with_predicted(run, solved, prediction, similarity)
@@ -126,10 +130,6 @@ def _with_predicted(
         cameras[i] = (predicted if lens is None or lens.hw != predicted.hw else lens).with_pose(pose)
     covariance = _covariance(solved, cameras, prediction, similarity)
     guessed = [run.names[i] for i in missing if run.names[i] not in run.priors.world_from_cam]
-    if guessed:
-        run.progress.note(
-            f"{len(guessed)} of {len(run.frames)} photos share too few matches: they stand where the network put them"
-        )
     facts = {**solved.facts, "predicted_only": guessed}
     return replace(solved, cameras=cameras, covariance=covariance, unregistered={}, facts=facts)
 

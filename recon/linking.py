@@ -135,6 +135,11 @@ def find_features(run: Run) -> list[Features]:
     return found
 
 
+def feature_counts(run: Run, found: Sequence[Features]) -> dict[str, int]:
+    """Part of `recon.report.ReportFacts`: features by picture."""
+    return {name: len(f) for name, f in zip(run.names, found, strict=True)}
+
+
 def _features_per_picture(pictures: int) -> int:
     """More where there are few pictures: accuracy then hangs on each, and there are few pairs to match."""
     return int(np.clip(220_000 // pictures, 4500, 8000))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from geo4d.core.types import Observations
+from geo4d.core.types import Frame, Frames, Observations
 from recon.features import DESCRIPTOR_NORM, Features
 from recon.feedforward.prediction import Prediction
 from recon.posed_depth import PosedDepth
@@ -14,11 +14,12 @@ from recon.posed_depth import PosedDepth
 SIZE = 0.012
 """Of a tracked point at the median depth, in longer sides of its picture: as large as the largest SIFT features."""
 ENTRIES = 16
-"""Of a descriptor that are not zero: two tracks share one or two of them, and are far from SIFT's too."""
+"""Of a descriptor that are not zero: two tracks share two of them on average, and are far from SIFT's too."""
 
 
-def with_tracks(found: Sequence[Features], prediction: Prediction) -> list[Features]:
-    """The features of every picture and, behind them, its points of the network's tracks.
+def with_tracks(found: Sequence[Features], prediction: Prediction, frames: Frames) -> list[Features]:
+    """The features of every picture and, behind them, its points of the network's tracks that lie in the picture and
+    where it may be used.
 
     A track has a descriptor of its own, by which its points match each other and nothing else. Their sizes follow from
     focal length and predicted depth, as those of one thing in several pictures do.
@@ -31,6 +32,7 @@ def with_tracks(found: Sequence[Features], prediction: Prediction) -> list[Featu
     out = []
     for i, own in enumerate(found):
         mine = (tracks.frame_id == i).numpy()
+        mine[mine] = _usable(frames[i], tracks.uv_px.numpy()[mine])
         count = int(mine.sum())
         out.append(Features(
             np.concatenate([own.uv_px, tracks.uv_px.numpy()[mine].astype(np.float32)]),
@@ -39,6 +41,15 @@ def with_tracks(found: Sequence[Features], prediction: Prediction) -> list[Featu
             np.concatenate([own.descriptor, descriptor[tracks.track_id.numpy()[mine]]]),
         ))  # fmt: skip
     return out
+
+
+def _usable(frame: Frame, uv_px: np.ndarray) -> np.ndarray:
+    """Which of the pixels (k, 2) lie in the picture and outside its mask."""
+    inside = np.logical_and.reduce((uv_px >= 0) & (uv_px < np.array(frame.hw[::-1])), axis=1)
+    if frame.read_mask is not None:
+        column, row = np.where(inside[:, None], uv_px, 0.0).astype(np.int64).T
+        inside &= np.asarray(frame.read_mask())[row, column]
+    return inside
 
 
 def _descriptors(count: int) -> np.ndarray:

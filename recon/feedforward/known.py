@@ -13,6 +13,7 @@ from geo4d.core.progress import Progress
 from geo4d.core.types import Camera, Frames
 from recon.feedforward.prediction import Prediction
 from recon.feedforward.similarity import fit_poses
+from recon.posed_depth import PosedDepth
 from recon.priors import Priors, register_depth
 
 _FEWEST_DEPTHS = 20
@@ -47,7 +48,24 @@ def apply_known(
     if fixed:
         prediction = _with_poses(prediction, known, priors.metric, progress)
     factors = _depth_factors(prediction, priors, frames)
-    return _with_depth_scale(prediction, factors, fixed=fixed) if factors else prediction
+    return _with_points(_with_depth_scale(prediction, factors, fixed=fixed) if factors else prediction)
+
+
+def _with_points(prediction: Prediction) -> Prediction:
+    """Points of the tracks where the first picture of each track has them now, by its camera and depth."""
+    seen = prediction.observations
+    if seen is None or not len(seen.track_id):
+        return prediction
+    views, p_world = PosedDepth.of(prediction), seen.p_world.clone()
+    none = len(seen.track_id)
+    first = torch.full((len(p_world),), none).scatter_reduce(0, seen.track_id, torch.arange(none), "amin")
+    frame_id = torch.cat([seen.frame_id, torch.tensor([-1])])[first]
+    for i in range(len(prediction.camera)):
+        mine = (frame_id == i).nonzero()[:, 0]
+        there = torch.from_numpy(views.p_world(i, seen.uv_px[first[mine]].numpy()))
+        known = torch.isfinite(there).all(-1)
+        p_world[mine[known]] = there[known]
+    return replace(prediction, observations=replace(seen, p_world=p_world))
 
 
 def _with_intrinsics(prediction: Prediction, priors: Priors, frames: Frames) -> Prediction:

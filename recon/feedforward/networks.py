@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -149,12 +149,15 @@ def _predict(
                 hint="--network-size 392, fewer pictures, or --backend sfm",
             ) from error  # fmt: skip
 
+    def told(prediction: Prediction) -> Prediction:
+        return replace(prediction, facts={**prediction.facts, "backend": name})
+
     own_size = functools.partial(run, long_side=network.long_side)
     check_once(name, weights, own_size, progress, most=plan.chunk_views)
     if plan.whole:
         with progress.stage("network"):
-            return run(frames, priors)
-    return _in_chunks(frames, priors, run, plan.chunk_views, plan.overlap, options, progress)
+            return told(run(frames, priors))
+    return told(_in_chunks(frames, priors, run, plan.chunk_views, plan.overlap, options, progress))
 
 
 def _device(asked: str) -> str:
@@ -275,11 +278,12 @@ def _corners(seen: NetworkViews) -> np.ndarray | None:
 def _tracks(seen: NetworkViews, out: Any, found: Mapping[str, Tensor]) -> Observations:
     """Tracks that are surely seen in two pictures or more; their points lie where the first picture's depth is."""
     uv_px = out.track_uv_px[0].double().cpu()
-    sure = (out.track_visible[0] > SURE) & (out.track_conf[0] > SURE)
+    sure = ((out.track_visible[0] > SURE) & (out.track_conf[0] > SURE)).cpu()
     inside = ((uv_px >= 0) & (uv_px < torch.tensor([seen.hw[1], seen.hw[0]]))).all(-1)
-    sure = sure.cpu() & inside
-    column, row = uv_px[0].long().clamp_min(0).unbind(-1)
-    depth = found["depth"][0, 0].cpu()[row.clamp_max(seen.hw[0] - 1), column.clamp_max(seen.hw[1] - 1)].double()
+    column, row = torch.where(inside[..., None], uv_px, 0.0).long().unbind(-1)
+    # Outside the picture, on the canvas's border, and under a mask nothing is usable.
+    sure &= inside & seen.usable[torch.arange(len(uv_px))[:, None], row, column].bool()
+    depth = found["depth"][0, 0].cpu()[row[0], column[0]].double()
     kept = sure[0] & (sure.sum(0) >= 2) & (depth > 0)
     pose = torch.linalg.inv(found["cam_from_world"][0, 0].double().cpu())
     first = Camera(found["K"][0, 0].double().cpu(), pose, seen.hw)

@@ -393,10 +393,19 @@ def test_a_mask_of_the_stored_picture_is_turned_with_it(folder, masks):
     Image.fromarray(mask_of(1)).save(masks / "IMG_1.png")
     Image.fromarray(np.zeros((90, 120), np.uint8)).save(masks / "IMG_0.png")
     frames, notes = load(folder, masks=masks)
-    mask = frames[1].mask
+    mask = frames[0].mask
     assert mask is not None
     np.testing.assert_array_equal(mask.numpy(), np.rot90(mask_of(1) > 0, -1))
+    assert frames[0].name == "IMG_1.jpg"
     assert any("black everywhere" in n and "IMG_0.jpg" in n for n in notes)
+    assert "black everywhere" in frames.dropped["IMG_0.jpg"]
+
+
+def test_masks_that_leave_too_few_photos_are_an_error_that_says_so(folder, masks):
+    for photo in folder.iterdir():
+        Image.fromarray(np.zeros((90, 120), np.uint8)).save(masks / f"{photo.stem}.png")
+    with pytest.raises(InputError, match="black everywhere"):
+        load_frames(folder, masks=masks)
 
 
 def test_a_mask_of_another_size_is_an_error_with_both_sizes(folder, masks):

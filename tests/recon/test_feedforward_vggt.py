@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -389,3 +391,47 @@ def test_pictures_that_are_too_small_for_the_feature_pyramid_are_refused(tiny: V
     run(levels)
     with pytest.raises(InputError, match=f"{2 ** (levels + 1)} x {2 ** (levels + 1)} pixels"):
         run(levels + 1)
+
+
+# --- into a scene
+
+
+def test_tracks_of_vggt_are_observations_of_the_stored_pictures(tiny: VGGT, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures of several shapes, one turned, one masked: tracks lie in the pictures and where they may be used."""
+    from geo4d.core.types import Frame, Frames
+    from recon import reconstruct
+    from recon.feedforward import networks
+    from recon.options import ReconstructOptions
+    from recon.priors import Priors
+
+    g = np.random.default_rng(0)
+    low = g.integers(0, 255, (20, 20, 3), np.uint8)
+    shapes = [(120, 160), (160, 120), (90, 160)]
+    free = np.ones((90, 160), bool)
+    free[:, 60:] = False
+    frames = Frames([
+        Frame.from_array(
+            f"{i}.png", cv2.resize(low, (w, h), interpolation=cv2.INTER_CUBIC),
+            quarter_turns=int(i == 1), read_mask=(lambda: free) if i == 2 else None,
+        )
+        for i, (h, w) in enumerate(shapes)
+    ])  # fmt: skip
+    monkeypatch.setattr(networks, "SURE", -1.0)  # random weights are sure of nothing
+    made = networks.predict(tiny, networks.NETWORKS["vggt-1b"], frames, Priors(), long_side=112)
+    seen = made.observations
+    assert seen is not None
+    assert len(seen.p_world) > 20
+    assert set(seen.frame_id.tolist()) == {0, 1, 2}
+    for i, (h, w) in enumerate(shapes):
+        uv_px = seen.uv_px[seen.frame_id == i]
+        assert ((uv_px >= 0) & (uv_px < torch.tensor([w, h]))).all()
+    assert seen.uv_px[seen.frame_id == 2, 0].max() < 64  # the mask ends at 60, and a pixel of the network is 1.5
+    assert torch.bincount(seen.track_id).min() >= 2
+    # Points lie where the first picture's depth is.
+    first = seen.frame_id == 0
+    uv_px, z = made.camera[0].project(seen.p_world[seen.track_id[first]])
+    off = (uv_px - seen.uv_px[first]) / made.camera[0].K[0, 0]  # random weights give any focal length
+    assert off.abs().max() < 1e-6
+    assert (z > 0).all()
+    alone = reconstruct(frames, backend="vggt-1b", predict=lambda *_: made, options=ReconstructOptions(dense=False))
+    assert len(alone.observations.p_world) == len(seen.p_world)

@@ -257,6 +257,27 @@ def test_known_poses_fix_the_world(generated_scene: Callable[..., Scene]):
     assert not result.metric
 
 
+def test_points_of_tracks_follow_what_is_known(generated_scene: Callable[..., Scene]):
+    """Seen at the same pixels of the picture that a track begins in, and of the others as far as that depth is true."""
+    scene = generated_scene()
+    truth = replace(_prediction(scene), observations=scene.observations)
+    K = torch.diag(torch.tensor([1.2, 1.2, 1.0], dtype=torch.float64))
+    wrong = replace(truth, camera=tuple(replace(c, K=K @ c.K) for c in truth.camera)).transformed(MOVE)
+    poses = {n: scene.camera[i].world_from_cam for i, n in enumerate(scene.frames.names)}
+    cameras = dict(zip(scene.frames.names, scene.camera, strict=True))
+    result = apply_known(wrong, Priors(world_from_cam=poses, intrinsics=cameras), scene.frames)
+    seen = result.observations
+    assert seen is not None
+    first = torch.stack([(seen.track_id == t).nonzero()[0, 0] for t in seen.track_id.unique()])
+    off_px = seen.residuals_px(result.camera)
+    assert float(off_px[first].max()) < 1e-6
+    for t in first.tolist():
+        i, depth = int(seen.frame_id[t]), result.depth[int(seen.frame_id[t])]
+        column, row = seen.uv_px[t].long().tolist()
+        z = result.camera[i].project(seen.p_world[seen.track_id[t]][None])[1]
+        torch.testing.assert_close(z[0].float(), depth[row, column], rtol=1e-5, atol=1e-5)
+
+
 def test_bad_predicted_poses_do_not_spoil_the_scale(generated_scene: Callable[..., Scene]):
     scene = generated_scene()
     truth = _prediction(scene)

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ import torch
 from geo4d.core import geometry, metrics
 from geo4d.core.errors import InputError, ReconstructionError
 from geo4d.core.progress import Progress
-from geo4d.core.types import Distortion, Frame, Frames, Scene
+from geo4d.core.types import Camera, Distortion, Frame, Frames, Scene
 from recon import automatic, evidence, features, guided, hybrid, placing, sfm, tracked
 from recon import reconstruct as reconstruct_scene
 from recon.feedforward import solving
@@ -266,7 +267,7 @@ def test_auto_weighs_corners_photos_and_agreement(
     )
     assert automatic._better(a, b, strong=strong) == expected
     lost = replace(b, explained=0.2, closed=0.2)  # it gives up most of the verified matches
-    assert automatic._better(a, lost, strong=strong) == (expected and b.found > a.found)
+    assert automatic._better(a, lost, strong=strong) == (expected and b.found > automatic.CLEARLY * a.found)
 
 
 def test_auto_keeps_structure_from_motion_where_the_hybrid_is_worse(
@@ -423,22 +424,31 @@ def test_placing_explains_its_matches(noisy: Callable[..., Prediction], scene: S
 
 
 def test_a_networks_tracks_join_those_of_features(
-    noisy: Callable[..., Prediction], generated_scene: Callable[..., Scene], tmp_path: Path
+    noisy: Callable[..., Prediction],
+    generated_scene: Callable[..., Scene],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With features in a corner alone, tracks of points everywhere make the cameras exact; two never mix."""
+    """With features in a corner alone, tracks of points everywhere make the cameras exact."""
     made = generated_scene(6, (360, 480))
     full, scene = made.observations, part(made, VIEWS)
     place = torch.tensor([VIEWS.index(i) if i in VIEWS else -1 for i in range(6)])[full.frame_id]
     tracks = replace(full, track_id=full.track_id[place >= 0], frame_id=place[place >= 0], uv_px=full.uv_px[place >= 0])
-    corner = np.zeros((360, 480), bool)
-    corner[260:, :120] = True
-    frames = Frames([replace(f, read_mask=lambda: corner) for f in scene.frames])
-    prediction = noisy(scene, 1)
+    prediction, frames = noisy(scene, 1), scene.frames
+    extract = features.extract
+
+    def in_a_corner(rgb: np.ndarray, *args: Any, **options: Any) -> features.Features:
+        found = extract(rgb, *args, **options)
+        return found.take(np.flatnonzero((found.uv_px[:, 0] < 120) & (found.uv_px[:, 1] > 260)))
+
+    monkeypatch.setattr(features, "extract", in_a_corner)
     without = solve(hybrid.solve_cameras, frames, tmp_path / "a", prediction)
     solved = solve(hybrid.solve_cameras, frames, tmp_path / "b", replace(prediction, observations=tracks))
     assert errors_deg(solved, scene).max() < 0.5 < errors_deg(without, scene).max()
     error_px = solved.observations.residuals_px([solved.cameras[i] for i in range(4)])
     assert float(error_px.median()) < 1.0
+    counts = {f.name: len(features.extract(f.read())) for f in frames}
+    assert solved.facts["features"] == counts  # those of the network are not features of a photo
 
 
 def test_points_of_a_track_match_each_other_and_nothing_else(
@@ -447,7 +457,7 @@ def test_points_of_a_track_match_each_other_and_nothing_else(
     scene = generated_scene(6, (360, 480))
     seen, prediction = scene.observations, replace(noisy(scene, 1), observations=scene.observations)
     found = [features.extract(f.read()) for f in scene.frames[:2]]
-    with_both = tracked.with_tracks(found, prediction)
+    with_both = tracked.with_tracks(found, prediction, scene.frames)
     pair = PosedDepth(scene.camera[:2], tuple(None if d is None else d.numpy() for d in scene.depth[:2]))
     matched = guided.match(pair, with_both, (0, 1), 20.0)
     ids = [seen.track_id[seen.frame_id == i].numpy() for i in (0, 1)]
@@ -456,3 +466,45 @@ def test_points_of_a_track_match_each_other_and_nothing_else(
     first, second = (ids[c][matched[new, c] - len(found[c])] for c in (0, 1))
     assert (first == second).all()
     assert len(first) > 0.9 * len(np.intersect1d(*ids))
+
+
+def test_tracks_in_masked_areas_and_outside_the_picture_are_left_out(
+    noisy: Callable[..., Prediction], generated_scene: Callable[..., Scene]
+) -> None:
+    scene = generated_scene(6, (360, 480))
+    free = np.ones((360, 480), bool)
+    free[:, 240:] = False
+    frames = Frames([replace(scene.frames[0], read_mask=lambda: free), *scene.frames[1:]])
+    uv_px = scene.observations.uv_px.clone()
+    uv_px[scene.observations.frame_id == 1] += 300
+    prediction = replace(noisy(scene, 1), observations=replace(scene.observations, uv_px=uv_px))
+    none = features.extract(np.zeros((360, 480, 3), np.uint8))
+    masked, moved, other = tracked.with_tracks([none] * 6, prediction, frames)[:3]
+    assert 0 < len(masked) < int((scene.observations.frame_id == 0).sum())
+    assert masked.uv_px[:, 0].max() < 240
+    assert len(moved) == 0 or moved.uv_px.max() < 480
+    assert len(other) == int((scene.observations.frame_id == 2).sum())
+
+
+def test_auto_leaves_out_a_photo_of_another_place(
+    noisy: Callable[..., Prediction], scene: Scene, render: Callable[..., Any], tmp_path: Path
+) -> None:
+    """The network, which places every picture somewhere, does not bring it in."""
+    from geo4d.core import procedural
+
+    ((rgb, depth),) = render(procedural.tabletop(77, count=20), [scene.camera[1]])
+    stray = Frame.from_array("stray.png", (rgb.numpy() * 255).astype(np.uint8))
+    truth = replace(
+        scene, frames=Frames([*scene.frames, stray]), depth=(*scene.depth, depth),
+        **{k: (*getattr(scene, k), getattr(scene, k)[1]) for k in ("camera", "original", "confidence", "dynamic")},
+    )  # fmt: skip
+    chosen = solve(automatic.solve_cameras, truth.frames, tmp_path, noisy(truth, 1))
+    assert set(chosen.cameras) == {0, 1, 2, 3}
+    assert 4 in chosen.unregistered
+    assert errors_deg(replace(chosen, cameras={**chosen.cameras, 4: truth.camera[4]}), truth)[:4, :4].max() < 0.5
+    assert len(chosen.covariance) == 4
+
+
+def test_a_prediction_without_depth_is_refused(noisy: Callable[..., Prediction], scene: Scene, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="the hybrid needs depth"):
+        solve(hybrid.solve_cameras, scene.frames, tmp_path, replace(noisy(scene, 1), depth=(None,) * 4))

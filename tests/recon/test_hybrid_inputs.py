@@ -152,6 +152,23 @@ def test_a_photo_masked_whole_stands_where_it_was_predicted(scene: Scene, noisy:
     assert not (made.observations.frame_id == 3).any()
 
 
+def test_auto_with_portrait_and_masked_photos(render: Render, noisy: Callable[..., Prediction]) -> None:
+    truth = photograph(render, lens=OPENCV, turns=(0, 1, 3, 0))
+    masks = [np.ones(f.hw, bool) for f in truth.frames]
+    for mask in masks:
+        mask[: mask.shape[0] // 4] = False
+    frames = Frames([replace(f, read_mask=lambda m=m: m) for f, m in zip(truth.frames, masks, strict=True)])
+    made = reconstruct(
+        frames, backend="auto", predict=lambda *_: noisy(truth, 1), options=ReconstructOptions(dense=False)
+    )
+    assert worst_deg(made, truth) < 0.7
+    evidence = made.report["choice"]["evidence"]
+    for name in ("sfm", "hybrid"):  # wrongly turned pixels would fit nothing
+        if evidence[name]["registered"] == 4:
+            assert evidence[name]["explained"] > 0.9
+            assert evidence[name]["closed"] > 0.7
+
+
 def test_held_intrinsics_are_kept(scene: Scene, noisy: Callable[..., Prediction]) -> None:
     known = {f.name: c for f, c in zip(scene.frames, scene.original, strict=True)}
     made = hybrid(scene.frames, noisy(scene, 1), Priors(intrinsics=known))

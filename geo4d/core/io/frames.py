@@ -233,12 +233,14 @@ def _load_photos(
         looks = {n: p.look for n, p in photos.items() if n not in dropped and p.look is not None}
         dropped |= selection.select_photos(looks)
     dropped |= _thin([n for n in photos if n not in dropped], max_frames)
+    kept = {n: p.header for n, p in photos.items() if n not in dropped and p.header is not None}
+    mask_of = _masks(masks, kept, progress) if len(kept) >= least else {}
+    dropped |= _masked_whole(mask_of)
     for reason in dict.fromkeys(dropped.values()):
         names = [n for n, r in dropped.items() if r == reason]
         progress.note(f"left out {_some(names)}: {reason}")
-    kept = {n: p.header for n, p in photos.items() if n not in dropped and p.header is not None}
+    kept = {n: header for n, header in kept.items() if n not in dropped}
     _check_enough(kept, dropped, least)
-    mask_of = _masks(masks, kept, progress)
     mountings = mount(list(kept.values()))
     frames = [
         _frame(name, header, mounting, mask_of.get(name), photos[name].transparent)
@@ -338,7 +340,7 @@ def _check_enough(kept: dict[str, Header], dropped: dict[str, str], least: int) 
         accepted="2 photos of one place at least, from different positions; 3 or more recommended",
         hint=hint
         + ("; --keep-all keeps blurred and similar ones" if dropped else "")
-        + ("; of one photo a network alone tells depth, see geo4d doctor" if len(kept) == 1 else ""),
+        + ("; of one photo a network alone tells depth: --backend da3-small" if len(kept) == 1 else ""),
     )
 
 
@@ -349,12 +351,15 @@ def _masks(folder: Path | None, kept: dict[str, Header], progress: Progress) -> 
     lacking = [n for n in kept if n not in masks]
     if lacking:
         progress.note(f"{len(lacking)} of {len(kept)} photos have no mask and are used whole: {_some(lacking)}")
-    with ThreadPoolExecutor(max(1, min(4, os.cpu_count() or 1))) as pool:
-        shares = list(pool.map(lambda mask: float(mask.read().mean()), masks.values()))
-    black = [n for n, share in zip(masks, shares, strict=True) if share == 0]
-    if black:
-        progress.note(f"the mask is black everywhere, so nothing of the photo is used (white = use): {_some(black)}")
     return masks
+
+
+def _masked_whole(masks: dict[str, Mask]) -> dict[str, str]:
+    """Why photos are left out whose mask leaves nothing."""
+    with ThreadPoolExecutor(max(1, min(4, os.cpu_count() or 1))) as pool:
+        free = list(pool.map(lambda mask: bool(mask.read().any()), masks.values()))
+    reason = "the mask is black everywhere, so nothing of the photo could be used (white = use)"
+    return {name: reason for name, any_free in zip(masks, free, strict=True) if not any_free}
 
 
 def _some(names: Sequence[str]) -> str:
