@@ -408,7 +408,7 @@ def test_a_still_scene_with_filled_depth_has_next_to_nothing_dynamic(
 
 
 def test_placing_explains_its_matches(noisy: Callable[..., Prediction], scene: Scene, tmp_path: Path) -> None:
-    """Matches that remain lie within a few pixels of the epipolar lines of the cameras that they come with."""
+    """Points of its tracks project to within two pixels of the keypoints."""
     from recon import linking
 
     prediction = noisy(scene, 4)

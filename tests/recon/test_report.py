@@ -481,10 +481,17 @@ def test_the_verdict_and_the_page_tell_what_a_network_alone_said(tmp_path: Path)
     assert verdict(some).headline == "All 4 photos registered, 1 of them only as a network predicts"
     assert verdict(some).level == "fair"
     facts = facts_from_scene(make_scene([0, 20, 40, 60]))
-    ways: Any = {"sfm": {"registered": 3, "found": 40.0}, "hybrid": {"registered": 4, "found": 60.0, "agreement": 1.0}}
+    ways: Any = {
+        "sfm": {"registered": 3, "found": 40.0, "explained": 0.61, "closed": 0.52},
+        "hybrid": {"registered": 4, "found": 60.0, "agreement": 1.0},
+    }
     facts["choice"] = {"chosen": "hybrid", "reason": "structure from motion placed 3 of 4 photos", "evidence": ways}
     facts["predicted_only"] = ["photo 3.png"]
+    facts["network"] = {"network": "Network N", "weights": "owner/n", "licence": "Apache-2.0"}
     text = page_of(tmp_path, facts).text
+    assert "Network N predicted cameras and depth (owner/n, Apache-2.0)" in text
+    assert "61\u00a0%" in text
+    assert "52\u00a0%" in text
     assert "hybrid (chosen)" in text
     assert "structure from motion placed 3 of 4 photos" in text
     assert "photo 3.png: they stand where the network put them" in text

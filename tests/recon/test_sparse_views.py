@@ -104,6 +104,18 @@ def test_more_noise_is_more_wrong_and_says_the_same_of_itself(sparse_views: Modu
     assert focal_error(second) == pytest.approx(2 * focal_error(first), rel=1e-6)
 
 
+def test_memory_of_a_further_view_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not FOLDER.exists():
+        pytest.skip("benchmarks are not part of the wheel")
+    monkeypatch.syspath_prepend(str(FOLDER))
+    from tables import line
+
+    exact = {2: 10.0, 4: 100.0, 8: 180.0, 16: 340.0}
+    assert line(exact) == ("20 MiB", "0 %")
+    assert line({**exact, 8: 200.0}) == ("20 MiB", "10 %")
+    assert line({2: 1.0, 4: 2.0, 8: 3.0}) == ("", "")  # two points are always on a line
+
+
 def test_a_network_is_named_and_its_weights_are_asked_for(
     sparse_views: ModuleType, draw: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
