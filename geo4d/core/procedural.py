@@ -141,6 +141,16 @@ def cast_depth(boxes: Boxes, camera: Camera) -> Tensor:
     return _over_tiles(boxes, *camera.rays(), lambda scene, hits: hits.distance[..., None])[..., 0].float()
 
 
+def cast_solids(boxes: Boxes, camera: Camera) -> tuple[Tensor, Tensor]:
+    """What pixels' centres show: the solid, int64 `(*n, h, w)`, and the point in its axes, `(*n, h, w, 3)`."""
+
+    def what(scene: _Scene, hits: _Hits) -> Tensor:
+        return torch.cat([hits.index[..., None].to(hits.p_box.dtype), hits.p_box], -1)
+
+    found = _over_tiles(boxes, *camera.rays(), what)
+    return found[..., 0].long(), found[..., 1:]
+
+
 @dataclass(frozen=True, eq=False)
 class _Solids:
     """Solids as rays meet them."""
