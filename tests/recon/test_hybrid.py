@@ -508,3 +508,17 @@ def test_auto_leaves_out_a_photo_of_another_place(
 def test_a_prediction_without_depth_is_refused(noisy: Callable[..., Prediction], scene: Scene, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="the hybrid needs depth"):
         solve(hybrid.solve_cameras, scene.frames, tmp_path, replace(noisy(scene, 1), depth=(None,) * 4))
+
+
+@pytest.mark.parametrize("right", [0, 100, 1000])
+def test_wrong_matches_near_the_line_are_reckoned_from_those_beside_it(right: int) -> None:
+    g = np.random.default_rng(0)
+    wrong = g.uniform(-1, 1, (4000, 2)) * placing.NARROW
+    wrong = wrong[np.linalg.norm(wrong, axis=1) < placing.NARROW][
+        :600
+    ]  # evenly in the circle, the line is its diameter
+    agreeing = right + int((np.abs(wrong[:, 1]) < placing.BAND).sum())
+    expected = right / agreeing
+    assert placing._right_share(len(wrong) + right, agreeing) == pytest.approx(expected, abs=0.15)
+    assert placing._right_share(100, 100) == 1.0
+    assert placing._right_share(0, 0) >= placing.PURE  # nothing is wrong with no matches
