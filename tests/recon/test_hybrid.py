@@ -514,9 +514,7 @@ def test_a_prediction_without_depth_is_refused(noisy: Callable[..., Prediction],
 def test_wrong_matches_near_the_line_are_reckoned_from_those_beside_it(right: int) -> None:
     g = np.random.default_rng(0)
     wrong = g.uniform(-1, 1, (4000, 2)) * placing.NARROW
-    wrong = wrong[np.linalg.norm(wrong, axis=1) < placing.NARROW][
-        :600
-    ]  # evenly in the circle, the line is its diameter
+    wrong = wrong[np.linalg.norm(wrong, axis=1) < placing.NARROW]  # evenly; the line is a diameter
     agreeing = right + int((np.abs(wrong[:, 1]) < placing.BAND).sum())
     expected = right / agreeing
     assert placing._right_share(len(wrong) + right, agreeing) == pytest.approx(expected, abs=0.15)
