@@ -86,6 +86,26 @@ def matrix_from_rotvec(rotvec_rad: Tensor) -> Tensor:
     return matrix_from_quat(torch.cat([half.cos(), 0.5 * rotvec_rad * torch.sinc(half / math.pi)], -1))
 
 
+def rotvec_from_matrix(rotation: Tensor) -> Tensor:
+    """Rotation vectors `(*b, 3)`, at most a half turn long, of rotations `(*b, 3, 3)`; smooth at zero."""
+    w, v = quat_from_matrix(rotation).split([1, 3], -1)
+    sine = v.norm(dim=-1, keepdim=True)
+    tiny = sine < 1e-7
+    return v * torch.where(tiny, 2 / w.clamp_min(0.5), 2 * torch.atan2(sine, w) / torch.where(tiny, 1.0, sine))
+
+
+def quat_product(a: Tensor, b: Tensor) -> Tensor:
+    """Products `(*b, 4)` of quaternions, wxyz: the rotation of b, then that of a."""
+    aw, ax, ay, az = a.unbind(-1)
+    bw, bx, by, bz = b.unbind(-1)
+    return torch.stack([
+        aw * bw - ax * bx - ay * by - az * bz,
+        aw * bx + ax * bw + ay * bz - az * by,
+        aw * by - ax * bz + ay * bw + az * bx,
+        aw * bz + ax * by - ay * bx + az * bw,
+    ], -1)  # fmt: skip
+
+
 def rotation_angle(rotation: Tensor) -> Tensor:
     """Angle in radians of rotations `(*b, 3, 3)`, by atan2, which keeps small and large angles exact."""
     m = rotation

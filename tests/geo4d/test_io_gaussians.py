@@ -16,13 +16,13 @@ import open3d as o3d
 import pytest
 import torch
 
+from geo4d.core import spherical_harmonics
 from geo4d.core.errors import InputError
 from geo4d.core.io.gaussian_packed import encode_spz
 from geo4d.core.io.gaussian_values import SH_PARITY, StoredGaussians, from_stored, mirrored, to_stored
 from geo4d.core.io.gaussians import SUFFIXES, read_gaussians, read_up_world, write_gaussians
 from geo4d.core.types import Gaussians
 from render import rasterization
-from render.rasterizer import spherical_harmonics
 
 FILES = [f"scene{suffix}" for suffix in SUFFIXES.values()]
 

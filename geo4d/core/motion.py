@@ -1,0 +1,129 @@
+"""Gaussians that move: a few rigid trajectories that each of them blends."""
+
+# No `from __future__ import annotations`: annotations stay live objects, so that jaxtyping can check them in tests.
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from jaxtyping import Float32, Float64
+from torch import Tensor
+
+from geo4d.core import geometry, spherical_harmonics
+from geo4d.core.errors import InputError
+from geo4d.core.types import Gaussians
+
+SUM_TOLERANCE = 1e-3
+"""By which the weights of a moving Gaussian may miss 1."""
+
+
+class Motion(Protocol):
+    """How Gaussians move: a function of them and a time, as long as they are in the same order."""
+
+    def at(self, gaussians: Gaussians, time_s: float) -> Gaussians:
+        """The Gaussians at a time."""
+        ...
+
+    def subset(self, index: Tensor) -> "Motion":
+        """Of the Gaussians of an index or a mask."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class BasesMotion:
+    """Rigid trajectories, the bases, and how much of each a Gaussian follows.
+
+    A row of `weights` that is zero stands still; all others are not negative and sum to 1. Between the times a basis
+    turns at constant speed about one axis and its origin moves along a line; before the first and after the last it
+    stays. Bases are blended as dual quaternions (Kavan et al. 2007, dual quaternion linear blending): what bends
+    keeps its thickness.
+
+    Raises:
+        InputError: sizes that do not fit, times that do not increase, weights that are negative or of another sum.
+    """
+
+    time_s: Float64[Tensor, " t"]
+    world_from_rest: Float64[Tensor, "m t 4 4"]
+    weights: Float32[Tensor, "g m"]
+
+    def __post_init__(self) -> None:
+        m, t = self.world_from_rest.shape[:2]
+        if len(self.time_s) != t or self.weights.shape[1] != m or not t or not m:
+            raise InputError(
+                "the parts of a motion do not fit",
+                found=f"{len(self.time_s)} times, {m} bases at {t} times, weights of {self.weights.shape[1]} bases",
+                accepted="one pose of each of 1 or more bases per time, and one weight of each per Gaussian",
+            )
+        if bool((self.time_s.diff() <= 0).any()):
+            raise InputError("the times of a motion must increase", found=f"{self.time_s.tolist()[:6]} ...")
+        total = self.weights.detach().sum(-1)
+        wrong = (self.weights.detach() < 0).any(-1) | ((total != 0) & ((total - 1).abs() > SUM_TOLERANCE))
+        if bool(wrong.any()):
+            raise InputError(
+                "weights of a motion are out of range", found=f"{int(wrong.sum())} of {len(total)} rows",
+                accepted="rows that are not negative and sum to 1, or are zero: these Gaussians stand still",
+            )  # fmt: skip
+
+    @property
+    def moving(self) -> Tensor:
+        """Bool `(g,)`: which Gaussians move."""
+        return self.weights.detach().amax(-1) > 0
+
+    def poses(self, time_s: float) -> Tensor:
+        """`world_from_rest` `(m, 4, 4)` of the bases at a time."""
+        if len(self.time_s) == 1:
+            return self.world_from_rest[:, 0]
+        t = min(max(time_s, float(self.time_s[0])), float(self.time_s[-1]))
+        after = int(torch.searchsorted(self.time_s, t).clamp(1, len(self.time_s) - 1))
+        first, second = self.world_from_rest[:, after - 1], self.world_from_rest[:, after]
+        share = (t - float(self.time_s[after - 1])) / float(self.time_s[after] - self.time_s[after - 1])
+        turn = first[:, :3, :3].mT @ second[:, :3, :3]
+        rotation = first[:, :3, :3] @ geometry.matrix_from_rotvec(share * geometry.rotvec_from_matrix(turn))
+        return geometry.rigid(rotation, (1 - share) * first[:, :3, 3] + share * second[:, :3, 3])
+
+    def at(self, gaussians: Gaussians, time_s: float) -> Gaussians:
+        """The Gaussians at a time, in the world; those that stand still are untouched.
+
+        Raises:
+            InputError: another number of Gaussians than of weights.
+        """
+        if len(gaussians) != len(self.weights):
+            raise InputError(
+                "this motion is of other Gaussians", found=f"{len(self.weights)} weights, {len(gaussians)} Gaussians"
+            )
+        index = self.moving.nonzero()[:, 0]
+        if not len(index):
+            return gaussians
+        quat, shift = blended(self.poses(time_s).to(self.weights), self.weights[index])
+        rotation = geometry.matrix_from_quat(quat)
+        moved = {
+            "means": (rotation @ gaussians.means[index][..., None])[..., 0] + shift,
+            "quats_wxyz": geometry.quat_product(quat, gaussians.quats_wxyz[index]),
+            "sh": spherical_harmonics.turned(gaussians.sh[index], rotation),
+        }
+        return replace(gaussians, **{k: getattr(gaussians, k).index_copy(0, index, v) for k, v in moved.items()})
+
+    def subset(self, index: Tensor) -> "BasesMotion":
+        """Of the Gaussians of an index or a mask."""
+        return replace(self, weights=self.weights[index])
+
+    def to(self, device: str | torch.device) -> "BasesMotion":
+        """Move to a device."""
+        return BasesMotion(self.time_s.to(device), self.world_from_rest.to(device), self.weights.to(device))
+
+
+def blended(poses: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Rigid motions between others: unit quaternions `(k, 4)` wxyz and shifts `(k, 3)`, of poses `(m, 4, 4)` weighted
+    by `(k, m)`.
+
+    Of the two quaternions of a pose the one counts that is nearer to that of the heaviest pose.
+    """
+    real = geometry.quat_from_matrix(poses[:, :3, :3])
+    zero = torch.zeros_like(poses[:, :1, 3])
+    dual = 0.5 * geometry.quat_product(torch.cat([zero, poses[:, :3, 3]], -1), real)
+    signs = torch.sign(real @ real.mT + 1e-12)[weights.argmax(-1)]
+    signed = weights * signs.to(weights)
+    q, d = signed @ real, signed @ dual
+    norm = q.norm(dim=-1, keepdim=True)
+    q, d = q / norm, d / norm
+    conjugate = q * q.new_tensor([1.0, -1.0, -1.0, -1.0])
+    return q, 2 * geometry.quat_product(d, conjugate)[:, 1:]

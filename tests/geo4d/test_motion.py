@@ -1,0 +1,170 @@
+"""Gaussians that blend rigid trajectories, against rigid motions themselves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from scipy.spatial.transform import Rotation
+
+from geo4d.core import geometry, moving, spherical_harmonics
+from geo4d.core.errors import InputError
+from geo4d.core.motion import BasesMotion, blended
+from geo4d.core.types import Camera, Gaussians
+from render import render_views
+
+G = torch.Generator().manual_seed(0)
+
+
+def some_gaussians(n: int = 40, degree: int = 3) -> Gaussians:
+    g = torch.Generator().manual_seed(1)
+    quats = torch.nn.functional.normalize(torch.randn(n, 4, generator=g), dim=-1)
+    sh = 0.3 * torch.randn(n, (degree + 1) ** 2, 3, generator=g)
+    return Gaussians(
+        torch.randn(n, 3, generator=g), quats, 0.02 + 0.1 * torch.rand(n, 3, generator=g),
+        0.2 + 0.7 * torch.rand(n, generator=g), sh,
+    )  # fmt: skip
+
+
+def some_poses(*shape: int, seed: int = 2) -> torch.Tensor:
+    g = torch.Generator().manual_seed(seed)
+    rotvec = torch.randn(*shape, 3, generator=g, dtype=torch.float64)
+    return geometry.rigid(geometry.matrix_from_rotvec(rotvec), torch.randn(*shape, 3, generator=g, dtype=torch.float64))
+
+
+def test_products_and_rotation_vectors_agree_with_scipy() -> None:
+    poses = some_poses(50)[:, :3, :3]
+    rotvec = geometry.rotvec_from_matrix(poses)
+    torch.testing.assert_close(rotvec, torch.from_numpy(Rotation.from_matrix(poses.numpy()).as_rotvec()))
+    tiny = torch.tensor([[1e-9, -2e-9, 0.0], [0.0, 0.0, 0.0]], dtype=torch.float64)
+    torch.testing.assert_close(geometry.rotvec_from_matrix(geometry.matrix_from_rotvec(tiny)), tiny, atol=1e-15, rtol=0)
+    a, b = geometry.quat_from_matrix(poses[:25]), geometry.quat_from_matrix(poses[25:])
+    product = geometry.matrix_from_quat(geometry.quat_product(a, b))
+    torch.testing.assert_close(product, poses[:25] @ poses[25:])
+
+
+@pytest.mark.parametrize("degree", [0, 1, 2, 3])
+def test_turned_coefficients_give_the_same_colours_in_turned_directions(degree: int) -> None:
+    g = some_gaussians(degree=degree)
+    rotation = some_poses(len(g), seed=3)[:, :3, :3]
+    direction = torch.nn.functional.normalize(torch.randn(len(g), 3, generator=G, dtype=torch.float64), dim=-1)
+    there = (rotation @ direction[..., None])[..., 0]
+    before = (spherical_harmonics.basis(degree, direction)[..., None] * g.sh.double()).sum(1)
+    turned = spherical_harmonics.turned(g.sh.double(), rotation)
+    torch.testing.assert_close((spherical_harmonics.basis(degree, there)[..., None] * turned).sum(1), before)
+
+
+def test_one_basis_moves_as_a_rigid_body_and_looks_the_same_from_a_camera_that_moves_along() -> None:
+    g, pose = some_gaussians(), some_poses(1, 1)
+    motion = BasesMotion(torch.zeros(1, dtype=torch.float64), pose, torch.ones(len(g), 1))
+    moved = motion.at(g, 5.0)
+    torch.testing.assert_close(moved.means, geometry.transform_points(pose[0, 0].float(), g.means))
+    K = torch.tensor([[60.0, 0, 40], [0, 60, 30], [0, 0, 1]], dtype=torch.float64)
+    back = torch.eye(4, dtype=torch.float64)
+    back[2, 3] = -5
+    first = render_views(g, Camera(K, back, (60, 80)))
+    second = render_views(moved, Camera(K, pose[0, 0] @ back, (60, 80)))
+    assert first.alpha.max() > 0.5
+    torch.testing.assert_close(second.rgb, first.rgb, atol=1e-4, rtol=0)
+    torch.testing.assert_close(second.alpha, first.alpha, atol=1e-4, rtol=0)
+
+
+def test_what_stands_still_is_untouched_and_order_is_kept() -> None:
+    g = some_gaussians()
+    weights = torch.zeros(len(g), 2)
+    weights[::2] = torch.tensor([0.3, 0.7])
+    motion = BasesMotion(torch.tensor([0.0, 1.0], dtype=torch.float64), some_poses(2, 2), weights)
+    moved = motion.at(g, 0.4)
+    assert motion.moving.tolist() == [i % 2 == 0 for i in range(len(g))]
+    for name in ("means", "quats_wxyz", "sh"):
+        assert torch.equal(getattr(moved, name)[1::2], getattr(g, name)[1::2])
+        assert not torch.equal(getattr(moved, name)[::2], getattr(g, name)[::2])
+    part = torch.arange(4, 17)
+    torch.testing.assert_close(motion.subset(part).at(g.subset(part), 0.4).means, moved.means[part])
+    still = replace(motion, weights=torch.zeros(len(g), 2))
+    assert still.at(g, 0.4) is g
+
+
+def test_bases_pass_through_their_poses_and_stay_at_the_ends() -> None:
+    times = torch.tensor([0.0, 0.5, 2.0], dtype=torch.float64)
+    poses = some_poses(3, 3)
+    motion = BasesMotion(times, poses, torch.ones(1, 3) / 3)
+    for k, t in enumerate(times.tolist()):
+        torch.testing.assert_close(motion.poses(t), poses[:, k])
+    torch.testing.assert_close(motion.poses(-1.0), poses[:, 0])
+    torch.testing.assert_close(motion.poses(9.0), poses[:, 2])
+    half = motion.poses(1.25)
+    first, second = (geometry.rotation_angle(a.mT @ b) for a, b in (
+        (poses[:, 1, :3, :3], half[:, :3, :3]), (half[:, :3, :3], poses[:, 2, :3, :3])
+    ))  # fmt: skip
+    torch.testing.assert_close(first, second)
+    torch.testing.assert_close(half[:, :3, 3], (poses[:, 1, :3, 3] + poses[:, 2, :3, 3]) / 2)
+
+
+def test_a_blend_of_equal_poses_is_that_pose_and_halfway_between_two_is_halfway() -> None:
+    pose = some_poses(1)[0]
+    quat, shift = blended(pose.expand(4, 4, 4), torch.tensor([[0.1, 0.2, 0.3, 0.4]], dtype=torch.float64))
+    torch.testing.assert_close(geometry.matrix_from_quat(quat)[0], pose[:3, :3])
+    torch.testing.assert_close(shift[0], pose[:3, 3])
+    # A turn about an axis away from the origin: the blend turns about the same axis.
+    axis, place = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64), torch.tensor([2.0, 1.0, 0.0], dtype=torch.float64)
+
+    def about(angle: float) -> torch.Tensor:
+        turn = geometry.matrix_from_rotvec(axis * angle)
+        return geometry.rigid(turn, place - turn @ place)
+
+    quat, shift = blended(torch.stack([about(0.0), about(1.0)]), torch.tensor([[0.5, 0.5]], dtype=torch.float64))
+    torch.testing.assert_close(geometry.matrix_from_quat(quat)[0], about(0.5)[:3, :3])
+    torch.testing.assert_close(shift[0], about(0.5)[:3, 3])
+
+
+def test_signs_of_quaternions_do_not_matter() -> None:
+    """Poses on both sides of a half turn, whose quaternions with w >= 0 point away from each other."""
+    axis = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)
+    turns = [geometry.matrix_from_rotvec(axis * a) for a in (3.0, 3.4)]
+    poses = torch.stack([geometry.rigid(r, torch.zeros(3, dtype=torch.float64)) for r in turns])
+    quat, _ = blended(poses, torch.tensor([[0.5, 0.5]], dtype=torch.float64))
+    torch.testing.assert_close(geometry.matrix_from_quat(quat)[0], geometry.matrix_from_rotvec(axis * 3.2))
+
+
+def test_gradients_reach_poses_and_weights() -> None:
+    g = some_gaussians(8, 1)
+    poses = some_poses(2, 2).requires_grad_()
+    logits = torch.zeros(8, 2, requires_grad=True)
+    motion = BasesMotion(torch.tensor([0.0, 1.0], dtype=torch.float64), poses, logits.softmax(-1))
+    motion.at(g, 0.3).means.square().sum().backward()
+    assert poses.grad is not None
+    assert logits.grad is not None
+    assert (poses.grad[:, :, :3].abs().amax((-2, -1)) > 0).all()
+    assert (logits.grad.abs() > 0).any()
+    assert torch.isfinite(poses.grad).all()
+
+
+def test_the_generated_bar_is_a_motion_of_bases() -> None:
+    """Points on its pieces, each with the pose of its piece, are where the generator has them."""
+    scene = moving.scene(2, "bending")
+    times = torch.linspace(0, 2, 9, dtype=torch.float64)
+    poses = torch.stack([scene.world_from_rest(t) for t in times.tolist()], 1)
+    pieces = scene.body > 0
+    centre = scene.rest.world_from_box[pieces, :3, 3].float()
+    n = len(centre)
+    g = replace(some_gaussians(n, 0), means=centre)
+    motion = BasesMotion(times, poses, torch.nn.functional.one_hot(scene.body[pieces], poses.shape[0]).float())
+    for t in (0.0, 0.75, 1.5):
+        torch.testing.assert_close(
+            motion.at(g, t).means, scene.at(t).world_from_box[pieces, :3, 3].float(), atol=1e-5, rtol=0
+        )
+
+
+def test_parts_that_do_not_fit_are_refused() -> None:
+    times, poses, weights = torch.tensor([0.0, 1.0], dtype=torch.float64), some_poses(3, 2), torch.ones(5, 3) / 3
+    with pytest.raises(InputError, match="do not fit"):
+        BasesMotion(times, poses, torch.ones(5, 2) / 2)
+    with pytest.raises(InputError, match="must increase"):
+        BasesMotion(times.flip(0), poses, weights)
+    for bad in (weights * 2, -weights):
+        with pytest.raises(InputError, match="5 of 5 rows"):
+            BasesMotion(times, poses, bad)
+    with pytest.raises(InputError, match="5 weights, 40 Gaussians"):
+        BasesMotion(times, poses, weights).at(some_gaussians(), 0.0)
