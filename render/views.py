@@ -70,15 +70,15 @@ def render_views(
     Args:
         gaussians: what to render; their device decides where.
         camera: `(4, 4)` or `(n, 4, 4)` poses; lenses without distortion.
-        time_s: None: nothing moves yet.
+        time_s: at which Gaussians that move are drawn, in all cameras; None draws them at rest.
         background: RGB in [0, 1] laid behind; None leaves the colours multiplied by alpha (black behind).
         buffers: which maps to make of `BUFFERS`; colour, alpha and depth are always there. `object_id` stays None
             where nothing was segmented.
         backend: as for `rasterization`.
 
     Raises:
-        InputError: a distorted, skewed or non-finite camera, an unknown buffer, or pictures that need more memory than
-            there is.
+        InputError: a distorted, skewed or non-finite camera, an unknown buffer, a time for Gaussians that do not move,
+            or pictures that need more memory than there is.
 
     Example:
         >>> one = torch.ones(1)
@@ -125,10 +125,12 @@ def iterate_views(
     Raises:
         InputError: as `render_views`, at once.
     """
-    if time_s is not None:
+    if time_s is not None and gaussians.motion is None:
         raise InputError(
             "these Gaussians do not move", found=f"time_s={time_s}", accepted="time_s=None", hint="leave time_s out"
         )
+    if time_s is not None:
+        gaussians = gaussians.at(time_s)
     unknown = [b for b in buffers if b not in BUFFERS]
     if unknown:
         raise InputError("unknown buffers", found=", ".join(map(repr, unknown)), accepted=", ".join(BUFFERS))

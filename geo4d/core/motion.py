@@ -2,7 +2,6 @@
 
 # No `from __future__ import annotations`: annotations stay live objects, so that jaxtyping can check them in tests.
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import torch
 from jaxtyping import Float32, Float64
@@ -14,18 +13,6 @@ from geo4d.core.types import Gaussians
 
 SUM_TOLERANCE = 1e-3
 """By which the weights of a moving Gaussian may miss 1."""
-
-
-class Motion(Protocol):
-    """How Gaussians move: a function of them and a time, as long as they are in the same order."""
-
-    def at(self, gaussians: Gaussians, time_s: float) -> Gaussians:
-        """The Gaussians at a time."""
-        ...
-
-    def subset(self, index: Tensor) -> "Motion":
-        """Of the Gaussians of an index or a mask."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +49,9 @@ class BasesMotion:
                 "weights of a motion are out of range", found=f"{int(wrong.sum())} of {len(total)} rows",
                 accepted="rows that are not negative and sum to 1, or are zero: these Gaussians stand still",
             )  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self.weights)
 
     @property
     def moving(self) -> Tensor:

@@ -8,7 +8,7 @@ float64.
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, overload
+from typing import Any, Literal, Protocol, overload, runtime_checkable
 
 import numpy as np
 import torch
@@ -474,6 +474,27 @@ class Scene:
         )
 
 
+@runtime_checkable
+class Motion(Protocol):
+    """How Gaussians move: a function of them and a time, for as many Gaussians in their order (`geo4d.core.motion`)."""
+
+    def __len__(self) -> int:
+        """Of how many Gaussians."""
+        ...
+
+    def at(self, gaussians: "Gaussians", time_s: float) -> "Gaussians":
+        """The Gaussians at a time."""
+        ...
+
+    def subset(self, index: Tensor) -> "Motion":
+        """Of the Gaussians of an index or a mask."""
+        ...
+
+    def to(self, device: str | torch.device) -> "Motion":
+        """Move to a device."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class Gaussians:
     """A scene as 3D Gaussians with view-dependent colour; public values are linear (no logarithms or logits).
@@ -481,7 +502,8 @@ class Gaussians:
     `scales` are standard deviations along the axes that `quats_wxyz` (unit) turns into the world, in scene units;
     `opacity` is in [0, 1]; `sh` holds k = 1, 4, 9 or 16 coefficients of real spherical harmonics (order and signs of
     the 3DGS formats) per colour of sRGB: the colour is 0.5 + sum(sh * basis(direction)), cut off below 0. `object_id`
-    is 0 for the background, None where nothing was segmented.
+    is 0 for the background, None where nothing was segmented. With a `motion` all this is at rest, and `at` tells where
+    they are at a time; None where nothing moves.
 
     Raises:
         InputError: counts differ, a number is not finite or out of range, or k is another number.
@@ -493,9 +515,12 @@ class Gaussians:
     opacity: Float32[Tensor, " g"]
     sh: Float32[Tensor, "g k 3"]
     object_id: Int64[Tensor, " g"] | None = None
+    motion: Motion | None = None
 
     def __post_init__(self) -> None:
         n = len(self.means)
+        if self.motion is not None and len(self.motion) != n:
+            raise InputError("this motion is of other Gaussians", found=f"of {len(self.motion)}, not of {n}")
         arrays = {k: v for k in GAUSSIAN_FIELDS if (v := getattr(self, k)) is not None}
         counts = {k: len(v) for k, v in arrays.items()}
         if set(counts.values()) != {n}:
@@ -527,16 +552,21 @@ class Gaussians:
 
     def to(self, device: str | torch.device) -> "Gaussians":
         """Move to a device."""
-        return self._each(lambda v: v.to(device))
+        return self._each(lambda v: v.to(device), None if self.motion is None else self.motion.to(device))
 
     def subset(self, index: Tensor) -> "Gaussians":
         """The Gaussians of an index or a mask."""
-        return self._each(lambda v: v[index])
+        return self._each(lambda v: v[index], None if self.motion is None else self.motion.subset(index))
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "Gaussians":
+    def at(self, time_s: float) -> "Gaussians":
+        """The Gaussians as they are at a time, without motion."""
+        still = replace(self, motion=None)
+        return still if self.motion is None else self.motion.at(still, time_s)
+
+    def _each(self, change: Callable[[Tensor], Tensor], motion: Motion | None) -> "Gaussians":
         return Gaussians(
             change(self.means), change(self.quats_wxyz), change(self.scales), change(self.opacity), change(self.sh),
-            None if self.object_id is None else change(self.object_id),
+            None if self.object_id is None else change(self.object_id), motion,
         )  # fmt: skip
 
 

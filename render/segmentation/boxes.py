@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import cv2
 import numpy as np
@@ -87,9 +87,7 @@ def by_size(view: BoxedView, ids: Sequence[int]) -> list[int]:
 
 
 def _look(gaussians: Gaussians, view: BoxedView, clusters: Tensor | None) -> _Seen:
-    labelled = Gaussians(
-        gaussians.means, gaussians.quats_wxyz, gaussians.scales, gaussians.opacity, gaussians.sh, clusters
-    )
+    labelled = replace(gaussians, object_id=clusters)
     buffers = render_views(labelled, view.camera, buffers=("depth", "object_id"))
     centre, ray = view.camera.rays()
     p_world = (centre + ray * buffers.depth[..., None].double()).numpy()

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
 from geo4d.core import geometry, moving, spherical_harmonics
 from geo4d.core.errors import InputError
+from geo4d.core.io.motion import read_motion, write_motion
 from geo4d.core.motion import BasesMotion, blended
 from geo4d.core.types import Camera, Gaussians
 from render import render_views
@@ -168,3 +172,73 @@ def test_parts_that_do_not_fit_are_refused() -> None:
             BasesMotion(times, poses, bad)
     with pytest.raises(InputError, match="5 weights, 40 Gaussians"):
         BasesMotion(times, poses, weights).at(some_gaussians(), 0.0)
+
+
+def moving_gaussians() -> Gaussians:
+    g = some_gaussians()
+    weights = torch.zeros(len(g), 2)
+    weights[:10] = torch.tensor([0.25, 0.75])
+    return replace(g, motion=BasesMotion(torch.tensor([0.0, 1.0], dtype=torch.float64), some_poses(2, 2), weights))
+
+
+def test_gaussians_carry_their_motion_along() -> None:
+    g = moving_gaussians()
+    assert g.motion is not None
+    part = g.subset(torch.arange(5, 15)).to("cpu")
+    assert part.motion is not None
+    assert len(part.motion) == 10
+    torch.testing.assert_close(part.at(0.6).means, g.at(0.6).means[5:15])
+    assert g.at(0.6).motion is None
+    assert torch.equal(some_gaussians().at(3.0).means, some_gaussians().means)
+    with pytest.raises(InputError, match="of 40, not of 39"):
+        replace(some_gaussians(39), motion=g.motion)
+
+
+def test_views_are_drawn_at_a_time() -> None:
+    g = moving_gaussians()
+    K = torch.tensor([[40.0, 0, 20], [0, 40, 15], [0, 0, 1]], dtype=torch.float64)
+    pose = torch.eye(4, dtype=torch.float64)
+    pose[2, 3] = -4
+    camera = Camera(K, pose, (30, 40))
+    early, late = (render_views(g, camera, time_s=t) for t in (0.0, 1.0))
+    torch.testing.assert_close(late.rgb, render_views(g.at(1.0), camera).rgb, rtol=0, atol=0)
+    assert (early.rgb - late.rgb).abs().max() > 0.05
+    with pytest.raises(InputError, match="do not move"):
+        render_views(some_gaussians(), camera, time_s=0.0)
+
+
+def test_a_motion_is_written_and_read(tmp_path: Path) -> None:
+    g = moving_gaussians()
+    assert isinstance(g.motion, BasesMotion)
+    write_motion(tmp_path / "motion.npz", g.motion)
+    back = read_motion(tmp_path / "motion.npz", len(g))
+    for name in ("time_s", "world_from_rest", "weights"):
+        assert torch.equal(getattr(back, name), getattr(g.motion, name))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"version": np.array(9)}, "version 9"),
+        ({"kind": np.array("hexplane")}, "kind hexplane"),
+        ({"weights": None}, "no weights"),
+        ({"weights": np.ones((40, 2))}, "float64"),
+        ({"weights": np.ones((39, 2), np.float32) / 2}, "39 Gaussians"),
+        ({"time_s": np.array([0.0, np.nan])}, "finite: False"),
+        ({"world_from_rest": np.zeros((2, 2, 3, 4))}, "poses"),
+    ],
+)
+def test_files_that_are_no_motion_of_these_gaussians_are_refused(
+    tmp_path: Path, change: dict[str, Any], says: str
+) -> None:
+    motion = moving_gaussians().motion
+    assert isinstance(motion, BasesMotion)
+    write_motion(tmp_path / "motion.npz", motion)
+    with np.load(tmp_path / "motion.npz") as stored:
+        arrays = {k: v for k, v in {**stored, **change}.items() if v is not None}
+    np.savez(tmp_path / "motion.npz", **arrays)
+    with pytest.raises(InputError, match=says):
+        read_motion(tmp_path / "motion.npz", 40)
+    (tmp_path / "motion.npz").write_bytes(b"PK")
+    with pytest.raises(InputError, match=r"motion\.npz"):
+        read_motion(tmp_path / "motion.npz", 40)

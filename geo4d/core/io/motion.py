@@ -1,0 +1,58 @@
+"""How Gaussians move, as motion.npz beside gaussians.ply: see docs/formats.md."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from geo4d.core.errors import InputError
+from geo4d.core.io.arrays import read_arrays, write_arrays
+from geo4d.core.motion import BasesMotion
+
+MOTION = "motion.npz"
+VERSION = 1
+ARRAYS = {"time_s": ("f8", 1), "world_from_rest": ("f8", 4), "weights": ("f4", 2)}
+"""Name -> numbers and dimensions."""
+
+
+def write_motion(path: Path, motion: BasesMotion) -> None:
+    """Write the motion of Gaussians, in their order.
+
+    Raises:
+        InputError: the disk refuses.
+    """
+    arrays = {name: getattr(motion, name).detach().cpu().numpy() for name in ARRAYS}
+    write_arrays(path, version=np.array(VERSION), kind=np.array("bases"), **arrays)
+
+
+def read_motion(path: Path, count: int) -> BasesMotion:
+    """Read the motion of `count` Gaussians.
+
+    Raises:
+        InputError: missing, damaged, of another version, or of other Gaussians.
+    """
+    found = read_arrays(path, "cannot read the motion of Gaussians")
+    asked = f"cannot read the motion in {path}"
+    version, kind = (str(found.get(name, "missing")) for name in ("version", "kind"))
+    if version != str(VERSION) or kind != "bases":
+        raise InputError(asked, found=f"version {version}, kind {kind}", accepted=f"version {VERSION}, kind bases")
+    missing = [name for name in ARRAYS if name not in found]
+    if missing:
+        raise InputError(asked, found=f"no {', '.join(missing)}", accepted=", ".join(ARRAYS))
+    for name, (dtype, dims) in ARRAYS.items():
+        value = found[name]
+        if value.dtype != np.dtype(dtype) or value.ndim != dims or not np.isfinite(value).all():
+            raise InputError(
+                asked, found=f"{name}: {value.dtype} {value.shape}, finite: {bool(np.isfinite(value).all())}",
+                accepted=f"finite {np.dtype(dtype)} of {dims} dimensions",
+            )  # fmt: skip
+    if found["world_from_rest"].shape[2:] != (4, 4):
+        raise InputError(asked, found=f"poses {found['world_from_rest'].shape}", accepted="poses (m, t, 4, 4)")
+    if len(found["weights"]) != count:
+        raise InputError(
+            asked, found=f"the motion of {len(found['weights'])} Gaussians", accepted=f"of the {count} beside it",
+            hint="it belongs to another gaussians.ply: fit again, or remove it",
+        )  # fmt: skip
+    return BasesMotion(**{name: torch.from_numpy(found[name]) for name in ARRAYS})
