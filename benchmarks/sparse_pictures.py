@@ -124,7 +124,8 @@ def main() -> None:
         reason = (scene.report.get("choice") or {}).get("reason", "")
         print(backend, {k: round(v, 3) for k, v in score(scene, draw).items()}, reason)
         rows.append(row(scene, draw, view))
-    if not cv2.imwrite(args.out, np.vstack(rows)[..., ::-1]):
+    options = [cv2.IMWRITE_JPEG_QUALITY, 85] if args.out.endswith(".jpg") else []
+    if not cv2.imwrite(args.out, np.vstack(rows)[..., ::-1], options):
         raise SystemExit(f"cannot write {args.out}")
 
 
