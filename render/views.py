@@ -7,8 +7,9 @@ planes are blended like colours. A wall of few large Gaussians thus has the dept
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from geo4d.core.types import Buffers, Camera, Gaussians
 from render.rasterizer import cpu, spherical_harmonics
 from render.rasterizer.api import Backend, rasterization
 
-BUFFERS = ("rgb", "alpha", "depth", "normal_world", "object_id", "flow_px")
+BUFFERS = ("rgb", "alpha", "depth", "normal_world", "object_id", "flow_px", "scene_flow_world")
 SOLID = 0.5
 """Where alpha is less, nothing is known but colour and alpha."""
 BLUR_PX2 = 0.3
@@ -42,8 +43,10 @@ NEAR, NEAR_SHARE, MEANS = 0.01, 1e-3, 20_000
 STRIP_PX = 1 << 16
 """Pixels that are worked on at a time, so that they stay in the cache."""
 IDS_PER_PASS = 32
+RIGID = 12
+"""Numbers of a rigid motion."""
 _RENDERING_BYTES, _RESULT_BYTES = 80, 20
-_BYTES = {"normal_world": (60, 12), "object_id": (260, 8), "flow_px": (30, 8)}
+_BYTES = {"normal_world": (60, 12), "object_id": (260, 8), "flow_px": (30, 8), "scene_flow_world": (90, 12)}
 """Per pixel: at most in use for one camera, and kept of it; beside colour, alpha and depth. Measured."""
 
 
@@ -51,7 +54,7 @@ def render_views(
     gaussians: Gaussians,
     camera: Camera,
     *,
-    time_s: float | None = None,
+    time_s: float | Sequence[float] | None = None,
     background: Sequence[float] | Tensor | None = None,
     buffers: Sequence[str] = ("rgb", "alpha", "depth"),
     backend: Backend = "auto",
@@ -64,13 +67,15 @@ def render_views(
       Gaussian is, and a tenth of the depth's normal, which decides where they are round (`normals_from_depth`).
     - `object_id`: of the object whose Gaussians weigh most together in the pixel, counting the background (id 0) as
       an object; 0 where alpha is less than 0.5. One pass more per 32 ids that the camera sees.
-    - `flow_px`: by depth and the two cameras, whether or not the point is hidden in the next one; NaN where that has
-      it behind, and for the last camera.
+    - `flow_px`: by depth, the two cameras and what the Gaussians move between their times, whether or not the point is
+      hidden in the next one; NaN where that has it behind, and for the last camera.
+    - `scene_flow_world`: what moves until the next camera's time, in scene units: the rigid motions of the Gaussians
+      blended at the point that the pixel shows.
 
     Args:
         gaussians: what to render; their device decides where.
         camera: `(4, 4)` or `(n, 4, 4)` poses; lenses without distortion.
-        time_s: at which Gaussians that move are drawn, in all cameras; None draws them at rest.
+        time_s: at which Gaussians that move are drawn, in all cameras or one for each; None draws them at rest.
         background: RGB in [0, 1] laid behind; None leaves the colours multiplied by alpha (black behind).
         buffers: which maps to make of `BUFFERS`; colour, alpha and depth are always there. `object_id` stays None
             where nothing was segmented.
@@ -78,7 +83,7 @@ def render_views(
 
     Raises:
         InputError: a distorted, skewed or non-finite camera, an unknown buffer, a time for Gaussians that do not move,
-            or pictures that need more memory than there is.
+            not one for each camera, or pictures that need more memory than there is.
 
     Example:
         >>> one = torch.ones(1)
@@ -103,7 +108,9 @@ def render_views(
     assert rgb is not None
     assert alpha is not None
     assert depth is not None
-    return Buffers(rgb, alpha, depth, camera, maps["normal_world"], maps["object_id"], maps["flow_px"])
+    return Buffers(
+        rgb, alpha, depth, camera, maps["normal_world"], maps["object_id"], maps["flow_px"], maps["scene_flow_world"]
+    )
 
 
 def _stacked(column: list[Tensor | None]) -> Tensor | None:
@@ -115,7 +122,7 @@ def iterate_views(
     gaussians: Gaussians,
     camera: Camera,
     *,
-    time_s: float | None = None,
+    time_s: float | Sequence[float] | None = None,
     background: Sequence[float] | Tensor | None = None,
     buffers: Sequence[str] = ("rgb", "alpha", "depth"),
     backend: Backend = "auto",
@@ -125,19 +132,14 @@ def iterate_views(
     Raises:
         InputError: as `render_views`, at once.
     """
-    if time_s is not None and gaussians.motion is None:
-        raise InputError(
-            "these Gaussians do not move", found=f"time_s={time_s}", accepted="time_s=None", hint="leave time_s out"
-        )
-    if time_s is not None:
-        gaussians = gaussians.at(time_s)
+    times = _times(gaussians, camera, time_s)
     unknown = [b for b in buffers if b not in BUFFERS]
     if unknown:
         raise InputError("unknown buffers", found=", ".join(map(repr, unknown)), accepted=", ".join(BUFFERS))
     _check_camera(camera)
     behind = _colour(background, gaussians)
     _check_memory(camera.hw, buffers, 0)
-    return _views(gaussians, camera, behind, buffers, backend)
+    return _views(gaussians, camera, times, behind, buffers, backend)
 
 
 def near_plane(means: Tensor) -> float:
@@ -160,25 +162,62 @@ def single_cameras(camera: Camera) -> Iterator[Camera]:
         yield replace(camera, K=K, world_from_cam=world_from_cam)
 
 
+def _times(gaussians: Gaussians, camera: Camera, time_s: float | Sequence[float] | None) -> Sequence[float] | None:
+    """The time of each camera; None where nothing moves."""
+    if time_s is None:
+        return None
+    if gaussians.motion is None:
+        raise InputError(
+            "these Gaussians do not move", found=f"time_s={time_s}", accepted="time_s=None", hint="leave time_s out"
+        )
+    count = 1 if camera.K.dim() == 2 else len(camera.K)
+    times = [float(time_s)] * count if isinstance(time_s, int | float) else [float(t) for t in time_s]
+    if len(times) != count or not all(map(math.isfinite, times)):
+        raise InputError(
+            "cannot draw at these times", found=f"{len(times)} for {count} cameras: {times[:6]}",
+            accepted="a finite time in seconds, or one for each camera",
+        )  # fmt: skip
+    return times
+
+
+@dataclass(frozen=True, eq=False)
+class _Moment:
+    """Gaussians as one camera sees them."""
+
+    gaussians: Gaussians
+    camera: Camera
+
+
 def _views(
-    gaussians: Gaussians, camera: Camera, background: Tensor | None, buffers: Sequence[str], backend: Backend
-) -> Iterator[Buffers]:
+    gaussians: Gaussians, camera: Camera, times: Sequence[float] | None, background: Tensor | None,
+    buffers: Sequence[str], backend: Backend,
+) -> Iterator[Buffers]:  # fmt: skip
     chosen: Backend = ("cuda" if gaussians.means.is_cuda else "cpu") if backend == "auto" else backend
-    cameras, near = single_cameras(camera.to(gaussians.means.device)), near_plane(gaussians.means)
-    one = next(cameras)
-    while one is not None:
-        following = next(cameras, None)
+    near, every = near_plane(gaussians.means), _moments(gaussians, camera, times)
+    moment = next(every)
+    while moment is not None:
         with torch.no_grad(), threads.kernels_only():
-            view = _view(gaussians, one, following, background, buffers, chosen, near)
+            following = next(every, None)
+            view = _view(moment, following, background, buffers, chosen, near)
         yield view
-        one = following
+        moment = following
+
+
+def _moments(gaussians: Gaussians, camera: Camera, times: Sequence[float] | None) -> Iterator[_Moment]:
+    """One per camera; cameras of one time share their Gaussians."""
+    now, time_s = replace(gaussians, motion=None), None
+    for k, one in enumerate(single_cameras(camera.to(gaussians.means.device))):
+        if times is not None and times[k] != time_s:
+            now, time_s = gaussians.at(times[k]), times[k]
+        yield _Moment(now, one)
 
 
 def _view(
-    gaussians: Gaussians, camera: Camera, following: Camera | None, background: Tensor | None,
+    moment: _Moment, following: _Moment | None, background: Tensor | None,
     buffers: Sequence[str], backend: Backend, near: float,
 ) -> Buffers:  # fmt: skip
     """All maps of one camera; colour and the planes of depth are blended in one pass."""
+    gaussians, camera = moment.gaussians, moment.camera
     paint: Callable[..., Tensor] = cpu.colours if backend == "cpu" else spherical_harmonics.colours
     features = [
         paint(gaussians.sh_degree, gaussians.sh, gaussians.means, camera.cam_from_world.float()),
@@ -186,21 +225,23 @@ def _view(
     ]
     if "normal_world" in buffers:
         features.append(_shortest_axes(gaussians, camera))
+    flows = not {"flow_px", "scene_flow_world"}.isdisjoint(buffers)
+    moves = flows and following is not None and following.gaussians is not gaussians
+    if moves and following is not None:
+        features.append(_rigid_motions(gaussians, following.gaussians))
     picture, alpha, drawn = _blend(gaussians, torch.cat(features, -1), camera, backend, near)
     rgb = picture[..., :3] if background is None else picture[..., :3] + (1 - alpha[..., None]) * background
     depth = _depth(picture[..., 3:6], alpha)
     object_id = None
     if "object_id" in buffers and gaussians.object_id is not None:
         object_id = _object_ids(gaussians, gaussians.object_id, camera, alpha, drawn, backend, near)
-    return Buffers(
-        rgb.clamp(0, 1),
-        alpha,
-        depth,
-        camera,
-        _normals(picture[..., 6:], alpha, depth, camera) if "normal_world" in buffers else None,
-        object_id,
-        _flow(depth, camera, following) if "flow_px" in buffers else None,
+    normal_world = _normals(picture[..., 6:9], alpha, depth, camera) if "normal_world" in buffers else None
+    motion = picture[..., -RIGID:] / alpha[..., None].clamp_min(1e-6) if moves else None
+    flow = _flow(depth, camera, following and following.camera, motion) if flows else (None, None)
+    flow_px, scene_flow_world = (
+        f if name in buffers else None for f, name in zip(flow, ("flow_px", "scene_flow_world"), strict=True)
     )
+    return Buffers(rgb.clamp(0, 1), alpha, depth, camera, normal_world, object_id, flow_px, scene_flow_world)
 
 
 def _blend(
@@ -356,21 +397,36 @@ def _object_ids(
     return torch.where(alpha >= SOLID, winner, torch.zeros_like(winner))
 
 
-def _flow(depth: Tensor, camera: Camera, following: Camera | None) -> Tensor:
-    """Pixel in the next camera minus pixel in this one."""
+def _rigid_motions(now: Gaussians, later: Gaussians) -> Tensor:
+    """`(g, 12)`: what each Gaussian adds to a point p that it carries: M p + s, as M row by row and s."""
+    turn = geometry.matrix_from_quat(later.quats_wxyz) @ geometry.matrix_from_quat(now.quats_wxyz).mT
+    shift = later.means - (turn @ now.means[..., None])[..., 0]
+    return torch.cat([(turn - torch.eye(3).to(turn)).flatten(1), shift], -1)
+
+
+def _flow(depth: Tensor, camera: Camera, following: Camera | None, motion: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Pixel in the next camera minus pixel in this one, and how far the point itself moves until then, by what its
+    Gaussians add to it `(h, w, 12)`; None: it stands still.
+    """
     h, w = camera.hw
-    flow_px = torch.full((h, w, 2), torch.nan, device=depth.device)
+    flow_px, moved = (torch.full((h, w, c), torch.nan, device=depth.device) for c in (2, 3))
     if following is None:
-        return flow_px
+        return flow_px, moved
     u = torch.arange(w, dtype=torch.float64, device=depth.device) + 0.5
     rows = max(1, STRIP_PX // w)
     for top in range(0, h, rows):
         part = depth[top : top + rows]
         v = torch.arange(top, top + len(part), dtype=torch.float64, device=depth.device) + 0.5
         uv_px = torch.stack(torch.broadcast_tensors(u, v[:, None]), -1).reshape(-1, 2)
-        there_px, _ = following.project(camera.unproject(uv_px, part.reshape(-1)))
+        p_world = camera.unproject(uv_px, part.reshape(-1))
+        added = torch.zeros_like(p_world) + 0 * p_world  # NaN where there is no point
+        if motion is not None:
+            rows_of = motion[top : top + rows].reshape(-1, RIGID).double()
+            added = (rows_of[:, :9].reshape(-1, 3, 3) @ p_world[..., None])[..., 0] + rows_of[:, 9:]
+        there_px, _ = following.project(p_world + added)
         flow_px[top : top + rows] = (there_px - uv_px).float().reshape(*part.shape, 2)
-    return flow_px
+        moved[top : top + rows] = added.float().reshape(*part.shape, 3)
+    return flow_px, moved
 
 
 # Checks

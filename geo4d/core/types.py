@@ -583,7 +583,7 @@ class Buffers:
     scene units, NaN where nothing is; `normal_world` is unit and towards the camera, NaN where unknown; `object_id` is
     that of the object whose Gaussians weigh most together, 0 where nothing is, None where nothing was segmented;
     `flow_px` is the motion of what each pixel shows to the next camera of the batch, NaN where unknown and for the last
-    camera.
+    camera; `scene_flow_world` is how far that moves in the world until the next camera's time, in scene units.
     """
 
     rgb: Float32[Tensor, "*b h w 3"]
@@ -593,3 +593,4 @@ class Buffers:
     normal_world: Float32[Tensor, "*b h w 3"] | None = None
     object_id: Int64[Tensor, "*b h w"] | None = None
     flow_px: Float32[Tensor, "*b h w 2"] | None = None
+    scene_flow_world: Float32[Tensor, "*b h w 3"] | None = None

@@ -207,6 +207,45 @@ def test_views_are_drawn_at_a_time() -> None:
         render_views(some_gaussians(), camera, time_s=0.0)
 
 
+def test_flow_is_that_of_a_thing_that_moves() -> None:
+    """A flat sheet of Gaussians that turns and slides between two cameras: every pixel by the motion of its point."""
+    v, u = torch.meshgrid(torch.linspace(-1, 1, 41), torch.linspace(-1, 1, 41), indexing="ij")
+    n = u.numel()
+    sheet = Gaussians(
+        torch.stack([u.flatten(), v.flatten(), torch.zeros(n)], -1), torch.tensor([[1.0, 0, 0, 0]]).expand(n, 4),
+        torch.tensor([[0.05, 0.05, 0.001]]).expand(n, 3), torch.full((n,), 0.95), torch.zeros(n, 1, 3),
+    )  # fmt: skip
+    turn = geometry.matrix_from_rotvec(torch.tensor([0.1, -0.2, 0.3], dtype=torch.float64))
+    later = geometry.rigid(turn, torch.tensor([0.2, -0.1, 0.15], dtype=torch.float64))
+    poses = torch.stack([torch.eye(4, dtype=torch.float64), later])[None]
+    motion = BasesMotion(torch.tensor([0.0, 1.0], dtype=torch.float64), poses, torch.ones(n, 1))
+    K = torch.tensor([[50.0, 0, 32], [0, 50, 24], [0, 0, 1]], dtype=torch.float64)
+    first, second = torch.eye(4, dtype=torch.float64), torch.eye(4, dtype=torch.float64)
+    first[2, 3], second[:3, 3] = -4, torch.tensor([0.3, 0.1, -3.8])
+    cameras = Camera(K.expand(2, 3, 3), torch.stack([first, second]), (48, 64))
+    maps = ("depth", "flow_px", "scene_flow_world")
+    seen = render_views(replace(sheet, motion=motion), cameras, time_s=[0.0, 1.0], buffers=maps)
+    assert seen.flow_px is not None
+    assert seen.scene_flow_world is not None
+    solid = seen.alpha[0] > 0.9
+    uv_px = moving.pixel_centres((48, 64))[solid]
+    one, two = (Camera(K, pose, (48, 64)) for pose in (first, second))
+    p_world = one.unproject(uv_px, torch.full((len(uv_px),), 4.0, dtype=torch.float64))
+    there = geometry.transform_points(later, p_world)
+    expected = two.project(there)[0] - uv_px
+    assert (seen.flow_px[0][solid] - expected).norm(dim=-1).max() < 0.1
+    assert (seen.scene_flow_world[0][solid] - (there - p_world)).norm(dim=-1).max() < 0.01
+    assert torch.isnan(seen.scene_flow_world[1]).all()
+    # At one time nothing moves: flow is that of the cameras.
+    still = render_views(replace(sheet, motion=motion), cameras, time_s=0.0, buffers=maps)
+    assert still.flow_px is not None
+    assert still.scene_flow_world is not None
+    assert (still.scene_flow_world[0][solid] == 0).all()
+    torch.testing.assert_close(still.flow_px[0], render_views(sheet, cameras, buffers=maps).flow_px[0], equal_nan=True)
+    with pytest.raises(InputError, match="3 for 2 cameras"):
+        render_views(replace(sheet, motion=motion), cameras, time_s=[0.0, 0.5, 1.0])
+
+
 def test_a_motion_is_written_and_read(tmp_path: Path) -> None:
     g = moving_gaussians()
     assert isinstance(g.motion, BasesMotion)
