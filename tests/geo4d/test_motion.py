@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -253,6 +255,26 @@ def test_a_motion_is_written_and_read(tmp_path: Path) -> None:
     back = read_motion(tmp_path / "motion.npz", len(g))
     for name in ("time_s", "world_from_rest", "weights"):
         assert torch.equal(getattr(back, name), getattr(g.motion, name))
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_the_reader_in_the_documentation_agrees(tmp_path: Path, count: int) -> None:
+    path = Path(os.environ.get("GEO4D_ROOT", Path(__file__).resolve().parents[2])) / "docs" / "formats.md"
+    block = re.search(r"```python motion\n(.*?)```", path.read_text(encoding="utf-8"), re.S)
+    assert block
+    assert len([line for line in block[1].splitlines() if line.strip()]) <= 30
+    names: dict[str, Any] = {}
+    exec(compile(block[1], str(path), "exec"), names)
+    g = some_gaussians()
+    logits = torch.randn(len(g), 3, generator=torch.Generator().manual_seed(5))
+    weights = logits.softmax(-1) * (torch.arange(len(g)) % 3 > 0)[:, None]
+    times = torch.linspace(0.5, 2, count, dtype=torch.float64)
+    motion = BasesMotion(times, some_poses(3, count, seed=6), weights)
+    write_motion(tmp_path / "motion.npz", motion)
+    with np.load(tmp_path / "motion.npz") as stored:
+        for t in (0.0, 0.5, 0.9, 1.7, 2.0, 5.0):
+            found = names["at"](stored, g.means.numpy().astype(np.float64), t)
+            np.testing.assert_allclose(found, motion.at(g, t).means.numpy(), atol=2e-5)
 
 
 @pytest.mark.parametrize(
