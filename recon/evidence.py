@@ -100,15 +100,9 @@ def _explained(solved: CameraSolution, matched: Matched) -> float:
         if i in solved.cameras and j in solved.cameras:
             cameras = solved.cameras[i], solved.cameras[j]
             poses = (c.cam_from_world.numpy()[:3] for c in cameras)
-            ideal = (_ideal(c, uv_px) for c, uv_px in zip(cameras, places_px, strict=True))
+            ideal = (matches.ideal(c, uv_px) for c, uv_px in zip(cameras, places_px, strict=True))
             explained += int((matches.sampson(*poses, *ideal) < EXPLAINED).sum())
     return explained / max(sum(len(a) for a, _ in matched.values()), 1)
-
-
-def _ideal(camera: Camera, uv_px: np.ndarray) -> np.ndarray:
-    """Coordinates (m, 2) at z = 1 of pixels (m, 2), without distortion."""
-    at_origin = camera.with_pose(torch.eye(4, dtype=torch.float64))
-    return at_origin.unproject(torch.from_numpy(uv_px), torch.ones(len(uv_px), dtype=torch.float64)).numpy()[:, :2]
 
 
 def _closed(solved: CameraSolution, matched: Matched) -> float:

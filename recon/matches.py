@@ -18,6 +18,8 @@ from recon.pairs import Pair
 if TYPE_CHECKING:
     import pycolmap
 
+    from geo4d.core.types import Camera
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -41,13 +43,21 @@ class Link:
     configuration: str = ""
 
 
+def ideal(camera: Camera, uv_px: np.ndarray) -> np.ndarray:
+    """Coordinates (m, 2) at z = 1 in the camera of pixels (m, 2), without its distortion."""
+    import torch
+
+    at_origin = camera.with_pose(torch.eye(4, dtype=torch.float64))
+    return at_origin.unproject(torch.from_numpy(uv_px), torch.ones(len(uv_px), dtype=torch.float64)).numpy()[:, :2]
+
+
 def sampson(first: np.ndarray, second: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Distance (m,) of matches from what two cameras allow, in focal lengths (Hartley and Zisserman 2003, eq. 11.9).
 
     Args:
         first: cam_from_world (3, 4) of the first camera.
         second: of the second one.
-        a: coordinates (m, 2) at z = 1 in the first camera, without distortion.
+        a: coordinates (m, 2) in the first camera, as `ideal` gives them.
         b: in the second one.
     """
     a, b = np.insert(a, 2, 1.0, axis=1), np.insert(b, 2, 1.0, axis=1)

@@ -88,10 +88,7 @@ class _Job:
     def ideal(self, i: int, lens: np.ndarray, keypoint: np.ndarray) -> np.ndarray:
         """Coordinates (k, 2) at z = 1 of keypoints, as the sensor sees them."""
         camera = self.run.sensors.camera(i, np.eye(4)[:3], lens[self.group(i)])
-        sensor = camera.turned(-int(self.run.sensors.turns[i]))
-        at_origin = sensor.with_pose(torch.eye(4, dtype=torch.float64))
-        uv_px = torch.from_numpy(self.keypoints[i][keypoint])
-        return at_origin.unproject(uv_px, torch.ones(len(uv_px), dtype=torch.float64)).numpy()[:, :2]
+        return matches.ideal(camera.turned(-int(self.run.sensors.turns[i])), self.keypoints[i][keypoint])
 
 
 def place(

@@ -205,7 +205,7 @@ def _views(
 
 def _moments(gaussians: Gaussians, camera: Camera, times: Sequence[float] | None) -> Iterator[_Moment]:
     """One per camera; cameras of one time share their Gaussians."""
-    now, time_s = replace(gaussians, motion=None), None
+    now, time_s = gaussians, None
     for k, one in enumerate(single_cameras(camera.to(gaussians.means.device))):
         if times is not None and times[k] != time_s:
             now, time_s = gaussians.at(times[k]), times[k]
@@ -237,11 +237,17 @@ def _view(
         object_id = _object_ids(gaussians, gaussians.object_id, camera, alpha, drawn, backend, near)
     normal_world = _normals(picture[..., 6:9], alpha, depth, camera) if "normal_world" in buffers else None
     motion = picture[..., -RIGID:] / alpha[..., None].clamp_min(1e-6) if moves else None
-    flow = _flow(depth, camera, following and following.camera, motion) if flows else (None, None)
-    flow_px, scene_flow_world = (
-        f if name in buffers else None for f, name in zip(flow, ("flow_px", "scene_flow_world"), strict=True)
+    there = following and following.camera
+    return Buffers(
+        rgb.clamp(0, 1),
+        alpha,
+        depth,
+        camera,
+        normal_world,
+        object_id,
+        _flow(depth, camera, there, motion) if "flow_px" in buffers else None,
+        _scene_flow(depth, camera, there, motion) if "scene_flow_world" in buffers else None,
     )
-    return Buffers(rgb.clamp(0, 1), alpha, depth, camera, normal_world, object_id, flow_px, scene_flow_world)
 
 
 def _blend(
@@ -404,29 +410,44 @@ def _rigid_motions(now: Gaussians, later: Gaussians) -> Tensor:
     return torch.cat([(turn - torch.eye(3).to(turn)).flatten(1), shift], -1)
 
 
-def _flow(depth: Tensor, camera: Camera, following: Camera | None, motion: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Pixel in the next camera minus pixel in this one, and how far the point itself moves until then, by what its
-    Gaussians add to it `(h, w, 12)`; None: it stands still.
-    """
-    h, w = camera.hw
-    flow_px, moved = (torch.full((h, w, c), torch.nan, device=depth.device) for c in (2, 3))
+def _flow(depth: Tensor, camera: Camera, following: Camera | None, motion: Tensor | None) -> Tensor:
+    """Pixel in the next camera minus pixel in this one; `motion` `(h, w, 12)`: of the point, None where it stands."""
+    flow_px = torch.full((*camera.hw, 2), torch.nan, device=depth.device)
     if following is None:
-        return flow_px, moved
+        return flow_px
+    for rows, uv_px, p_world in _strips(depth, camera):
+        there_px, _ = following.project(p_world if motion is None else p_world + _moved(p_world, motion[rows]))
+        flow_px[rows] = (there_px - uv_px).float().reshape(flow_px[rows].shape)
+    return flow_px
+
+
+def _scene_flow(depth: Tensor, camera: Camera, following: Camera | None, motion: Tensor | None) -> Tensor:
+    """How far the point of each pixel moves until the next camera."""
+    flow_world = torch.full((*camera.hw, 3), torch.nan, device=depth.device)
+    if following is None:
+        return flow_world
+    for rows, _, p_world in _strips(depth, camera):
+        moved = 0 * p_world if motion is None else _moved(p_world, motion[rows])  # NaN where there is no point
+        flow_world[rows] = moved.float().reshape(flow_world[rows].shape)
+    return flow_world
+
+
+def _moved(p_world: Tensor, motion: Tensor) -> Tensor:
+    """What rigid motions `(r, w, 12)` of pixels add to their points `(r * w, 3)`: M p + s."""
+    each = motion.reshape(-1, RIGID).double()
+    return (each[:, :9].reshape(-1, 3, 3) @ p_world[..., None])[..., 0] + each[:, 9:]
+
+
+def _strips(depth: Tensor, camera: Camera) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Rows of a picture, with their pixels `(n, 2)` and the points `(n, 3)` that these show."""
+    h, w = camera.hw
     u = torch.arange(w, dtype=torch.float64, device=depth.device) + 0.5
-    rows = max(1, STRIP_PX // w)
-    for top in range(0, h, rows):
-        part = depth[top : top + rows]
+    count = max(1, STRIP_PX // w)
+    for top in range(0, h, count):
+        part = depth[top : top + count]
         v = torch.arange(top, top + len(part), dtype=torch.float64, device=depth.device) + 0.5
         uv_px = torch.stack(torch.broadcast_tensors(u, v[:, None]), -1).reshape(-1, 2)
-        p_world = camera.unproject(uv_px, part.reshape(-1))
-        added = torch.zeros_like(p_world) + 0 * p_world  # NaN where there is no point
-        if motion is not None:
-            rows_of = motion[top : top + rows].reshape(-1, RIGID).double()
-            added = (rows_of[:, :9].reshape(-1, 3, 3) @ p_world[..., None])[..., 0] + rows_of[:, 9:]
-        there_px, _ = following.project(p_world + added)
-        flow_px[top : top + rows] = (there_px - uv_px).float().reshape(*part.shape, 2)
-        moved[top : top + rows] = added.float().reshape(*part.shape, 3)
-    return flow_px, moved
+        yield slice(top, top + len(part)), uv_px, camera.unproject(uv_px, part.reshape(-1))
 
 
 # Checks

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
+import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -198,3 +201,18 @@ def _noisy(
         tuple(cameras), tuple(maps), tuple(torch.ones_like(m) for m in maps), rotation_std_rad=turn_rad,
         position_relative_std=shift, focal_relative_std=0.06, depth_relative_std=0.08, facts={"network": "simulated"},
     )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def benchmark_script() -> Iterator[Callable[[str], ModuleType]]:
+    """A function that loads a script of benchmarks/ as a module; the test is skipped where there are none."""
+    folder = Path(__file__).resolve().parents[2] / "benchmarks"
+    sys.path.insert(0, str(folder))
+
+    def load(name: str) -> ModuleType:
+        if not folder.exists():
+            pytest.skip("benchmarks are not part of the wheel")
+        return importlib.import_module(name)
+
+    yield load
+    sys.path.remove(str(folder))

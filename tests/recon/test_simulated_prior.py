@@ -1,10 +1,7 @@
 """The stand-in for a network that benchmarks/sparse_views.py uses."""
 
 import dataclasses
-import importlib.util
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -21,17 +18,8 @@ SILENT = {
 
 
 @pytest.fixture(scope="module")
-def simulated() -> ModuleType:
-    path = Path(__file__).resolve().parents[2] / "benchmarks" / "simulated_prior.py"
-    if not path.exists():
-        pytest.skip("benchmarks are not part of the wheel")
-    spec = importlib.util.spec_from_file_location("simulated_prior", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["simulated_prior"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+def simulated(benchmark_script: Callable[[str], ModuleType]) -> ModuleType:
+    return benchmark_script("simulated_prior")
 
 
 @pytest.fixture(scope="module")

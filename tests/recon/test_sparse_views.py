@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -14,25 +11,10 @@ import torch
 
 from geo4d.core.types import Camera, Scene
 
-FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
-
 
 @pytest.fixture(scope="module")
-def sparse_views() -> Iterator[ModuleType]:
-    path = FOLDER / "sparse_views.py"
-    if not path.exists():
-        pytest.skip("benchmarks are not part of the wheel")
-    sys.path.insert(0, str(FOLDER))
-    try:
-        spec = importlib.util.spec_from_file_location("sparse_views", path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["sparse_views"] = module  # dataclasses look their module up
-        spec.loader.exec_module(module)
-        yield module
-    finally:
-        sys.path.remove(str(FOLDER))
+def sparse_views(benchmark_script: Callable[[str], ModuleType]) -> ModuleType:
+    return benchmark_script("sparse_views")
 
 
 @pytest.fixture(scope="module")
@@ -104,12 +86,8 @@ def test_more_noise_is_more_wrong_and_says_the_same_of_itself(sparse_views: Modu
     assert focal_error(second) == pytest.approx(2 * focal_error(first), rel=1e-6)
 
 
-def test_memory_of_a_further_view_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    if not FOLDER.exists():
-        pytest.skip("benchmarks are not part of the wheel")
-    monkeypatch.syspath_prepend(str(FOLDER))
-    from tables import line
-
+def test_memory_of_a_further_view_is_a_line(benchmark_script: Callable[[str], ModuleType]) -> None:
+    line = benchmark_script("tables").line
     exact = {2: 10.0, 4: 100.0, 8: 180.0, 16: 340.0}
     assert line(exact) == ("20 MiB", "0 %")
     assert line({**exact, 8: 200.0}) == ("20 MiB", "10 %")
