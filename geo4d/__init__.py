@@ -10,7 +10,19 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from geo4d.core.errors import Geo4DError, InputError, ReconstructionError
-    from geo4d.core.types import Buffers, Camera, Frame, Frames, Gaussians, Observations, PointCloud, Scale, Scene
+    from geo4d.core.io.gaussians import read_scene_gaussians, write_scene_gaussians
+    from geo4d.core.types import (
+        Buffers,
+        Camera,
+        Frame,
+        Frames,
+        Gaussians,
+        Observations,
+        PointCloud,
+        PointTracks,
+        Scale,
+        Scene,
+    )
     from recon import reconstruct
     from render import fit, render_views
 
@@ -24,6 +36,7 @@ _EXPORTS = {
     "InputError": "geo4d.core.errors",
     "Observations": "geo4d.core.types",
     "PointCloud": "geo4d.core.types",
+    "PointTracks": "geo4d.core.types",
     "ReconstructionError": "geo4d.core.errors",
     "Scale": "geo4d.core.types",
     "Scene": "geo4d.core.types",
@@ -31,10 +44,12 @@ _EXPORTS = {
     "load_frames": "geo4d.core.io.frames",
     "load_scene": "geo4d.core.io.scene",
     "read_gaussians": "geo4d.core.io.gaussians",
+    "read_scene_gaussians": "geo4d.core.io.gaussians",
     "reconstruct": "recon",
     "render_views": "render",
     "save_scene": "geo4d.core.io.scene",
     "write_gaussians": "geo4d.core.io.gaussians",
+    "write_scene_gaussians": "geo4d.core.io.gaussians",
 }
 
 __all__ = ["__version__", *_EXPORTS]  # pyright: ignore[reportUnsupportedDunderAll]

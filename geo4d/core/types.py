@@ -365,6 +365,36 @@ class PointCloud:
     normal_world: Float32[Tensor, "k 3"]
 
 
+@dataclass(frozen=True, eq=False)
+class PointTracks:
+    """Points of surfaces that were followed through time, for long.
+
+    Each is at each of the times `time_s` (which increase) at `p_world`, NaN where that is not known, and was seen at
+    pixel `uv_px` of frame `frame_id`'s working picture; frame -1 (and pixel NaN) where it was not seen.
+
+    Raises:
+        InputError: sizes that do not fit, or times that do not increase.
+    """
+
+    time_s: Float64[Tensor, " t"]
+    p_world: Float64[Tensor, "n t 3"]
+    uv_px: Float64[Tensor, "n t 2"]
+    frame_id: Int64[Tensor, "n t"]
+    rgb: Float32[Tensor, "n 3"]
+
+    def __post_init__(self) -> None:
+        n, t = self.p_world.shape[:2]
+        fits = self.uv_px.shape[:2] == self.frame_id.shape == (n, t) and len(self.time_s) == t and len(self.rgb) == n
+        if not fits or bool((self.time_s.diff() <= 0).any()):
+            sizes = f"{len(self.time_s)} times, p_world {tuple(self.p_world.shape)}, uv_px {tuple(self.uv_px.shape)}"
+            raise InputError(
+                "the parts of point tracks do not fit", found=sizes, accepted="increasing times, one entry per track"
+            )
+
+    def __len__(self) -> int:
+        return len(self.p_world)
+
+
 @dataclass(frozen=True)
 class Scale:
     """Whether lengths are metres, who says so, and how far off they may be (one standard deviation, relative)."""
@@ -383,7 +413,8 @@ class Scene:
     dense maps have the size of the frame or an exact fraction of it. `original` holds the calibrated cameras of the
     photos as they were taken (with distortion). `covariance` is of (rotation vector in rad, translation) of
     cam_from_world, the rotation vector applied from the left (in camera axes), with the gauge that
-    `report["covariance_gauge"]` states. Lengths are metres exactly when `scale.kind` is "metric".
+    `report["covariance_gauge"]` states. Lengths are metres exactly when `scale.kind` is "metric". `tracks` follow
+    points that move; None where nobody looked for what moves.
     """
 
     frames: Frames
@@ -398,6 +429,7 @@ class Scene:
     scale: Scale
     up_world: Float64[Tensor, "3"]
     report: Mapping[str, Any]
+    tracks: PointTracks | None = None
 
     def __post_init__(self) -> None:
         n = len(self.frames)
@@ -471,6 +503,8 @@ class Scene:
             covariance=covariance,
             up_world=rotation @ self.up_world,
             scale=self.scale if scale is None else scale,
+            tracks=self.tracks
+            and replace(self.tracks, p_world=geometry.transform_points(new_from_world, self.tracks.p_world)),
         )
 
 

@@ -12,7 +12,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from geo4d.core.errors import InputError
-from geo4d.core.io.gaussians import GAUSSIANS, read_gaussians
+from geo4d.core.io.gaussians import read_scene_gaussians
 from geo4d.core.io.objects import read_objects
 from geo4d.core.io.scene import load_scene
 from geo4d.core.types import Camera, Gaussians, Scene
@@ -62,7 +62,7 @@ def evaluate_objects(
     """
     folder, reference = Path(folder), Path(reference)
     scene = load_scene(folder)
-    gaussians = read_gaussians(folder / GAUSSIANS) if gaussians is None else gaussians
+    gaussians = read_scene_gaussians(folder) if gaussians is None else gaussians
     if gaussians.object_id is None:
         raise InputError(
             "cannot evaluate objects", found="Gaussians without object ids", hint=f"geo4d segment {folder}"

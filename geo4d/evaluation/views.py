@@ -13,7 +13,7 @@ import torch
 from geo4d.core import colouring, pictures, threads
 from geo4d.core.errors import InputError
 from geo4d.core.io import atomic
-from geo4d.core.io.gaussians import GAUSSIANS, read_gaussians
+from geo4d.core.io.gaussians import GAUSSIANS, read_gaussians, read_scene_gaussians
 from geo4d.core.io.ply import to_uint8
 from geo4d.core.io.scene import load_scene
 from geo4d.core.progress import Progress
@@ -75,7 +75,7 @@ def evaluate_views(
     file = gaussians or folder / GAUSSIANS
     if gaussians is None and not file.is_file():
         raise InputError("the scene has no Gaussians", found=f"no {file}", hint=f"geo4d fit {folder}")
-    splats = read_gaussians(file).to(device)
+    splats = (read_scene_gaussians(folder) if gaussians is None else read_gaussians(file)).to(device)
     fitted = fit_metrics(folder) if gaussians is None else {}
     choice = choose(scene, fitted, holdout=holdout, every=every)
     size = _image_size(fitted, image_size)

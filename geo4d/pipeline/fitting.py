@@ -16,7 +16,7 @@ from typing import Any
 from geo4d.core import threads
 from geo4d.core.errors import InputError
 from geo4d.core.io import atomic
-from geo4d.core.io.gaussians import GAUSSIANS, write_gaussians
+from geo4d.core.io.gaussians import GAUSSIANS, write_scene_gaussians
 from geo4d.core.io.objects import OBJECTS, OVERVIEW
 from geo4d.core.io.scene import command_line, load_scene, package_version
 from geo4d.core.memory import peak_memory_gib
@@ -91,7 +91,7 @@ def _is_finished(folder: Path) -> bool:
 def _write(folder: Path, scene: Scene, result: Fit, metrics: dict[str, Any], progress: Progress) -> None:
     """Never numbers beside Gaussians that they are not of; what describes objects of other Gaussians goes."""
     (folder / METRICS).unlink(missing_ok=True)
-    write_gaussians(folder / GAUSSIANS, result.gaussians, up_world=scene.up_world)
+    write_scene_gaussians(folder, result.gaussians, up_world=scene.up_world)
     atomic.write_json(folder / METRICS, metrics)
     if (folder / OBJECTS).is_file():
         progress.note(f"{OBJECTS} was of the Gaussians before, and is removed: geo4d segment finds objects again")

@@ -15,7 +15,7 @@ from geo4d.core.errors import InputError
 from geo4d.core.io import atomic
 from geo4d.core.io.buffers import MODALITIES, NEEDED_BUFFERS, BufferWriter
 from geo4d.core.io.camera_path import CameraPath, read_trajectory, write_camera_path
-from geo4d.core.io.gaussians import GAUSSIANS, read_gaussians
+from geo4d.core.io.gaussians import GAUSSIANS, read_gaussians, read_scene_gaussians
 from geo4d.core.io.nerfstudio import write_transforms
 from geo4d.core.io.scene import command_line, load_scene, package_version
 from geo4d.core.progress import Progress
@@ -132,12 +132,15 @@ def load_gaussians(folder: Path, file: Path | None = None) -> Gaussians:
     Raises:
         InputError: there are none, or the file cannot be read.
     """
-    path = file or folder / GAUSSIANS
-    if file is None and not path.is_file():
+    if file is not None:
+        return read_gaussians(file)
+    if not (folder / GAUSSIANS).is_file():
         raise InputError(
-            "the scene has no Gaussians", found=f"no {path}", hint=f"geo4d fit {folder}, or give --gaussians FILE"
+            "the scene has no Gaussians",
+            found=f"no {folder / GAUSSIANS}",
+            hint=f"geo4d fit {folder}, or give --gaussians FILE",
         )
-    return read_gaussians(path)
+    return read_scene_gaussians(folder)
 
 
 # The path

@@ -18,7 +18,7 @@ from torch import Tensor
 from geo4d.core import colouring, pictures, threads
 from geo4d.core.errors import InputError
 from geo4d.core.io import atomic
-from geo4d.core.io.gaussians import GAUSSIANS, write_gaussians
+from geo4d.core.io.gaussians import GAUSSIANS, write_scene_gaussians
 from geo4d.core.io.objects import OBJECTS, OVERVIEW, Drawn, ObjectFacts, Photo, read_boxes, read_id_masks, write_objects
 from geo4d.core.io.scene import command_line, load_scene, package_version, picture_files
 from geo4d.core.progress import Progress
@@ -91,7 +91,7 @@ def segment_folder(
             )
         with progress.stage("overview"):
             overview = _overview(scene, segmented)
-    write_gaussians(folder / GAUSSIANS, segmented, up_world=scene.up_world)
+    write_scene_gaussians(folder, segmented, up_world=scene.up_world)
     atomic.write_bytes(folder / OVERVIEW, overview)
     write_objects(
         folder / OBJECTS, objects, geo4d=package_version(), method=method, scale=scene.scale.kind,

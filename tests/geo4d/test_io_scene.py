@@ -45,6 +45,7 @@ from geo4d.core.types import (
     Observations,
     PhotoInfo,
     PointCloud,
+    PointTracks,
     Scale,
     Scene,
 )
@@ -128,7 +129,17 @@ def make_scene(names: list[str] = NAMES) -> Scene:
         scale=Scale("metric", "marker", 0.004),
         up_world=tensor(0.0, -0.6, 0.8),
         report={"median_error_px": np.float32(0.25), "unknown": float("nan"), "list": (1, 2), "hw": np.array([1, 2])},
+        tracks=make_tracks(n),
     )
+
+
+def make_tracks(frames: int) -> PointTracks:
+    """Seven points at four times, each not seen once."""
+    frame_id = torch.randint(frames, (7, 4))
+    frame_id[:, 2] = -1
+    p_world, uv_px = torch.randn(7, 4, 3).double(), torch.rand(7, 4, 2).double()
+    p_world[3, 0], uv_px[:, 2] = torch.nan, torch.nan
+    return PointTracks(tensor(0.0, 0.1, 0.2, 0.4), p_world, uv_px, frame_id, torch.rand(7, 3))
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +189,9 @@ def assert_same_scene(a: Scene, b: Scene) -> None:
     same(a.up_world, b.up_world)
     assert a.scale == b.scale
     assert atomic.to_json(a.report) == b.report
+    assert (a.tracks is None) == (b.tracks is None)
+    for key in ("time_s", "p_world", "uv_px", "frame_id", "rgb"):
+        same(getattr(a.tracks, key, None), getattr(b.tracks, key, None))
 
 
 def test_round_trip_is_exact(scene: Scene, saved: Path) -> None:
@@ -203,7 +217,7 @@ def test_only_the_files_of_the_specification_are_written(saved: Path) -> None:
     stems = ["suss_photo_1", "b_IMG_2", "a", "a_2", "photo"]
     model = {f"colmap/sparse/0/{k}.bin" for k in ("cameras", "images", "points3D", "rigs", "frames")}
     assert files == {
-        "scene.json", "transforms.json", "points.ply", "covariance.npz", *model,
+        "scene.json", "transforms.json", "points.ply", "covariance.npz", "tracks.npz", *model,
         *(f"masks/{s}.png" for s in stems), *(f"depth/{s}.npz" for s in stems[:-1]),
         "images/suss_photo_1.jpg", "images/b_IMG_2.png", "images/a.jpg", "images/a_2.png", "images/photo.jpg",
     }  # fmt: skip
@@ -347,7 +361,7 @@ def test_scene_without_anything_dense(scene: Scene, tmp_path: Path) -> None:
         depth=(None,) * n, confidence=(None,) * n, dynamic=(None,) * n, covariance=None,
         points=PointCloud(nothing.double(), nothing, nothing),
         observations=Observations(index, index, torch.zeros(0, 2).double(), nothing.double(), nothing),
-        report={},
+        report={}, tracks=None,
     )  # fmt: skip
     save_scene(bare, tmp_path / "bare")
     assert_same_scene(bare, load_scene(tmp_path / "bare"))
@@ -392,6 +406,13 @@ def cut(name: str, keep: int) -> Any:
     return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:keep])
 
 
+def no_frame(folder: Path) -> None:
+    """A track in a frame that there is not."""
+    arrays = dict(np.load(folder / "tracks.npz"))
+    arrays["frame_id"][0, 0] = 9
+    np.savez(folder / "tracks.npz", **arrays)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -419,6 +440,9 @@ def cut(name: str, keep: int) -> Any:
         (cut("depth/b_IMG_2.npz", 0), r"damaged(.|\n)*b_IMG_2\.npz"),
         (lambda f: np.savez(f / "depth/b_IMG_2.npz", depth=np.zeros(3)), r"b_IMG_2\.npz, depth: float64 \(3,\)"),
         (cut("covariance.npz", 100), r"damaged(.|\n)*covariance\.npz"),
+        (cut("tracks.npz", 100), r"damaged(.|\n)*tracks\.npz"),
+        (lambda f: np.savez(f / "tracks.npz", time_s=np.zeros(1)), r"tracks\.npz: no p_world, uv_px, frame_id, rgb"),
+        (no_frame, r"damaged(.|\n)*tracks\.npz: frames \[-1, 9\](.|\n)*frames -1 to 4"),
         (cut("colmap/sparse/0/points3D.bin", 2000), r"colmap.sparse.0"),
         (lambda f: (f / "colmap/sparse/0/images.bin").unlink(), "COLMAP model"),
     ],

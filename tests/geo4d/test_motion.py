@@ -15,6 +15,7 @@ from scipy.spatial.transform import Rotation
 
 from geo4d.core import geometry, moving, spherical_harmonics
 from geo4d.core.errors import InputError
+from geo4d.core.io.gaussians import read_scene_gaussians, write_scene_gaussians
 from geo4d.core.io.motion import read_motion, write_motion
 from geo4d.core.motion import BasesMotion, blended
 from geo4d.core.types import Camera, Gaussians
@@ -255,6 +256,18 @@ def test_a_motion_is_written_and_read(tmp_path: Path) -> None:
     back = read_motion(tmp_path / "motion.npz", len(g))
     for name in ("time_s", "world_from_rest", "weights"):
         assert torch.equal(getattr(back, name), getattr(g.motion, name))
+
+
+def test_a_motion_goes_with_the_gaussians_of_its_scene(tmp_path: Path) -> None:
+    g = moving_gaussians()
+    write_scene_gaussians(tmp_path, g)
+    back = read_scene_gaussians(tmp_path)
+    assert back.motion is not None
+    torch.testing.assert_close(back.at(0.3).means, g.at(0.3).means, atol=1e-5, rtol=0)
+    # The motion of other Gaussians does not stay.
+    write_scene_gaussians(tmp_path, replace(g, motion=None))
+    assert read_scene_gaussians(tmp_path).motion is None
+    assert not (tmp_path / "motion.npz").exists()
 
 
 @pytest.mark.parametrize("count", [1, 4])

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from geo4d.core.errors import InputError
-from geo4d.core.types import Gaussians
+from geo4d.core.types import GAUSSIAN_FIELDS, Gaussians
 
 LOGIT_LIMIT = 30.0
 """Opacity 0 and 1 in a file: finite, and nearer to 0 and 1 than float32 tells from them."""
@@ -46,8 +46,8 @@ class StoredGaussians:
 
 
 def to_stored(gaussians: Gaussians) -> StoredGaussians:
-    """The values that a file holds; all finite, quaternions unit with w >= 0."""
-    arrays = {k: v.detach().cpu().numpy() for k, v in vars(gaussians).items() if v is not None}
+    """The values that a file holds, at rest; all finite, quaternions unit with w >= 0."""
+    arrays = {k: v.detach().cpu().numpy() for k in GAUSSIAN_FIELDS if (v := getattr(gaussians, k)) is not None}
     opacity = arrays["opacity"].astype(np.float64)
     with np.errstate(divide="ignore"):
         logits = np.clip(np.log(opacity) - np.log1p(-opacity), -LOGIT_LIMIT, LOGIT_LIMIT)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from geo4d.core.errors import InputError
 from geo4d.core.io import atomic, gaussian_packed
 from geo4d.core.io.gaussian_ply import decode_ply, encode_ply, read_up, with_up
 from geo4d.core.io.gaussian_values import StoredGaussians, from_stored, to_stored
+from geo4d.core.io.motion import MOTION, read_motion, write_motion
 from geo4d.core.io.ply_elements import read_ply
 from geo4d.core.types import Gaussians
 
@@ -89,6 +91,30 @@ def read_gaussians(path: Path) -> Gaussians:
             f"{path}: {dropped} of {len(stored)} Gaussians left out: not finite, or of zero rotation", stacklevel=2
         )
     return gaussians
+
+
+def write_scene_gaussians(folder: Path, gaussians: Gaussians, *, up_world: torch.Tensor | None = None) -> None:
+    """Write gaussians.ply of a scene folder, and motion.npz beside it where they move; `write_gaussians` has the rest.
+
+    Raises:
+        InputError: the disk refuses, or a motion that has no file format.
+    """
+    (folder / MOTION).unlink(missing_ok=True)  # never the motion of other Gaussians
+    write_gaussians(folder / GAUSSIANS, gaussians, up_world=up_world)
+    if gaussians.motion is not None:
+        write_motion(folder / MOTION, gaussians.motion)
+
+
+def read_scene_gaussians(folder: Path) -> Gaussians:
+    """Read gaussians.ply of a scene folder, with the motion beside it if there is one.
+
+    Raises:
+        InputError: as `read_gaussians`, or a motion that is damaged or of other Gaussians.
+    """
+    gaussians = read_gaussians(folder / GAUSSIANS)
+    if not (folder / MOTION).is_file():
+        return gaussians
+    return replace(gaussians, motion=read_motion(folder / MOTION, len(gaussians)))
 
 
 def read_up_world(path: Path) -> torch.Tensor | None:

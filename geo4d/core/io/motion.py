@@ -10,6 +10,7 @@ import torch
 from geo4d.core.errors import InputError
 from geo4d.core.io.arrays import read_arrays, write_arrays
 from geo4d.core.motion import BasesMotion
+from geo4d.core.types import Motion
 
 MOTION = "motion.npz"
 VERSION = 1
@@ -17,12 +18,14 @@ ARRAYS = {"time_s": ("f8", 1), "world_from_rest": ("f8", 4), "weights": ("f4", 2
 """Name -> numbers and dimensions."""
 
 
-def write_motion(path: Path, motion: BasesMotion) -> None:
+def write_motion(path: Path, motion: Motion) -> None:
     """Write the motion of Gaussians, in their order.
 
     Raises:
-        InputError: the disk refuses.
+        InputError: the disk refuses, or another kind of motion than `BasesMotion`.
     """
+    if not isinstance(motion, BasesMotion):
+        raise InputError("cannot write this motion", found=type(motion).__name__, accepted="BasesMotion")
     arrays = {name: getattr(motion, name).detach().cpu().numpy() for name in ARRAYS}
     write_arrays(path, version=np.array(VERSION), kind=np.array("bases"), **arrays)
 

@@ -22,11 +22,14 @@ from geo4d.core.io.arrays import read_arrays, write_arrays
 from geo4d.core.io.colmap import read_colmap, write_colmap
 from geo4d.core.io.nerfstudio import write_transforms
 from geo4d.core.io.ply import read_points, write_points
-from geo4d.core.types import Camera, Frame, Frames, Observations, PhotoInfo, Scale, Scene
+from geo4d.core.types import Camera, Frame, Frames, Observations, PhotoInfo, PointTracks, Scale, Scene
 
 FORMAT, VERSION, MARKER = "geo4d-scene", 1, "scene.json"
 MODEL = "colmap/sparse/0"
 MAPS = ("depth", "confidence", "dynamic")
+TRACKS = "tracks.npz"
+TRACK_ARRAYS = {"time_s": "f8", "p_world": "f8", "uv_px": "f8", "frame_id": "i8", "rgb": "f4"}
+"""Name -> numbers."""
 LOSSLESS = (".png", ".bmp", ".tif", ".tiff")
 DAMAGED = "a file of the scene is damaged"
 AGAIN = "make the scene again: geo4d reconstruct PHOTOS -o SCENE --overwrite"
@@ -177,6 +180,9 @@ def write_scene_files(scene: Scene, folder: Path, *, command: str | None = None,
     depth = [_write_maps(scene, i, folder, f"depth/{Path(file).stem}.npz") for i, file in enumerate(files)]
     if scene.covariance is not None:
         write_arrays(folder / "covariance.npz", covariance=scene.covariance.numpy())
+    (folder / TRACKS).unlink(missing_ok=True)
+    if scene.tracks is not None:
+        write_arrays(folder / TRACKS, **{name: getattr(scene.tracks, name).numpy() for name in TRACK_ARRAYS})
     write_points(folder / "points.ply", scene.points)
     write_colmap(folder / MODEL, dict(zip(files, scene.camera, strict=True)), scene.observations)
     write_scene_transforms(scene, folder, files, points="points.ply")
@@ -195,6 +201,7 @@ def write_scene_files(scene: Scene, folder: Path, *, command: str | None = None,
         "colmap": MODEL,
         "points": "points.ply",
         "covariance": None if scene.covariance is None else "covariance.npz",
+        "tracks": None if scene.tracks is None else TRACKS,
         "frames": frames,
         "dropped": scene.frames.dropped,
         "report": scene.report,
@@ -386,7 +393,24 @@ def _scene(folder: Path, content: dict[str, Any]) -> Scene:
         scale=Scale(**content["scale"]),
         up_world=torch.tensor(content["up_world"], dtype=torch.float64),
         report=content["report"],
+        tracks=_read_tracks(folder, content, len(entries)),
     )
+
+
+def _read_tracks(folder: Path, content: dict[str, Any], frames: int) -> PointTracks | None:
+    if content.get("tracks") is None:  # scenes of before 4D do not have the key
+        return None
+    path = _inside(folder, content["tracks"])
+    arrays = read_arrays(path, DAMAGED)
+    missing = [name for name in TRACK_ARRAYS if name not in arrays]
+    if missing:
+        raise InputError(DAMAGED, found=f"{path}: no {', '.join(missing)}", accepted=", ".join(TRACK_ARRAYS))
+    wrong = {n: arrays[n].dtype for n, kind in TRACK_ARRAYS.items() if arrays[n].dtype != np.dtype(kind)}
+    out_of_range = arrays["frame_id"].size and not -1 <= arrays["frame_id"].min() <= arrays["frame_id"].max() < frames
+    if wrong or out_of_range:
+        found = f"{path}: {wrong or 'frames ' + str(np.unique(arrays['frame_id'])[[0, -1]].tolist())}"
+        raise InputError(DAMAGED, found=found, accepted=f"{TRACK_ARRAYS}, frames -1 to {frames - 1}")
+    return PointTracks(**{name: torch.from_numpy(arrays[name]) for name in TRACK_ARRAYS})
 
 
 def _inside(folder: Path, file: str) -> Path:
