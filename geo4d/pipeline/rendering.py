@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,10 @@ from geo4d.core.io.scene import command_line, load_scene, package_version
 from geo4d.core.progress import Progress
 from geo4d.core.types import Camera, Gaussians, Scene, stack_cameras
 from geo4d.evaluation.views import METRICS, choose, fit_metrics
+from geo4d.pipeline.times import check_moves, span_of
 from render import trajectories
 from render.rasterizer.cuda import choose_device
+from render.timing import Timing, check_times, parse_timing
 from render.views import iterate_views, rendering_bytes, single_cameras
 
 MARKER = "render.json"
@@ -32,6 +34,8 @@ HOLDOUT = 8
 AS_PHOTO = ("rgb", "normal", "edge", "alpha", "segmentation", "depth", "flow")
 """Whose files cameras.json names, the first that was rendered: nerfstudio's `file_path` is a picture, and required."""
 FILES = "a camera_path.json of nerfstudio's viewer, a transforms.json, or the cameras.json of geo4d render"
+PHOTOS = ("held-out", "training")
+"""Trajectories of photos."""
 LARGE_BYTES = 2**30
 COLOURS = {"black": (0.0, 0.0, 0.0), "white": (1.0, 1.0, 1.0)}
 
@@ -51,6 +55,8 @@ class RenderOptions:
     holdout: int | None = None
     zoom: bool = False
     device: str = "auto"
+    time: str | None = None
+    """`render.timing.FORMS`; None plays, or keeps the times that photos and files have."""
 
 
 def render_folder(
@@ -65,8 +71,8 @@ def render_folder(
     """Render the Gaussians of a scene folder into a folder, whole or not at all; returns what the command line shows.
 
     Raises:
-        InputError: no scene or no Gaussians, a trajectory or an option that does not fit, pictures larger than the
-            memory, or an output that must not be replaced.
+        InputError: no scene or no Gaussians, a trajectory, a time or an option that does not fit, pictures larger than
+            the memory, or an output that must not be replaced.
     """
     options, progress, start = options or RenderOptions(), progress or Progress(), time.perf_counter()
     modalities = _modalities(options.modalities)
@@ -76,22 +82,26 @@ def render_folder(
         scene = load_scene(folder)
         gaussians = load_gaussians(folder, options.gaussians)
         device = choose_device(options.device)
-        path = _path(folder, scene, options, progress)
+        clock = _clock(gaussians, options)
+        given = _path(folder, scene, options, clock, progress)
+        path = _in_time(given, clock, options)
+        shown = _time_facts(given, path, clock, options)
     if "segmentation" in modalities and gaussians.object_id is None:
         raise InputError(
             "cannot render a segmentation", found="Gaussians without object ids", hint=f"geo4d segment {folder}"
         )
     with atomic.whole_folder(out, overwrite=overwrite, marker=MARKER) as partial, atomic.full_disk_errors(partial):
-        facts = _render(scene, gaussians.to(device), path, modalities, background, partial, progress)
+        facts = _render(scene, gaussians.to(device), path, clock, modalities, background, partial, progress)
         run = {
             "format": "geo4d-render", "version": 1, "geo4d": package_version(),
             "command": command_line(command),
             "scene": str(folder), "gaussians": len(gaussians), "trajectory": options.trajectory,
+            "time": shown or None,
             "background": background, "scale": {"kind": scene.scale.kind, "source": scene.scale.source},
             "hw": path.camera.hw, "frames": len(path.camera.K), "fps": path.fps, "modalities": facts,
         }  # fmt: skip
         atomic.write_json(partial / MARKER, run)
-    return _summary(out, path, modalities, progress, time.perf_counter() - start)
+    return _summary(out, path, shown, modalities, progress, time.perf_counter() - start)
 
 
 def _modalities(text: str) -> list[str]:
@@ -143,10 +153,62 @@ def load_gaussians(folder: Path, file: Path | None = None) -> Gaussians:
     return read_scene_gaussians(folder)
 
 
+# The time
+
+
+@dataclass(frozen=True)
+class _Clock:
+    """When a scene moves, and how its time was asked to run."""
+
+    span_s: tuple[float, float]
+    timing: Timing | None
+
+
+def _clock(gaussians: Gaussians, options: RenderOptions) -> _Clock | None:
+    """None where nothing moves."""
+    if options.time is None and gaussians.motion is None:
+        return None
+    motion = check_moves(gaussians, f"--time {options.time}", "leave --time out")
+    clock = _Clock(span_of(motion), None if options.time is None else parse_timing(options.time))
+    if clock.timing is not None:
+        clock.timing.ends(clock.span_s)  # refuses what the scene does not have
+        if clock.timing.bullet and options.trajectory != "orbit":
+            raise InputError(
+                "bullet time goes round", found=f"--trajectory {options.trajectory}", accepted="--trajectory orbit",
+                hint=f"--time {clock.timing.start_s:g} stands still on any path",
+            )  # fmt: skip
+    return clock
+
+
+def _in_time(path: CameraPath, clock: _Clock | None, options: RenderOptions) -> CameraPath:
+    """The path with the second that every camera sees, where the scene moves."""
+    if clock is None:
+        return path
+    own = path.seconds(clock.span_s) if clock.timing is None else None
+    if own is not None and options.trajectory not in PHOTOS:  # before and after its motion a scene stays: photos may
+        check_times(list(own), clock.span_s, "--time play, or a second")
+    timing = clock.timing or Timing()
+    times = own or timing.times(clock.span_s, len(path.camera.K), path.fps or 30.0)
+    return replace(path, time_s=times)
+
+
+def _time_facts(
+    given: CameraPath, path: CameraPath, clock: _Clock | None, options: RenderOptions
+) -> dict[str, Any]:  # fmt: skip
+    """How time ran, the scene's first and last second, and those of the frames; nothing where nothing moves."""
+    if clock is None or path.time_s is None:
+        return {}
+    own = given.time_s is not None or given.share is not None
+    timing = options.time or ("own" if own else "play")
+    return {"timing": timing, "span_s": list(clock.span_s), "time_s": [path.time_s[0], path.time_s[-1]]}
+
+
 # The path
 
 
-def _path(folder: Path, scene: Scene, options: RenderOptions, progress: Progress) -> CameraPath:
+def _path(
+    folder: Path, scene: Scene, options: RenderOptions, clock: _Clock | None, progress: Progress
+) -> CameraPath:  # fmt: skip
     """The cameras of the trajectory that was asked for, at the size that was asked for."""
     name = options.trajectory
     fps = 30.0 if options.fps is None else options.fps
@@ -159,18 +221,17 @@ def _path(folder: Path, scene: Scene, options: RenderOptions, progress: Progress
     hw = _size(options, _usual_size(scene))
     if name in trajectories.PATHS:
         there_and_back = name == "orbit" and not trajectories.goes_round(scene)
-        frames = options.frames or (2 * FRAMES if there_and_back else FRAMES)
+        lasting = clock.timing.frames(clock.span_s, fps) if clock and clock.timing else None
+        frames = options.frames or lasting or (2 * FRAMES if there_and_back else FRAMES)
         if name == "dolly":
             return CameraPath(trajectories.dolly(scene, frames, hw, zoom=options.zoom), fps=fps)
         return CameraPath(trajectories.PATHS[name](scene, frames, hw), fps=fps)
-    if name == "held-out":
-        index = _held_out(folder, scene, options, progress)
-        cameras = stack_cameras([trajectories.refit(scene.camera[i], hw) for i in index])
-        return _thinned(CameraPath(cameras, fps=fps), options)
+    if name in PHOTOS:
+        return _thinned(_photos(folder, scene, options, clock, hw, progress), options)
     if not Path(name).is_file():
         raise InputError(
             "unknown trajectory", found=f"{name!r}, which is no file",
-            accepted=f"{', '.join(trajectories.PATHS)}, held-out, or {FILES}",
+            accepted=f"{', '.join((*trajectories.PATHS, *PHOTOS))}, or {FILES}",
         )  # fmt: skip
     try:
         given = read_trajectory(Path(name))
@@ -181,9 +242,31 @@ def _path(folder: Path, scene: Scene, options: RenderOptions, progress: Progress
     for note in given.notes:
         progress.note(f"{name}: {note}")
     hw = _size(options, given.camera.hw)
-    return _thinned(
-        CameraPath(trajectories.refit(given.camera, hw), given.time_s, options.fps or given.fps or 30.0), options
-    )
+    given = replace(given, camera=trajectories.refit(given.camera, hw), fps=options.fps or given.fps or 30.0)
+    return _thinned(given, options)
+
+
+def _photos(
+    folder: Path, scene: Scene, options: RenderOptions, clock: _Clock | None, hw: tuple[int, int], progress: Progress
+) -> CameraPath:
+    """The cameras of photos, with their times where the scene moves."""
+    index = _held_out(folder, scene, options, progress)
+    if options.trajectory == "training":
+        index = sorted(set(range(len(scene.frames))) - set(index))
+        if not index:
+            raise InputError("there are no training photos", found="all held out", hint="--trajectory held-out")
+    cameras = stack_cameras([trajectories.refit(scene.camera[i], hw) for i in index])
+    path = CameraPath(cameras, fps=30.0 if options.fps is None else options.fps)
+    if clock is None or clock.timing is not None:
+        return path
+    times = [scene.frames[i].time_s for i in index]
+    if None in times:
+        name = scene.frames[index[times.index(None)]].name
+        raise InputError(
+            "cannot tell when photos were taken", found=f"no time of {name!r}", accepted="photos with times",
+            hint="--time play, or a second",
+        )  # fmt: skip
+    return replace(path, time_s=tuple(t for t in times if t is not None))
 
 
 def _held_out(folder: Path, scene: Scene, options: RenderOptions, progress: Progress) -> list[int]:
@@ -208,8 +291,8 @@ def _thinned(path: CameraPath, options: RenderOptions) -> CameraPath:
         return path
     keep = torch.linspace(0, n - 1, options.frames).round().long()
     camera = Camera(path.camera.K[keep], path.camera.world_from_cam[keep], path.camera.hw)
-    times = None if path.time_s is None else tuple(path.time_s[i] for i in keep.tolist())
-    return CameraPath(camera, times, path.fps)
+    times, share = (v and tuple(v[i] for i in keep.tolist()) for v in (path.time_s, path.share))
+    return replace(path, camera=camera, time_s=times, share=share)
 
 
 def _usual_size(scene: Scene) -> tuple[int, int]:
@@ -237,13 +320,16 @@ def _size(options: RenderOptions, usual: tuple[int, int]) -> tuple[int, int]:
 
 
 def _render(
-    scene: Scene, gaussians: Gaussians, path: CameraPath, modalities: Sequence[str],
+    scene: Scene, gaussians: Gaussians, path: CameraPath, clock: _Clock | None, modalities: Sequence[str],
     background: tuple[float, float, float], partial: Path, progress: Progress,
 ) -> dict[str, Any]:  # fmt: skip
     """Fill the folder; returns what the files of each modality hold."""
     camera, fps = path.camera, path.fps or 30.0
     buffers = [NEEDED_BUFFERS[m] for m in modalities if m in NEEDED_BUFFERS]
-    views = iterate_views(gaussians, camera, background=background, buffers=buffers)  # refuses what does not fit
+    time_s = path.time_s if clock else None
+    views = iterate_views(  # refuses what does not fit
+        gaussians, camera, time_s=time_s, background=background, buffers=buffers
+    )
     needed = rendering_bytes(camera.hw, buffers)
     if needed > LARGE_BYTES:
         size = f"{camera.hw[1]}x{camera.hw[0]}"
@@ -270,12 +356,14 @@ def _render(
         dict(zip(names, single_cameras(camera), strict=True)),
         time_s=dict(zip(names, times, strict=True)),
     )
-    write_camera_path(partial / "camera_path.json", camera, fps=fps, time_s=path.time_s)
+    write_camera_path(
+        partial / "camera_path.json", camera, fps=fps, time_s=path.time_s, span_s=clock.span_s if clock else None
+    )
     return facts
 
 
 def _summary(
-    out: Path, path: CameraPath, modalities: Sequence[str], progress: Progress, seconds: float
+    out: Path, path: CameraPath, shown: dict[str, Any], modalities: Sequence[str], progress: Progress, seconds: float
 ) -> dict[str, Any]:
     h, w = path.camera.hw
     count = len(path.camera.K)
@@ -283,6 +371,7 @@ def _summary(
         "render": str(out),
         "frames": count,
         "size": f"{w}x{h}",
+        **shown,
         "videos": [str(out / f"{m}.mp4") for m in modalities],
         "cameras": str(out / "cameras.json"),
         "seconds per frame": progress.seconds.get("render", 0.0) / count,

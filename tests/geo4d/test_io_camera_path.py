@@ -34,7 +34,8 @@ def test_a_path_comes_back(tmp_path: Path) -> None:
         for back in (read_camera_path(path), read_trajectory(path)):
             torch.testing.assert_close(back.camera.K, given.K, atol=1e-9, rtol=0)
             torch.testing.assert_close(back.camera.world_from_cam, given.world_from_cam, atol=1e-12, rtol=0)
-            assert (back.camera.hw, back.time_s, back.fps) == (given.hw, times, 24)
+            assert (back.camera.hw, back.fps, back.share) == (given.hw, 24, None)
+            assert back.time_s == (None if times is None else pytest.approx(times, abs=1e-12))
 
 
 def test_nerfstudio_reads_the_same_rays(tmp_path: Path) -> None:
@@ -67,13 +68,37 @@ def test_a_path_of_the_viewer_is_read(tmp_path: Path) -> None:
     path = tmp_path / "path.json"
     path.write_text(json.dumps(content))
     read = read_camera_path(path)
-    assert read.time_s is None  # not every camera has one
+    assert (read.time_s, read.share) == (None, None)  # not every camera has one
     assert read.notes == ("the crop box of the camera path is not used",)
     assert read.camera.hw == (200, 300)
     one = Camera(read.camera.K[0], read.camera.world_from_cam[0], (200, 300))
     uv_px, depth = one.project(torch.tensor([[1.0, 7.0, 3.0], [1.0, 7.0, 8.0]]))  # ahead, and 45 degrees up
     torch.testing.assert_close(uv_px, torch.tensor([[150.0, 100.0], [150.0, 0.0]], dtype=torch.float64))
     torch.testing.assert_close(depth, torch.tensor([5.0, 5.0], dtype=torch.float64))
+
+
+def test_times_are_shares_of_those_of_the_scene(tmp_path: Path) -> None:
+    """As in nerfstudio, whose sliders go from 0 to 1; what geo4d writes says the seconds, others leave them open."""
+    path, given = tmp_path / "path.json", cameras(3)
+    write_camera_path(path, given, fps=30, time_s=(10.0, 12.5, 13.0), span_s=(10.0, 20.0))
+    content = json.loads(path.read_text())
+    for entries in (content["camera_path"], content["keyframes"]):
+        assert [e["render_time"] for e in entries] == [0.0, 0.25, 0.3]
+    assert (content["time_start_s"], content["time_end_s"]) == (10.0, 20.0)
+    back = read_camera_path(path)
+    assert back.seconds((0.0, 1.0)) == back.time_s == pytest.approx((10.0, 12.5, 13.0))
+    del content["time_end_s"]
+    path.write_text(json.dumps(content))
+    back = read_camera_path(path)
+    assert (back.time_s, back.share) == (None, (0.0, 0.25, 0.3))
+    assert back.seconds((0.0, 2.0)) == pytest.approx((0.0, 0.5, 0.6))
+    for times, span, shares in (((4.0,) * 3, None, [0.0] * 3), ((1.0, 2.0, 3.0), None, [0.0, 0.5, 1.0])):
+        write_camera_path(path, given, fps=30, time_s=times, span_s=span)
+        assert [e["render_time"] for e in json.loads(path.read_text())["camera_path"]] == shares
+        assert read_camera_path(path).time_s == times
+    # A photo before the first and after the last time of the motion.
+    write_camera_path(path, given, fps=30, time_s=(0.0, 2.0, 9.0), span_s=(1.0, 3.0))
+    assert read_camera_path(path).time_s == pytest.approx((0.0, 2.0, 9.0))
 
 
 def test_a_transforms_file_is_a_trajectory(tmp_path: Path) -> None:

@@ -137,15 +137,17 @@ def test_cameras_name_the_frames(photographed: Path, tmp_path: Path, modalities:
 
 def test_times_of_a_path_are_kept(photographed: Path, tmp_path: Path) -> None:
     render_folder(photographed, tmp_path / "a", RenderOptions("dolly", "rgb", frames=3, zoom=True))
-    path = tmp_path / "a/camera_path.json"
+    path = tmp_path / "a/cameras.json"
     content = json.loads(path.read_text())
-    for entry, time_s in zip(content["camera_path"], (5.0, 5.5, 7.0), strict=True):
-        entry["render_time"] = time_s
-    (tmp_path / "timed.json").write_text(json.dumps(content | {"fps": 12}))
-    render_folder(photographed, tmp_path / "b", RenderOptions(str(tmp_path / "timed.json"), "rgb"))
+    for entry, time_s in zip(content["frames"], (5.0, 5.5, 7.0), strict=True):
+        entry["time"] = time_s
+    (tmp_path / "timed.json").write_text(json.dumps(content))
+    render_folder(photographed, tmp_path / "b", RenderOptions(str(tmp_path / "timed.json"), "rgb", fps=12))
     assert read_camera_path(tmp_path / "b/camera_path.json").time_s == (5.0, 5.5, 7.0)
     assert list(read_transforms(tmp_path / "b/cameras.json").time_s.values()) == [5.0, 5.5, 7.0]
-    assert json.loads((tmp_path / "b/render.json").read_text())["fps"] == 12
+    again = RenderOptions(str(tmp_path / "b/camera_path.json"), "rgb")
+    render_folder(photographed, tmp_path / "c", again)
+    assert json.loads((tmp_path / "c/render.json").read_text())["fps"] == 12
 
 
 def test_the_background_lies_behind(photographed: Path, tmp_path: Path) -> None:
@@ -217,7 +219,7 @@ def test_what_is_there_is_not_replaced_unasked(photographed: Path, tmp_path: Pat
     [
         (RenderOptions(modalities="rgb,colour"), "'colour'"),
         (RenderOptions(modalities=","), "unknown modalities"),
-        (RenderOptions(trajectory="loop"), "held-out, or a camera_path"),
+        (RenderOptions(trajectory="loop"), "held-out, training, or a camera_path"),
         (RenderOptions(frames=0), "--frames"),
         (RenderOptions(fps=0), "--fps"),
         (RenderOptions(width=0), "--width"),

@@ -1,13 +1,15 @@
 """Trajectories in files: camera_path.json of nerfstudio's viewer in both directions, and transforms.json as a path.
 
-Format of camera_path.json: nerfstudio/cameras/camera_paths.py. Poses are camera to world with OpenGL axes, 16 numbers
-row by row; `fov` is that of the picture's height, in degrees; pixels are square and the axis goes through the middle.
+Format of camera_path.json: nerfstudio/cameras/camera_paths.py and nerfstudio/viewer/render_panel.py. Poses are camera
+to world with OpenGL axes, 16 numbers row by row; `fov` is that of the picture's height, in degrees; pixels are square
+and the axis goes through the middle. `render_time` is a share: 0 is the first time of the scene, 1 the last, the ends
+of the viewer's sliders; its splines may overshoot them. geo4d writes beside it which seconds these are.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +21,65 @@ from geo4d.core.io import atomic
 from geo4d.core.io.nerfstudio import exact_pose, read_transforms
 from geo4d.core.types import Camera, stack_cameras
 
+SPAN = ("time_start_s", "time_end_s")
+"""Keys of geo4d beside nerfstudio's, which passes over them: the seconds of `render_time` 0 and 1."""
+OVERSHOOT = 0.25
+"""By which a `render_time` may miss 0 to 1 as a spline does; it is cut off there."""
 ACCEPTED = "camera_path.json of nerfstudio's viewer (a list 'camera_path'), or a transforms.json (a list 'frames')"
 
 
 @dataclass(frozen=True, eq=False)
 class CameraPath:
-    """Cameras in the order of their frames; `time_s` and `fps` where the file says them."""
+    """Cameras in the order of their frames; the time of each, and the frames per second, where they are known."""
 
     camera: Camera
     time_s: tuple[float, ...] | None = None
     fps: float | None = None
     notes: tuple[str, ...] = ()
     """What of the file was left out."""
+    share: tuple[float, ...] | None = None
+    """Times of a file that does not say the seconds: from 0, the first time of the scene, to 1, its last."""
+
+    def seconds(self, span_s: tuple[float, float]) -> tuple[float, ...] | None:
+        """The times in a scene that has the times `span_s`, first and last; None where there are none.
+
+        Raises:
+            InputError: shares that are none.
+        """
+        if self.time_s is not None or self.share is None:
+            return self.time_s
+        wrong = [s for s in self.share if not -OVERSHOOT <= s <= 1 + OVERSHOOT]
+        if wrong:
+            raise InputError(
+                "cannot use the times of a camera path", found=f"render_time {wrong[0]:g}",
+                accepted="0 to 1, as nerfstudio has it: the first and the last time of the scene",
+                hint="divide seconds by those that the scene lasts, or give a cameras.json, whose time is in seconds",
+            )  # fmt: skip
+        return tuple(_second(min(max(s, 0.0), 1.0), span_s) for s in self.share)
 
 
-def write_camera_path(path: Path, camera: Camera, *, fps: float, time_s: tuple[float, ...] | None = None) -> None:
+def _second(share: float, span_s: tuple[float, float]) -> float:
+    return (1 - share) * span_s[0] + share * span_s[1]
+
+
+def write_camera_path(
+    path: Path,
+    camera: Camera,
+    *,
+    fps: float,
+    time_s: tuple[float, ...] | None = None,
+    span_s: tuple[float, float] | None = None,
+) -> None:
     """Write a camera_path.json that nerfstudio renders and its viewer loads; every camera is a key frame too.
 
     The format knows one focal length and no principal point: of other cameras the vertical angle is kept.
+
+    Args:
+        path: the file.
+        camera: the cameras, in order.
+        fps: frames per second.
+        time_s: of each camera, where the scene moves.
+        span_s: first and last time of the scene, which become the `render_time` 0 and 1; by default those of `time_s`.
 
     Raises:
         InputError: the cameras have distortion, the times are not one per camera, or the disk refuses.
@@ -53,14 +96,15 @@ def write_camera_path(path: Path, camera: Camera, *, fps: float, time_s: tuple[f
     fov_deg = torch.rad2deg(2 * torch.atan(0.5 * h / K[:, 1, 1])).tolist()
     matrices = (pose @ geometry.OPENGL_FROM_OPENCV).reshape(-1, 16).tolist()
     step_s = 1 / fps
+    times, ends = _render_times(time_s, span_s)
     entries, keyframes = [], []
     for i, (matrix, fov) in enumerate(zip(matrices, fov_deg, strict=True)):
-        time = {} if time_s is None else {"render_time": time_s[i]}
+        time = {"render_time": times[i]} if times else {}
         entries.append({"camera_to_world": matrix, "fov": fov, "aspect": w / h, **time})
         keyframes.append(
             {
                 "matrix": matrix, "fov": fov, "aspect": w / h, "override_transition_enabled": False,
-                "override_transition_sec": None, **time,
+                "override_transition_sec": None, **time, **({"override_time_enabled": True} if times else {}),
             }
         )  # fmt: skip
     atomic.write_json(
@@ -69,13 +113,28 @@ def write_camera_path(path: Path, camera: Camera, *, fps: float, time_s: tuple[f
             "default_fov": fov_deg[0], "default_transition_sec": step_s, "keyframes": keyframes,
             "camera_type": "perspective", "render_height": h, "render_width": w, "fps": fps,
             "seconds": len(entries) * step_s, "is_cycle": False, "smoothness_value": 0.0, "camera_path": entries,
-            "crop": None,
+            "crop": None, **ends,
         },
     )  # fmt: skip
 
 
+def _render_times(
+    time_s: tuple[float, ...] | None, span_s: tuple[float, float] | None
+) -> tuple[list[float], dict[str, float]]:
+    """`render_time` of every camera, and the seconds of 0 and 1."""
+    if not time_s:
+        return [], {}
+    start, end = span_s or (min(time_s), max(time_s))
+    length = end - start
+    return [(t - start) / length if length > 0 else 0.0 for t in time_s], {
+        "default_time": 0.0, **dict(zip(SPAN, (start, end), strict=True))
+    }  # fmt: skip
+
+
 def read_camera_path(path: Path) -> CameraPath:
     """Read a camera_path.json; `render_time` counts where every camera has it, as in nerfstudio.
+
+    Its seconds are known where geo4d wrote the file; else `CameraPath.share` has it.
 
     Raises:
         InputError: not such a file, not a perspective camera, a pose that is no rotation, or an impossible angle.
@@ -101,15 +160,16 @@ def _path(content: dict[str, Any], path: Path) -> CameraPath:
         raise _unreadable(path, f"pictures of {hw[1]}x{hw[0]}")
     cameras = [_camera(entry, hw, f"{path}, camera {i}") for i, entry in enumerate(entries)]
     times = [entry.get("render_time") for entry in entries]
-    known = all(t is not None for t in times)
+    share = tuple(float(t) for t in times if t is not None)
+    ends = [float(content[key]) for key in SPAN if content.get(key) is not None]
     fps = content.get("fps")
     notes = ("the crop box of the camera path is not used",) if content.get("crop") else ()
-    return CameraPath(
-        stack_cameras(cameras),
-        tuple(float(t) for t in times) if known else None,
-        float(fps) if fps and float(fps) > 0 else None,
-        notes,
-    )
+    found = CameraPath(stack_cameras(cameras), None, float(fps) if fps and float(fps) > 0 else None, notes)
+    if len(share) < len(cameras):
+        return found
+    if len(ends) == len(SPAN):
+        return replace(found, time_s=tuple(_second(s, (ends[0], ends[1])) for s in share))
+    return replace(found, share=share)
 
 
 def _camera(entry: dict[str, Any], hw: tuple[int, int], where: str) -> Camera:
