@@ -19,6 +19,10 @@ from geo4d.core.progress import Progress
 from geo4d.core.threads import wait_calmly
 
 Out = Annotated[Path, arg(aliases=["-o"])]
+ExportFormat = Literal[
+    "nerfstudio", "colmap", "ply", "points", "spz", "splat", "compressed", "glb", "mesh", "html", "rerun", "tracks",
+    "glb-motion",
+]  # fmt: skip
 
 
 def reconstruct(
@@ -156,9 +160,8 @@ def export(
     /,
     out: Out,
     *,
-    format: Literal[
-        "nerfstudio", "colmap", "ply", "points", "spz", "splat", "compressed", "glb", "mesh", "html", "rerun"
-    ],
+    format: ExportFormat,
+    times: str | None = None,
     overwrite: bool = False,
     json: bool = False,
 ) -> dict[str, Any]:
@@ -167,18 +170,21 @@ def export(
     Args:
         source: a scene folder; or a .ply, .spz or .splat file of Gaussians for ply, spz, splat, compressed, glb, html.
         out: where to write: a folder for nerfstudio and colmap, else a file: .ply for ply, points and compressed,
-            .ply or .glb for mesh, .rrd for rerun, .spz, .splat, .glb, .html.
+            .ply or .glb for mesh, .rrd for rerun, .json for tracks, .spz, .splat, .glb, .html. With --times a folder.
         format: nerfstudio (transforms.json and pictures), colmap (images/ and sparse/0/, also what Gaussian splatting
             programs read), ply (the Gaussians of a fitted scene, else the points), points, spz, splat and compressed
             (Gaussians in few bytes), glb (Gaussians or points), mesh (surface from the depth maps), html (the page of
-            `geo4d view`), rerun (a recording for the Rerun viewer).
+            `geo4d view`), rerun (a recording for the Rerun viewer); of a scene that moves tracks (followed points as
+            JSON) and glb-motion (an animation of its rigid groups as points).
+        times: of a scene that moves, a file per time of ply, spz, splat, compressed, glb or mesh: all (those of the
+            photos), how many (24), or seconds (0.5,1.25; one alone as 2.0).
         overwrite: replace what is already there.
         json: print the result as one JSON object on stdout.
     """
     from geo4d.pipeline import exporting
 
     with _terminal(quiet=json) as progress:
-        return exporting.export(source, format, out, overwrite=overwrite, progress=progress)
+        return exporting.export(source, format, out, times=times, overwrite=overwrite, progress=progress)
 
 
 def fit(
@@ -276,6 +282,7 @@ def render(
     out: Out,
     *,
     trajectory: str = "orbit",
+    time: str | None = None,
     modalities: str = "rgb,depth",
     frames: int | None = None,
     fps: float | None = None,
@@ -295,10 +302,15 @@ def render(
     Args:
         scene: a scene folder with Gaussians (geo4d fit).
         out: the folder to make: a video and a file per frame of every modality, and the cameras.
-        trajectory: orbit, spiral, spline (through the places of the photos), dolly, held-out, or a file: a
-            camera_path.json of nerfstudio's viewer, a transforms.json, or the cameras.json of an earlier run.
+        trajectory: orbit, spiral, spline (through the places of the photos), dolly, held-out or training (the photos'
+            own), or a file: a camera_path.json of nerfstudio's viewer, a transforms.json, or the cameras.json of an
+            earlier run.
+        time: of a scene that moves: play (from first to last along the path), a second (stands still), 0.5..2 (a
+            part), slow:0.25 (slow motion), bullet:1.5 (stands still while the camera goes round). By default photos
+            and files have their own times, and all else plays.
         modalities: comma list of rgb, depth, normal, alpha, edge, segmentation, flow.
-        frames: how many (default: 120; 240 for an orbit that comes back the way it went; of a file all).
+        frames: how many (default: 120; 240 for an orbit that comes back the way it went; of a file all; with
+            --time slow as many as it takes).
         fps: frames per second of the videos (default: 30, or what the file says).
         width: of the pictures (default: that of the photos, their longer side at most 960).
         height: of the pictures; where only one is given the other keeps the proportions.
@@ -317,7 +329,7 @@ def render(
 
     options = rendering.RenderOptions(
         trajectory=trajectory, modalities=modalities, frames=frames, fps=fps, width=width, height=height,
-        background=background, gaussians=gaussians, holdout=holdout, zoom=zoom, device=device,
+        background=background, gaussians=gaussians, holdout=holdout, zoom=zoom, device=device, time=time,
     )  # fmt: skip
     with _terminal(quiet=json) as progress:
         return rendering.render_folder(

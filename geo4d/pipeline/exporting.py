@@ -3,22 +3,43 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from geo4d.core.errors import InputError
 from geo4d.core.io import atomic
-from geo4d.core.io.export import EXPORTS, GAUSSIAN_EXPORTS, check_file, export_gaussians, export_scene
-from geo4d.core.io.gaussians import GAUSSIANS, SUFFIXES, gaussian_format, read_gaussians, read_up_world
+from geo4d.core.io.export import (
+    EXPORTS,
+    GAUSSIAN_EXPORTS,
+    check_file,
+    export_gaussians,
+    export_scene,
+    export_times,
+)
+from geo4d.core.io.gaussians import (
+    GAUSSIANS,
+    SUFFIXES,
+    gaussian_format,
+    read_gaussians,
+    read_scene_gaussians,
+    read_up_world,
+)
+from geo4d.core.io.gltf_motion import FAINT, write_motion_glb
 from geo4d.core.io.ply import write_mesh
 from geo4d.core.io.scene import load_scene
+from geo4d.core.io.tracks_json import write_tracks_json
 from geo4d.core.progress import Progress
 from geo4d.core.types import Gaussians, Scene
+from geo4d.pipeline.times import check_moves, parse_times, span_of
 
 MESH_SUFFIXES = (".ply", ".glb")
-FORMATS = (*EXPORTS, "mesh", "html", "rerun")
+IN_TIME = {"tracks": ".json", "glb-motion": ".glb"}
+"""Formats of what moves, and how the name of their file ends."""
+FORMATS = (*EXPORTS, "mesh", "html", "rerun", *IN_TIME)
+PER_TIME = (*GAUSSIAN_EXPORTS, "mesh")
+"""Formats that `times` gives a file of each time of."""
 
 
 def _write_mesh(scene: Scene, out: Path, *, overwrite: bool, progress: Progress) -> None:
@@ -55,14 +76,14 @@ def _write_html(source: Path, out: Path, *, overwrite: bool, progress: Progress)
 
 
 @contextmanager
-def _noted(progress: Progress) -> Iterator[None]:
-    """What is warned of becomes notes."""
+def _noted(progress: Progress, files: int = 1) -> Iterator[None]:
+    """What is warned of becomes notes; of several files like each other one speaks for all."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         yield
-    for warning in caught:
-        if issubclass(warning.category, UserWarning):
-            progress.note(str(warning.message))
+    found = [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
+    for text in found if files == 1 else found[:1]:
+        progress.note(text if files == 1 else f"{text} (so or alike in {len(found)} of {files} files)")
 
 
 def read_noted(path: Path, progress: Progress) -> Gaussians:
@@ -76,7 +97,13 @@ def read_noted(path: Path, progress: Progress) -> Gaussians:
 
 
 def export(
-    source: Path, format: str, out: Path, *, overwrite: bool = False, progress: Progress | None = None
+    source: Path,
+    format: str,
+    out: Path,
+    *,
+    times: str | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """A scene folder, or a file of Gaussians, in another format: one of `FORMATS`.
 
@@ -86,31 +113,36 @@ def export(
         source: a scene folder, or a .ply, .spz or .splat file.
         format: one of `FORMATS`; of a file only those of Gaussians and html.
         out: the folder or file to write.
+        times: of a scene that moves: a folder with a file per time, of the formats `PER_TIME`: `all`, a count or
+            seconds (`geo4d.pipeline.times.parse_times`). Without it Gaussians are at rest.
         overwrite: replace what is there.
         progress: shows what happens.
 
     Raises:
-        InputError: no scene or Gaussians, an unknown format, or the output must not be replaced.
+        InputError: no scene or Gaussians, an unknown format, times of what does not move, or the output must not be
+            replaced.
         MissingDependencyError: `rerun` without rerun-sdk.
     """
     progress = progress or Progress()
-    if format not in FORMATS:
-        raise InputError(f"cannot export to {format!r}", accepted=", ".join(FORMATS))
-    if source.is_file() and gaussian_format(source) is None:
-        raise InputError(
-            f"cannot export {str(source)!r}", found=f"a {source.suffix or 'nameless'} file",
-            accepted=f"a scene folder, or Gaussians in a file that ends in {', '.join(SUFFIXES.values())}",
-            hint=f"geo4d export SCENE -o {out} --format {format}",
-        )  # fmt: skip
+    _check(source, format, out, times)
     if format == "html":
         return _write_html(source, out, overwrite=overwrite, progress=progress)
     if gaussian_format(source) is not None and not source.is_dir():
         return _convert(source, format, out, overwrite=overwrite, progress=progress)
     scene = load_scene(source)
-    fitted = source / GAUSSIANS
-    wanted = format in (*GAUSSIAN_EXPORTS, "rerun") and fitted.is_file()
-    gaussians = read_noted(fitted, progress) if wanted else None
+    if times is not None:
+        return _export_times(source, scene, format, out, times, overwrite=overwrite, progress=progress)
+    if format in IN_TIME:
+        return _export_in_time(source, scene, format, out, overwrite=overwrite, progress=progress)
+    wanted = format in (*GAUSSIAN_EXPORTS, "rerun") and (source / GAUSSIANS).is_file()
+    gaussians = _read_scene(source, progress) if wanted else None
+    if gaussians is not None and gaussians.motion is not None:
+        first, last = span_of(gaussians.motion)
+        more = f" (a file per time: --format {format} --times 24 -o FOLDER)" if format in PER_TIME else ""
+        progress.note(f"this scene moves from {first:g} to {last:g} s; {out} has it at rest{more}")
     if format == "mesh":
+        if any(source.glob("motion.*")):
+            progress.note("this scene moves, and its depth maps are of several times (a mesh per time: --times 24)")
         _write_mesh(scene, out, overwrite=overwrite, progress=progress)
     else:
         with _noted(progress), progress.stage(f"export {format}"):
@@ -119,6 +151,107 @@ def export(
             else:
                 export_scene(scene, format, out, gaussians=gaussians, overwrite=overwrite)
     return {"exported": str(out), "format": format} | _count(gaussians)
+
+
+def _check(source: Path, format: str, out: Path, times: str | None) -> None:
+    """Refuse what cannot be, before anything is read."""
+    if format not in FORMATS:
+        raise InputError(f"cannot export to {format!r}", accepted=", ".join(FORMATS))
+    if source.is_file() and gaussian_format(source) is None:
+        raise InputError(
+            f"cannot export {str(source)!r}", found=f"a {source.suffix or 'nameless'} file",
+            accepted=f"a scene folder, or Gaussians in a file that ends in {', '.join(SUFFIXES.values())}",
+            hint=f"geo4d export SCENE -o {out} --format {format}",
+        )  # fmt: skip
+    if times is not None and format not in PER_TIME:
+        raise InputError(
+            f"there are no files per time of {format!r}", found=f"--times {times}", accepted=", ".join(PER_TIME),
+            hint="leave --times out",
+        )  # fmt: skip
+    if times is not None and source.is_file():
+        raise InputError(
+            "a file of Gaussians does not move", found=f"--times {times} for {source}",
+            accepted="a scene folder, which has their motion beside them", hint=f"geo4d export {source.parent} ...",
+        )  # fmt: skip
+
+
+def _read_scene(folder: Path, progress: Progress) -> Gaussians:
+    """The Gaussians of a scene with their motion.
+
+    Raises:
+        InputError: there are none, or they cannot be read.
+    """
+    if not (folder / GAUSSIANS).is_file():
+        raise InputError("the scene has no Gaussians", found=f"no {folder / GAUSSIANS}", hint=f"geo4d fit {folder}")
+    with _noted(progress):
+        return read_scene_gaussians(folder)
+
+
+def _export_times(
+    source: Path, scene: Scene, format: str, out: Path, times: str, *, overwrite: bool, progress: Progress
+) -> dict[str, Any]:
+    """A file of each time."""
+    gaussians = _read_scene(source, progress)
+    time_s = parse_times(times, scene, check_moves(gaussians, f"--times {times}", "leave --times out"))
+    if format == "mesh":
+        write, suffix = _mesh_writer(scene, gaussians), ".ply"
+    else:
+        write, suffix = _gaussian_writer(scene, gaussians, format), SUFFIXES.get(format, f".{format}")
+    with _noted(progress, len(time_s)), progress.stage(f"export {format}", len(time_s)) as advance:
+
+        def counted(path: Path, t: float) -> None:
+            write(path, t)
+            advance()
+
+        export_times(out, format, suffix, time_s, counted, overwrite=overwrite)
+    facts = {"files": len(time_s), "time_s": [time_s[0], time_s[-1]]}
+    return {"exported": str(out), "format": format} | facts | _count(gaussians)
+
+
+def _gaussian_writer(scene: Scene, gaussians: Gaussians, format: str) -> Callable[[Path, float], None]:
+    def write(path: Path, t: float) -> None:
+        export_gaussians(gaussians.at(t), format, path, up_world=scene.up_world)
+
+    return write
+
+
+def _mesh_writer(scene: Scene, gaussians: Gaussians) -> Callable[[Path, float], None]:
+    """Meshes of one resolution, that of the first."""
+    from geo4d.pipeline.surfaces import surface, viewpoints
+
+    cameras, voxel = viewpoints(scene), None
+
+    def write(path: Path, t: float) -> None:
+        nonlocal voxel
+        mesh = surface(gaussians.at(t), cameras, voxel=voxel)
+        voxel = mesh.voxel or None
+        write_mesh(path, mesh.p_world, mesh.faces, mesh.rgb)
+
+    return write
+
+
+def _export_in_time(
+    source: Path, scene: Scene, format: str, out: Path, *, overwrite: bool, progress: Progress
+) -> dict[str, Any]:
+    """The tracks, or an animation, in one file."""
+    check_file(out, format, overwrite=overwrite, suffix=IN_TIME[format])
+    done: dict[str, Any] = {"exported": str(out), "format": format}
+    if format == "tracks":
+        if scene.tracks is None:
+            raise InputError(
+                "the scene has no tracks", found="nothing that was followed through time",
+                accepted="a scene with tracks.npz", hint="geo4d reconstruct VIDEO -o SCENE",
+            )  # fmt: skip
+        write_tracks_json(out, scene.tracks, frames=scene.frames.names, scale=scene.scale)
+        return done | {"tracks": len(scene.tracks), "times": len(scene.tracks.time_s)}
+    gaussians = _read_scene(source, progress)
+    motion = check_moves(gaussians, f"--format {format}", "--format glb")
+    held = write_motion_glb(out, gaussians, up_world=scene.up_world)
+    if held.blended:
+        progress.note(f"{held.blended} of {held.points} points bend in truth; here each follows one rigid group")
+    if held.points < len(gaussians):
+        progress.note(f"{len(gaussians) - held.points} of {len(gaussians)} Gaussians left out: opacity below {FAINT:g}")
+    return done | {"points": held.points, "groups": held.groups, "time_s": list(span_of(motion))}
 
 
 def _convert(source: Path, format: str, out: Path, *, overwrite: bool, progress: Progress) -> dict[str, Any]:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
 from geo4d.core.types import Gaussians
+
+if TYPE_CHECKING:
+    from geo4d.core.moving import MovingBoxes
 
 
 @pytest.fixture
@@ -81,3 +85,81 @@ def own_scene(photographed: Path, tmp_path: Path) -> Callable[[], Path]:
         return Path(shutil.copytree(photographed, tmp_path / "scene"))
 
     return copy
+
+
+@pytest.fixture(scope="session")
+def moving_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A scene folder of Gaussians on two things that slide and turn from 1 to 3 s, and on some that stand.
+
+    Twelve grey photos of 64x48: three cameras at four times, each with its `time_s`; five tracks with gaps.
+    """
+    import numpy as np
+
+    from geo4d.core import moving
+    from geo4d.core.io.gaussians import write_scene_gaussians
+    from geo4d.core.io.scene import save_scene
+    from geo4d.core.types import Camera, Frame, Frames, Observations, PointCloud, PointTracks, Scale, Scene
+
+    folder, hw = tmp_path_factory.mktemp("moving") / "scene", (48, 64)
+    rig = moving.rig_cameras(3, hw, seed=1)
+    when = [(k, 1 + 2 * t / 3) for t in range(4) for k in range(3)]
+    grey = np.full((*hw, 3), 128, np.uint8)
+    frames = Frames([Frame.from_array(f"{t:.2f} {k}.png", grey, time_s=t, sensor=f"cam{k}") for k, t in when])
+    each = tuple(Camera(rig.K[k], rig.world_from_cam[k], hw) for k, _ in when)
+    g = _on_solids(moving.scene(3, "rigid"), start_s=1.0)
+    random = torch.Generator().manual_seed(0)
+    p_world = torch.randn(5, 4, 3, generator=random, dtype=torch.float64)
+    seen = torch.rand(5, 4, generator=random) < 0.7
+    uv_px = torch.where(seen[..., None], 40 * torch.rand(5, 4, 2, generator=random, dtype=torch.float64), torch.nan)
+    p_world[0, 1] = p_world[4, 2:] = torch.nan
+    tracks = PointTracks(
+        torch.tensor([t for k, t in when if k == 0], dtype=torch.float64), p_world, uv_px,
+        torch.where(seen, 3 * torch.arange(4), -1), torch.rand(5, 3, generator=random),
+    )  # fmt: skip
+    none, empty = (None,) * len(when), torch.zeros(0, dtype=torch.int64)
+    cloud = PointCloud(g.means.double(), torch.full_like(g.means, 0.5), torch.full_like(g.means, torch.nan))
+    scene = Scene(
+        frames, each, each, none, none, none,
+        Observations(empty, empty, torch.zeros(0, 2).double(), torch.zeros(0, 3).double(), torch.zeros(0, 3)),
+        cloud, None, Scale("metric", "made so"), torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64), {}, tracks=tracks,
+    )  # fmt: skip
+    save_scene(scene, folder)
+    write_scene_gaussians(folder, g, up_world=scene.up_world)
+    return folder
+
+
+def _on_solids(scene: MovingBoxes, *, start_s: float) -> Gaussians:
+    """Flat Gaussians on the faces of boxes, each with the pose of its box's body; the floor is a part of the room's."""
+    from geo4d.core import geometry
+    from geo4d.core.motion import BasesMotion
+
+    parts = []
+    for i, half in enumerate(scene.rest.half_size.tolist()):
+        room = i == 0
+        for axis in range(3):
+            for side in (-1, 1):
+                if room and (axis, side) != (2, -1):
+                    continue
+                u, v = (k for k in range(3) if k != axis)
+                step = 0.06 if room else 0.03
+                reach = [min(h, 0.9) for h in half]
+                a, b = (torch.arange(-reach[k] + step / 2, reach[k], step, dtype=torch.float64) for k in (u, v))
+                p = torch.zeros(len(a), len(b), 3, dtype=torch.float64)
+                p[..., u], p[..., v], p[..., axis] = a[:, None], b, side * half[axis]
+                scales = torch.full((3,), 0.6 * step)
+                scales[axis] = 0.002
+                parts.append((i, p.reshape(-1, 3), scales))
+    solid = torch.cat([torch.full((len(p),), i) for i, p, _ in parts])
+    pose = scene.rest.world_from_box[solid]
+    means = geometry.transform_points(pose, torch.cat([p for _, p, _ in parts])[:, None])[:, 0]
+    colour = scene.rest.colour[solid, 0].float() + 0.1 * torch.sin(40 * means.float())
+    times = torch.linspace(0, scene.duration_s, 5, dtype=torch.float64)
+    poses = torch.stack([scene.world_from_rest(t) for t in times.tolist()], 1)[1:]
+    weights = torch.nn.functional.one_hot(scene.body[solid], len(poses) + 1)[:, 1:].float()
+    n = len(means)
+    return Gaussians(
+        means.float(), geometry.quat_from_matrix(pose[:, :3, :3]).float(),
+        torch.cat([s.expand(len(p), 3) for _, p, s in parts]), torch.full((n,), 0.95),
+        ((colour - 0.5) / 0.28209479177387814)[:, None], scene.body[solid],
+        BasesMotion(times + start_s, poses, weights),
+    )  # fmt: skip

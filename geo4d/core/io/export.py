@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from geo4d.core.types import Gaussians, PointCloud, Scene
 
 MARKER = "geo4d.json"
 """Shows that an exported folder is geo4d's own, so that `overwrite` never deletes another tool's data set."""
+TIMES = "times.json"
 
 
 def export_nerfstudio(scene: Scene, out: Path, *, overwrite: bool = False) -> None:
@@ -31,7 +32,7 @@ def export_nerfstudio(scene: Scene, out: Path, *, overwrite: bool = False) -> No
         write_pictures(scene, partial, files)
         write_points(partial / "sparse_pc.ply", sparse_points(scene))
         write_scene_transforms(scene, partial, files, points="sparse_pc.ply")
-        _write_marker(partial, "nerfstudio")
+        write_marker(partial, "nerfstudio")
 
 
 def export_colmap(scene: Scene, out: Path, *, overwrite: bool = False) -> None:
@@ -44,7 +45,7 @@ def export_colmap(scene: Scene, out: Path, *, overwrite: bool = False) -> None:
     with atomic.whole_folder(out, overwrite=overwrite, marker=MARKER) as partial:
         write_pictures(scene, partial, files, mask_file="masks/{file}.png")
         write_colmap(partial / "sparse/0", dict(zip(files, scene.camera, strict=True)), scene.observations)
-        _write_marker(partial, "colmap")
+        write_marker(partial, "colmap")
 
 
 def export_points(scene: Scene, format: str, out: Path, *, overwrite: bool = False) -> None:
@@ -142,7 +143,44 @@ def sparse_points(scene: Scene) -> PointCloud:
     return PointCloud(o.p_world, o.rgb, torch.full_like(o.p_world, torch.nan, dtype=torch.float32))
 
 
-def _write_marker(folder: Path, kind: str) -> None:
+def export_times(
+    out: Path, kind: str, suffix: str, time_s: Sequence[float], write: Callable[[Path, float], None], *,
+    overwrite: bool = False,
+) -> None:  # fmt: skip
+    """Write a folder with a file per time, named so that they sort, and times.json, which says when each is.
+
+    Args:
+        out: the folder.
+        kind: what the files are, for the folder's marker.
+        suffix: how their names end.
+        time_s: seconds that increase.
+        write: writes the file of a time.
+        overwrite: replace a folder that an earlier export made.
+
+    Raises:
+        InputError: `out` holds something else, its name is that of a file, or the disk refuses.
+    """
+    if out.suffix and suffix.endswith(out.suffix.lower()):
+        raise InputError(
+            f"cannot write a file per time to {str(out)!r}", found="the name of one file", accepted="a folder",
+            hint=f"-o {out.with_suffix('')}",
+        )  # fmt: skip
+    digits = max(4, len(str(len(time_s) - 1)))
+    names = [f"{i:0{digits}d}{suffix}" for i in range(len(time_s))]
+    with atomic.whole_folder(out, overwrite=overwrite, marker=MARKER) as partial, atomic.full_disk_errors(partial):
+        for name, t in zip(names, time_s, strict=True):
+            write(partial / name, t)
+        files = [{"file": name, "time_s": t} for name, t in zip(names, time_s, strict=True)]
+        atomic.write_json(partial / TIMES, {"format": "geo4d-times", "version": 1, "files": files})
+        write_marker(partial, kind)
+
+
+def write_marker(folder: Path, kind: str) -> None:
+    """Say that a folder is geo4d's own.
+
+    Raises:
+        InputError: the disk refuses.
+    """
     atomic.write_json(
         folder / MARKER, {"format": "geo4d-export", "version": 1, "exported": kind, "geo4d": package_version()}
     )

@@ -1,0 +1,152 @@
+"""A .glb that plays: coloured points in nodes that move as the rigid groups of a motion do (glTF 2.0 animation).
+
+glTF knows rigid nodes, not blended ones: every Gaussian goes to the basis that it follows most. Between two times a
+node turns and slides as a basis does (`geo4d.core.motion`): glTF's LINEAR is slerp and a line.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from geo4d.core import geometry
+from geo4d.core.errors import InputError
+from geo4d.core.io import atomic
+from geo4d.core.io.gaussian_glb import _Buffer, _linear_colour, _points, y_up_quaternion
+from geo4d.core.motion import BasesMotion
+from geo4d.core.types import SH_C0, Gaussians
+
+FAINT = 0.1
+"""Opacity below which a Gaussian is no point: in a picture it is hardly there, a point would be as strong as others."""
+MOSTLY = 0.9
+"""Weight of its heaviest basis with which a Gaussian counts as rigid."""
+
+
+class MotionSummary(NamedTuple):
+    """What a file of `write_motion_glb` holds."""
+
+    points: int
+    groups: int
+    """Nodes that move."""
+    blended: int
+    """Points that follow several bases in truth, and one here."""
+
+
+def write_motion_glb(path: Path, gaussians: Gaussians, *, up_world: Tensor | None = None) -> MotionSummary:
+    """Write Gaussians that move by `BasesMotion` as points with an animation.
+
+    The node `scene_world` turns up to +y, as `write_gaussians_glb` has it; below it `static` stands still and `group K`
+    follows basis K. Keys are the times of the motion, the first one at 0 as glTF wants it; `extras.time_start_s` of the
+    animation says which second that is. Without playing, a program shows the first time.
+
+    Args:
+        path: the file.
+        gaussians: what to write; those of opacity below 0.1 are left out.
+        up_world: `(3,)` direction against gravity; -y where it is not known.
+
+    Raises:
+        InputError: they do not move, or by another kind of motion, or the disk refuses.
+    """
+    motion, shown = gaussians.motion, gaussians.subset(gaussians.opacity >= FAINT)
+    if not isinstance(motion, BasesMotion) or not isinstance(shown.motion, BasesMotion):
+        raise _not_rigid("none moves" if motion is None else type(motion).__name__)
+    weights = shown.motion.weights.detach().cpu()
+    group = torch.where(weights.amax(-1) > 0, weights.argmax(-1), -1)
+    if not bool((group >= 0).any()):
+        raise _not_rigid("none moves")
+    buffer, scene = _Buffer(), _Scene()
+    times, index = _times(motion)
+    clock = _add_plain(buffer, times, min=[float(times[0])], max=[float(times[-1])])
+    for basis in group.unique().tolist():
+        mesh = _add_points(buffer, shown.subset(group == basis), scene, "static" if basis < 0 else f"group {basis}")
+        if basis >= 0:
+            quats, places = _trajectory(motion.world_from_rest[basis, index])
+            scene.move(mesh, clock, _add_plain(buffer, quats), _add_plain(buffer, places), quats[0], places[0])
+    _write(path, buffer, scene, up_world, float(motion.time_s[0]))
+    blended = (weights.amax(-1) > 0) & (weights.amax(-1) < MOSTLY)
+    return MotionSummary(len(shown), int((group.unique() >= 0).sum()), int(blended.sum()))
+
+
+def _not_rigid(found: str) -> InputError:
+    return InputError(
+        "cannot write an animation of these Gaussians", found=found,
+        accepted="Gaussians that follow rigid bases (BasesMotion)", hint="a file per time: --format ply --times 24",
+    )  # fmt: skip
+
+
+class _Scene:
+    """Nodes, meshes and what moves them."""
+
+    def __init__(self) -> None:
+        self.nodes: list[dict[str, Any]] = []
+        self.meshes: list[dict[str, Any]] = []
+        self.samplers: list[dict[str, Any]] = []
+        self.channels: list[dict[str, Any]] = []
+
+    def move(
+        self, node: int, clock: int, quats: int, places: int, first_quat: np.ndarray, first_place: np.ndarray
+    ) -> None:
+        """Let a node follow accessors of quaternions and places."""
+        self.nodes[node] |= {"rotation": first_quat.tolist(), "translation": first_place.tolist()}
+        for path, output in (("rotation", quats), ("translation", places)):
+            self.channels.append({"sampler": len(self.samplers), "target": {"node": node, "path": path}})
+            self.samplers.append({"input": clock, "output": output, "interpolation": "LINEAR"})
+
+
+def _times(motion: BasesMotion) -> tuple[np.ndarray, Tensor]:
+    """Keys in seconds after the first time, float32 that increases, and which of the motion's times they are."""
+    after = (motion.time_s - motion.time_s[0]).cpu().numpy().astype(np.float32)
+    keep = np.append(True, np.diff(after) > 0)
+    return after[keep], torch.from_numpy(np.flatnonzero(keep))
+
+
+def _trajectory(pose: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Quaternions xyzw, each with the sign that is nearer to the one before, and places; float32."""
+    quats = geometry.quat_from_matrix(pose.detach().cpu()[:, :3, :3])
+    against = (quats[1:] * quats[:-1]).sum(-1) < 0
+    signs = torch.where(against, -1.0, 1.0).cumprod(0)
+    quats = torch.cat([quats[:1], signs[:, None] * quats[1:]])
+    return quats.numpy()[:, [1, 2, 3, 0]].astype(np.float32), pose[:, :3, 3].detach().cpu().numpy().astype(np.float32)
+
+
+def _add_plain(buffer: _Buffer, values: np.ndarray, **more: Any) -> int:
+    """An accessor that is no attribute of points: its view must not name a target."""
+    index = buffer.add(values, **more)
+    del buffer.views[-1]["target"]
+    return index
+
+
+def _add_points(buffer: _Buffer, gaussians: Gaussians, scene: _Scene, name: str) -> int:
+    """A mesh of points at rest, and its node, whose index is returned."""
+    rgb = gaussians.sh[:, 0].detach().cpu().numpy() * SH_C0 + 0.5
+    attributes = {
+        "POSITION": buffer.add_positions(gaussians.means.detach().cpu().numpy()),
+        "COLOR_0": buffer.add(_linear_colour(rgb, np.ones(len(rgb), np.float32))),
+    }
+    scene.nodes.append({"name": name, "mesh": len(scene.meshes)})
+    scene.meshes.append({"name": name, "primitives": [_points(attributes)]})
+    return len(scene.nodes) - 1
+
+
+def _write(path: Path, buffer: _Buffer, scene: _Scene, up_world: Tensor | None, start_s: float) -> None:
+    count = len(scene.nodes)
+    root = {"name": "scene_world", "rotation": y_up_quaternion(up_world), "children": list(range(count))}
+    animation = {
+        "name": "motion", "channels": scene.channels, "samplers": scene.samplers, "extras": {"time_start_s": start_s}
+    }  # fmt: skip
+    content: dict[str, Any] = {
+        "asset": {"version": "2.0", "generator": "geo4d"}, "extensionsUsed": ["KHR_materials_unlit"], "scene": 0,
+        "scenes": [{"nodes": [count]}], "nodes": [*scene.nodes, root], "meshes": scene.meshes,
+        "materials": [{"extensions": {"KHR_materials_unlit": {}}}], "animations": [animation],
+        "buffers": [{"byteLength": buffer.size}], "bufferViews": buffer.views, "accessors": buffer.accessors,
+    }  # fmt: skip
+    text = json.dumps(content, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 4)
+    head = struct.pack("<4sIII4s", b"glTF", 2, 28 + len(text) + buffer.size, len(text), b"JSON")
+    atomic.write_bytes(path, b"".join([head, text, struct.pack("<I4s", buffer.size, b"BIN\0"), *buffer.parts]))
