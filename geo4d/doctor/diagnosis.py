@@ -11,7 +11,7 @@ from geo4d.doctor.findings import Finding
 
 
 def diagnose(input: Path | None = None) -> dict[str, Any]:
-    """Look at this machine, and into photos, a video, a phone capture or a scene folder if one is given.
+    """Look at this machine, and, if one is given, into photos, a video, a capture, a moving dataset or a scene folder.
 
     Returns:
         `geo4d` (version), `machine`, `packages`, `compute`, `extras`, `backends` (ways to find cameras), `input` (None
@@ -45,6 +45,10 @@ def look_at_input(path: Path, *, working: bool) -> tuple[dict[str, Any], list[Fi
         return {"path": str(path), "kind": "not looked at"}, [
             Finding("note", "the input was not looked at, because packages are missing", "mend them first")
         ]
+    from geo4d.doctor import moving  # needs packages that may be broken until here
+
+    if moving.is_moving(path):
+        return moving.look_at_moving(path)
     if scenes.is_scene(path):
         return scenes.look_at_scene(path)
     return photos.look_at_photos(path)
