@@ -18,7 +18,7 @@ from geo4d.core.errors import InputError
 from geo4d.core.io import atomic, gaussian_packed
 from geo4d.core.io.gaussian_ply import decode_ply, encode_ply, read_up, with_up
 from geo4d.core.io.gaussian_values import StoredGaussians, from_stored, to_stored
-from geo4d.core.io.motion import MOTION, read_motion, write_motion
+from geo4d.core.io.motion import MOTIONS, motion_name, read_motion, write_motion
 from geo4d.core.io.ply_elements import read_ply
 from geo4d.core.types import Gaussians
 
@@ -94,27 +94,34 @@ def read_gaussians(path: Path) -> Gaussians:
 
 
 def write_scene_gaussians(folder: Path, gaussians: Gaussians, *, up_world: torch.Tensor | None = None) -> None:
-    """Write gaussians.ply of a scene folder, and motion.npz beside it where they move; `write_gaussians` has the rest.
+    """Write gaussians.ply of a scene folder, and motion.npz or motion.safetensors beside it where they move, by the
+    kind of their motion; `write_gaussians` has the rest.
 
     Raises:
         InputError: the disk refuses, or a motion that has no file format.
     """
-    (folder / MOTION).unlink(missing_ok=True)  # never the motion of other Gaussians
+    place = None if gaussians.motion is None else folder / motion_name(gaussians.motion)
+    for name in MOTIONS:
+        (folder / name).unlink(missing_ok=True)  # never the motion of other Gaussians
     write_gaussians(folder / GAUSSIANS, gaussians, up_world=up_world)
-    if gaussians.motion is not None:
-        write_motion(folder / MOTION, gaussians.motion)
+    if place is not None and gaussians.motion is not None:
+        write_motion(place, gaussians.motion)
 
 
 def read_scene_gaussians(folder: Path) -> Gaussians:
     """Read gaussians.ply of a scene folder, with the motion beside it if there is one.
 
     Raises:
-        InputError: as `read_gaussians`, or a motion that is damaged or of other Gaussians.
+        InputError: as `read_gaussians`, or two motions, or one that is damaged or of other Gaussians.
     """
     gaussians = read_gaussians(folder / GAUSSIANS)
-    if not (folder / MOTION).is_file():
-        return gaussians
-    return replace(gaussians, motion=read_motion(folder / MOTION, len(gaussians)))
+    found = [name for name in MOTIONS if (folder / name).is_file()]
+    if len(found) > 1:
+        raise InputError(
+            f"cannot tell how the Gaussians in {folder} move", found=" and ".join(found), accepted="one of them",
+            hint="remove the older one, or fit again",
+        )  # fmt: skip
+    return replace(gaussians, motion=read_motion(folder / found[0], len(gaussians))) if found else gaussians
 
 
 def read_up_world(path: Path) -> torch.Tensor | None:

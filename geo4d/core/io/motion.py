@@ -1,4 +1,4 @@
-"""How Gaussians move, as motion.npz beside gaussians.ply: see docs/formats.md."""
+"""How Gaussians move, as motion.npz or motion.safetensors beside gaussians.ply: see docs/formats.md."""
 
 from __future__ import annotations
 
@@ -8,34 +8,61 @@ import numpy as np
 import torch
 
 from geo4d.core.errors import InputError
+from geo4d.core.hexplane import HexPlaneMotion
 from geo4d.core.io.arrays import read_arrays, write_arrays
+from geo4d.core.io.hexplane import read_hexplane, write_hexplane
 from geo4d.core.motion import BasesMotion
 from geo4d.core.types import Motion
 
-MOTION = "motion.npz"
+BASES, HEXPLANE = "motion.npz", "motion.safetensors"
+MOTIONS = (BASES, HEXPLANE)
+"""A scene folder has one of them at most."""
 VERSION = 1
 ARRAYS = {"time_s": ("f8", 1), "world_from_rest": ("f8", 4), "weights": ("f4", 2)}
 """Name -> numbers and dimensions."""
 
 
+def motion_name(motion: Motion) -> str:
+    """The file of `MOTIONS` that a motion goes to.
+
+    Raises:
+        InputError: a kind of motion that has no file format.
+    """
+    if isinstance(motion, BasesMotion | HexPlaneMotion):
+        return BASES if isinstance(motion, BasesMotion) else HEXPLANE
+    raise InputError("cannot write this motion", found=type(motion).__name__, accepted="BasesMotion or HexPlaneMotion")
+
+
 def write_motion(path: Path, motion: Motion) -> None:
     """Write the motion of Gaussians, in their order.
 
+    Args:
+        path: .npz for a `BasesMotion`, .safetensors for a `HexPlaneMotion`.
+        motion: what to write.
+
     Raises:
-        InputError: the disk refuses, or another kind of motion than `BasesMotion`.
+        InputError: the disk refuses, another kind of motion, or another suffix than its.
     """
-    if not isinstance(motion, BasesMotion):
-        raise InputError("cannot write this motion", found=type(motion).__name__, accepted="BasesMotion")
+    name = motion_name(motion)
+    if path.suffix != Path(name).suffix:
+        raise InputError(f"cannot write this motion to {path.name}", accepted=f"a name like {name}")
+    if isinstance(motion, HexPlaneMotion):
+        write_hexplane(path, motion)
+        return
     arrays = {name: getattr(motion, name).detach().cpu().numpy() for name in ARRAYS}
     write_arrays(path, version=np.array(VERSION), kind=np.array("bases"), **arrays)
 
 
-def read_motion(path: Path, count: int) -> BasesMotion:
-    """Read the motion of `count` Gaussians.
+def read_motion(path: Path, count: int) -> Motion:
+    """Read the motion of `count` Gaussians: a `BasesMotion` from .npz, a `HexPlaneMotion` from .safetensors.
 
     Raises:
         InputError: missing, damaged, of another version, or of other Gaussians.
     """
+    return read_hexplane(path, count) if path.suffix == Path(HEXPLANE).suffix else _read_bases(path, count)
+
+
+def _read_bases(path: Path, count: int) -> BasesMotion:
     found = read_arrays(path, "cannot read the motion of Gaussians")
     asked = f"cannot read the motion in {path}"
     version, kind = (str(found.get(name, "missing")) for name in ("version", "kind"))
