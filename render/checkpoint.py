@@ -115,7 +115,7 @@ def _check(state: Mapping[str, Any]) -> None:
         tensors = [value, *(v for v in state["optimizers"][name].values() if isinstance(v, Tensor))]
         if any(v.shape != value.shape or not bool(torch.isfinite(v).all()) for v in tensors):
             raise ValueError(f"{name} is damaged")
-        if name not in ("exposure", "cameras") and len(value) != rows:
+        if name not in ("exposure", "cameras", "turns", "shifts") and len(value) != rows:
             raise ValueError(f"{len(value)} {name} of {rows} Gaussians")
 
 

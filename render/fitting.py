@@ -11,18 +11,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from geo4d.core import threads
+from geo4d.core import geometry, threads
 from geo4d.core.errors import Geo4DError, InputError
 from geo4d.core.memory import peak_memory_gib
 from geo4d.core.progress import Progress
-from geo4d.core.types import SH_C0, Camera, Gaussians, Scene
+from geo4d.core.types import SH_C0, Camera, Gaussians, PointTracks, Scene
 from render.density import MCMC
-from render.initialise import initial_gaussians
+from render.initialise import MOVES, initial_gaussians
 from render.losses import photometric
+from render.motion import (
+    FitMotion,
+    Neighbours,
+    begin,
+    first_logits,
+    first_moving,
+    moving_index,
+    still_logits,
+    undecided,
+)
 from render.optimiser import Adam
 from render.photos import DEPTH_STRIDE, Photo, Photos
 from render.rasterizer.api import rasterization
 from render.rasterizer.cuda import choose_device
+from render.rigid_groups import RigidGroups, rigid_groups
 from render.views import near_plane
 from render.warm_up import compile_kernels
 
@@ -39,8 +50,16 @@ WATCHED = 8
 FEW_PHOTOS = 3
 NOT_NEGATIVE = (
     "means_lr", "means_lr_end", "scales_lr", "quats_lr", "opacities_lr", "colour_lr", "exposure_lr", "cameras_lr",
-    "opacity_weight", "scale_weight", "depth_weight", "ssim_weight", "noise_lr",
+    "opacity_weight", "scale_weight", "depth_weight", "ssim_weight", "noise_lr", "turns_lr", "shifts_lr", "weights_lr",
+    "smooth_weight", "alike_weight", "decided_weight", "tracks_weight",
 )  # fmt: skip
+MOTIONS = ("auto", "none", "bases")
+MOVING_SHARE = 0.5
+"""Of the first Gaussians, at most, are of what moves."""
+PAIRS = 2048
+"""Neighbours that are compared in a step."""
+DECAYING = ("means", "cameras", "turns", "shifts")
+"""Whose rates go down."""
 LEAST_EXTENT = 0.1
 """Of the cameras, as part of the distance of half of what they see."""
 
@@ -87,6 +106,15 @@ class FitOptions:
     sizes: tuple[tuple[float, int], ...] = ((0.0, 4), (0.1, 2), (0.4, 1))
     refine_every: int = 100
     noise_lr: float = 5e5
+    motion: str = "auto"
+    motion_groups: int = 16
+    turns_lr: float = 1e-3
+    shifts_lr: float = 5e-4
+    weights_lr: float = 1e-2
+    smooth_weight: float = 1.0
+    alike_weight: float = 0.01
+    decided_weight: float = 1e-3
+    tracks_weight: float = 0.1
 
     def __post_init__(self) -> None:
         positive = {"steps": self.steps, "time_budget_s": self.time_budget_s, "image_size": self.image_size,
@@ -120,6 +148,10 @@ class FitOptions:
             )  # fmt: skip
         if self.sh_degree not in (0, 1, 2, 3):
             raise InputError("unknown sh_degree", found=str(self.sh_degree), accepted="0, 1, 2, 3")
+        if self.motion not in MOTIONS:
+            raise InputError("unknown motion", found=repr(self.motion), accepted=", ".join(MOTIONS))
+        if self.motion_groups < 1:
+            raise InputError("motion_groups must be positive", found=str(self.motion_groups), accepted="1 or more")
         if self.holdout < 0 or self.holdout == 1:
             raise InputError(
                 "holdout must leave photos to train on", found=str(self.holdout),
@@ -217,10 +249,7 @@ class Fitter:
         if len(self.train) < FEW_PHOTOS:
             self.progress.note(f"only {len(self.train)} photos to fit to: views far from them will be wrong")
         self.photos = Photos(scene, self.train, options.image_size, self.device)
-        first = initial_gaussians(
-            scene, max(1, int(options.first_gaussians * options.max_gaussians)), frames=self.train,
-            sh_degree=options.sh_degree, seed=options.seed,
-        )  # fmt: skip
+        first, weights, groups = self._first()
         self.first, self.extent = len(first), _extent(scene, self.train, first)
         self.near = near_plane(first.means)
         self.params = _parameters(first.to(self.device))
@@ -229,6 +258,9 @@ class Fitter:
             "exposure": torch.nn.Parameter(torch.eye(3, 4, device=self.device).repeat(n, 1, 1)),
             "cameras": torch.nn.Parameter(torch.zeros(n, 6, device=self.device)),
         }
+        self.motion: FitMotion | None = None
+        if weights is not None and groups is not None:
+            self._begin_motion(weights, groups)
         self.rates = self._rates()
         self.optimizers = {k: Adam([p], self.rates[k]) for k, p in (self.params | self.views).items()}
         self.strategy = MCMC(
@@ -246,11 +278,67 @@ class Fitter:
         self.history: list[dict[str, float]] = []
         self.stopped = False
 
+    def _first(self) -> tuple[Gaussians, Tensor | None, RigidGroups | None]:
+        """The first Gaussians; where some move, the weights of all, and the groups that they follow."""
+        o, scene = self.options, self.scene
+        count = max(1, int(o.first_gaussians * o.max_gaussians))
+        groups = self._groups()
+        share = min(MOVING_SHARE, 2 * _moving_share(scene, self.train)) if groups is not None else 0.0
+        moving = None
+        if groups is not None:
+            moving = first_moving(scene, groups, self.train, int(share * count), o.sh_degree, o.seed)
+        still = initial_gaussians(
+            scene, count - (len(moving[0]) if moving else 0), frames=self.train, sh_degree=o.sh_degree, seed=o.seed,
+            still=moving is not None,
+        )  # fmt: skip
+        if moving is None or groups is None:
+            return still, None, None
+        logits = torch.cat([still_logits(len(still), len(groups)), first_logits(moving[1])])
+        return still.joined(moving[0]), logits, groups
+
+    def _groups(self) -> RigidGroups | None:
+        """The rigid groups of the scene's tracks, without what is known of held-out times; None where nothing moves."""
+        o, tracks = self.options, self.scene.tracks
+        if o.motion == "none":
+            return None
+        if tracks is None or not len(tracks):
+            if o.motion != "auto":
+                raise InputError(
+                    f"cannot fit motion {o.motion!r}", found="a scene in which nothing was found to move",
+                    accepted="a scene whose frames have times and that has tracks", hint="leave out --motion",
+                )  # fmt: skip
+            return None
+        used = {self.scene.frames[i].time_s for i in self.train}
+        index = torch.tensor([k for k, t in enumerate(tracks.time_s.tolist()) if t in used], dtype=torch.int64)
+        known = PointTracks(tracks.time_s[index], tracks.p_world[:, index], tracks.uv_px[:, index],
+                            tracks.frame_id[:, index], tracks.rgb)  # fmt: skip
+        with self.progress.stage("what moves together"):
+            groups = rigid_groups(known, most=o.motion_groups, seed=o.seed)
+        if not len(groups):
+            self.progress.note("no points were found that move together for long: everything is taken to stand still")
+            return None
+        return groups
+
+    def _begin_motion(self, weights: Tensor, groups: RigidGroups) -> None:
+        times = sorted({t for i in self.train if (t := self.scene.frames[i].time_s) is not None})
+        self.motion = begin(groups, times, self.extent, self.device)
+        self.time_of = [times.index(self.scene.frames[i].time_s or times[0]) for i in self.train]
+        self.params["weights"] = torch.nn.Parameter(weights.to(self.device))
+        self.views |= self.motion.parameters()
+        self._note_moving()
+
+    @torch.no_grad()
+    def _note_moving(self) -> None:
+        """After Gaussians came or went: which take part in motion, and their neighbours."""
+        self.moving = moving_index(self.params["weights"])
+        self.neighbours = Neighbours.of(self.params["means"], self.moving)
+
     def _rates(self) -> dict[str, float]:
         o = self.options
         return {
             "means": o.means_lr * self.extent, "scales": o.scales_lr, "quats": o.quats_lr, "opacities": o.opacities_lr,
             "sh0": o.colour_lr, "shN": o.colour_lr / 20, "exposure": o.exposure_lr, "cameras": o.cameras_lr,
+            "turns": o.turns_lr, "shifts": o.shifts_lr, "weights": o.weights_lr,
         }  # fmt: skip
 
     @property
@@ -343,14 +431,24 @@ class Fitter:
             param.grad = None
         row = torch.zeros(len(self.train), dtype=torch.bool, device=self.device)
         row[k] = True
-        for name, wanted in (("exposure", o.exposure and passed > 0.05), ("cameras", o.refine_cameras)):
-            if wanted:
-                self.optimizers[name].step(seen=row)
-            self.views[name].grad = None
+        rows = {"exposure": row, "cameras": row}
+        wanted = {"exposure": o.exposure and passed > 0.05, "cameras": o.refine_cameras}
+        for name, param in self.views.items():
+            if wanted.get(name, True):
+                self.optimizers[name].step(seen=rows.get(name, self._touched(k)))
+            param.grad = None
         self.steps += 1
         self.mean_square.pop(k, None)  # the latest comes last
         self.mean_square[k] = float(square)
         self._refine(passed)
+
+    def _touched(self, k: int) -> Tensor | None:
+        """Which times a look at photo `k` tells something about: its own and those around."""
+        if self.motion is None:
+            return None
+        touched = torch.zeros(len(self.motion.time_s), dtype=torch.bool, device=self.device)
+        touched[max(0, self.time_of[k] - 2) : self.time_of[k] + 3] = True
+        return touched
 
     def _next(self) -> int:
         if not self.order:
@@ -359,7 +457,7 @@ class Fitter:
 
     def _set_rates(self, passed: float) -> None:
         for name, optimizer in self.optimizers.items():
-            decay = self.options.means_lr_end**passed if name in ("means", "cameras") else 1.0
+            decay = self.options.means_lr_end**passed if name in DECAYING else 1.0
             optimizer.param_groups[0]["lr"] = self.rates[name] * decay * self.rate
 
     def _loss(self, k: int, photo: Photo, degree: int, passed: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -372,8 +470,11 @@ class Fitter:
         viewmat = photo.camera.cam_from_world.float()
         if o.refine_cameras:
             viewmat = _moved(self.views["cameras"][k], self.extent) @ viewmat
+        means, quats = p["means"], p["quats"]
+        if self.motion is not None:
+            means, quats, sh = self.motion.at(p, self.views, self.time_of[k], self.moving, sh)
         picture, alpha, meta = rasterization(
-            p["means"], p["quats"], scales, opacities, sh, viewmat[None], photo.camera.K.float()[None], w, h,
+            means, quats, scales, opacities, sh, viewmat[None], photo.camera.K.float()[None], w, h,
             near_plane=self.near, sh_degree=degree, render_mode="RGB+D" if weight else "RGB",
             backgrounds=torch.rand(1, 3, generator=self.random).to(self.device) if o.random_background else None,
         )  # fmt: skip
@@ -382,7 +483,20 @@ class Fitter:
             s = DEPTH_STRIDE
             loss = loss + weight * _depth_loss(picture[0, ::s, ::s, 3], alpha[0, ::s, ::s, 0], photo)
         loss = loss + o.opacity_weight * opacities.mean() + o.scale_weight * scales.mean() / self.extent
+        if self.motion is not None and torch.is_grad_enabled():
+            loss = loss + self._implausible(self.motion, k)
         return loss, square, (meta["radii"][0] > 0).any(-1)
+
+    def _implausible(self, motion: FitMotion, k: int) -> Tensor:
+        """What makes motion unlikely: paths that bend, neighbours that move apart, Gaussians that half move."""
+        o, logits = self.options, self.params["weights"]
+        loss = o.smooth_weight * motion.smoothness(self.views, self.time_of[k])
+        if len(self.neighbours.first):
+            pairs = torch.randint(len(self.neighbours.first), (PAIRS,), generator=self.random).to(self.device)
+            loss = loss + o.alike_weight * self.neighbours.apart(logits, pairs)
+        if len(self.moving):
+            loss = loss + o.decided_weight * undecided(logits[self.moving])
+        return loss
 
     @torch.no_grad()
     def _look(self, degree: int, passed: float) -> dict[int, float]:
@@ -398,6 +512,8 @@ class Fitter:
         strategy.growth = max(1.0, goal / len(self.params["means"]))
         lr = self.optimizers["means"].param_groups[0]["lr"]
         strategy.step_post_backward(self.params, self.optimizers, self.strategy_state, self.steps, {}, lr)
+        if self.motion is not None and self.steps % o.refine_every == 0:
+            self._note_moving()
 
     # Safety
 
@@ -470,6 +586,8 @@ class Fitter:
         self.order, self.mean_square = list(state["order"]), dict(state["mean_square"])
         self.at_first = dict(state["at_first"])
         self.history, self.division = list(state["history"]), state["division"]
+        if self.motion is not None:
+            self._note_moving()
         self.steps, self.rate, self.rollbacks = state["steps"], state["rate"], state["rollbacks"]
 
     # Results
@@ -483,10 +601,15 @@ class Fitter:
         sh = torch.cat([p["sh0"], p["shN"]], 1)[keep]
         if self.options.exposure:
             sh = _exposed(sh, self.views["exposure"].detach().mean(0))
-        return Gaussians(
+        still = Gaussians(
             p["means"][keep].detach().clone(), torch.nn.functional.normalize(p["quats"][keep], dim=-1).detach(),
             p["scales"][keep].exp().detach(), opacity[keep].detach(), sh.detach(),
         ).to("cpu")  # fmt: skip
+        if self.motion is None:
+            return still
+        views = {k: v.detach().cpu() for k, v in self.views.items()}
+        cameras = [self.photos.camera(k) for k in range(len(self.train))]
+        return self.motion.to("cpu").result(still, p["weights"][keep].detach().cpu(), views, _pixels(still, cameras))
 
     def cameras(self) -> tuple[Camera, ...]:
         """Those of the training photos as they are now; on the CPU."""
@@ -539,6 +662,21 @@ def _depth_loss(depth: Tensor, alpha: Tensor, photo: Photo) -> Tensor:
     weight = torch.ones_like(alpha) if photo.confidence is None else photo.confidence
     error = (torch.log(depth[known] / alpha[known]) - torch.log(photo.depth[known])).abs()
     return (weight[known] * error).sum() / weight[known].sum().clamp_min(1e-6)
+
+
+def _pixels(gaussians: Gaussians, cameras: Sequence[Camera]) -> Tensor:
+    """`(g,)`: pixels that a length of 1 at each Gaussian covers in the camera that sees it from nearest."""
+    most = torch.zeros(len(gaussians))
+    for camera in cameras:
+        z = geometry.transform_points(camera.cam_from_world.float(), gaussians.means)[:, 2]
+        most = torch.maximum(most, torch.where(z > 0, float(camera.K[0, 0]) / z.clamp_min(1e-6), 0.0))
+    return most
+
+
+def _moving_share(scene: Scene, frames: Sequence[int]) -> float:
+    """Share of the pixels of some frames that move."""
+    maps = [d for i in frames if (d := scene.dynamic[i]) is not None]
+    return sum(float((d >= MOVES).float().mean()) for d in maps) / max(len(maps), 1)
 
 
 def _extent(scene: Scene, train: Sequence[int], first: Gaussians) -> float:

@@ -19,13 +19,16 @@ MIN_CONFIDENCE = 0.3
 OPACITY = 0.5
 GUESSED = 0.5
 """How often a pixel is drawn whose depth is only that of its neighbours, against one with a depth of its own."""
+MOVES = 0.5
+"""A pixel with at least this much of `Scene.dynamic` moves."""
 FLATNESS = 0.3
 """Thickness of a Gaussian on a surface as part of its width."""
 
 
 def initial_gaussians(
-    scene: Scene, count: int, *, frames: Sequence[int] | None = None, sh_degree: int = 0, seed: int = 0
-) -> Gaussians:
+    scene: Scene, count: int, *, frames: Sequence[int] | None = None, sh_degree: int = 0, seed: int = 0,
+    still: bool = False,
+) -> Gaussians:  # fmt: skip
     """At most `count` Gaussians on what the scene knows of its surfaces, coloured by the photos.
 
     Pixels of the depth maps are drawn at random, equally many per photo; the sparse points are added, so that what has
@@ -38,6 +41,7 @@ def initial_gaussians(
         frames: the photos that may be looked at; all when None.
         sh_degree: of the colour; all but degree 0 begin at 0.
         seed: of the choice.
+        still: leave out the pixels that move.
 
     Raises:
         InputError: the scene has neither depth nor points.
@@ -51,14 +55,14 @@ def initial_gaussians(
     left = max(count - len(position), 0)
     for k, i in enumerate(with_depth):
         share = left * (k + 1) // len(with_depth) - left * k // len(with_depth)
-        more = _surface(scene, i, share, rng)
+        more = surface(scene, i, share, rng, moves=False if still else None)
         position, colour, normal = (np.concatenate(pair) for pair in zip((position, colour, normal), more, strict=True))
     if not len(position):
         raise InputError(
             "cannot begin to fit", found="no depth and no points in the scene",
             accepted="a scene with depth maps or points", hint="geo4d reconstruct PHOTOS -o SCENE",
         )  # fmt: skip
-    return _gaussians(position, colour, normal, sh_degree)
+    return gaussians_on(position, colour, normal, sh_degree)
 
 
 def _sparse(scene: Scene, chosen: Sequence[int], count: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
@@ -83,10 +87,19 @@ def _drawn(index: np.ndarray, count: int, rng: np.random.Generator, weight: np.n
     return np.sort(rng.choice(index, count, replace=False, p=None if weight is None else weight / weight.sum()))
 
 
-def _surface(scene: Scene, i: int, count: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
-    """Random pixels of one depth map: positions, colours and normals in the world."""
+def surface(
+    scene: Scene, i: int, count: int, rng: np.random.Generator, *, moves: bool | None = None
+) -> tuple[np.ndarray, ...]:
+    """At most `count` random pixels of one depth map: positions, colours and normals in the world, `(n, 3)` each.
+
+    With `moves` only those that move, where their depth was measured, or only those that stand still.
+    """
     depth, known, usable = _filled(scene, i)
     frame, hw = scene.frames[i], (depth.shape[0], depth.shape[1])
+    dynamic = scene.dynamic[i]
+    if moves is not None:
+        there = torch.zeros_like(usable) if dynamic is None else dynamic >= MOVES
+        usable = usable & known & there if moves else usable & ~there
     camera = scene.camera[i].resize(hw)
     centre, ray = camera.rays()
     position = centre + ray * depth[..., None].double()
@@ -119,7 +132,8 @@ def _filled(scene: Scene, i: int) -> tuple[Tensor, Tensor, Tensor]:
     return depth[torch.from_numpy(rows), torch.from_numpy(columns)], known, usable
 
 
-def _gaussians(position: np.ndarray, colour: np.ndarray, normal: np.ndarray, sh_degree: int) -> Gaussians:
+def gaussians_on(position: np.ndarray, colour: np.ndarray, normal: np.ndarray, sh_degree: int) -> Gaussians:
+    """Gaussians at positions `(n, 3)`, as wide as neighbours are far, flat where the normal is known (not NaN)."""
     n = len(position)
     neighbours = min(4, n)
     width = np.ones(n)

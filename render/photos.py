@@ -31,6 +31,7 @@ class Photo:
     valid: Tensor
     depth: Tensor | None
     confidence: Tensor | None
+    time_s: float | None = None
 
     @property
     def bytes(self) -> int:
@@ -67,6 +68,10 @@ class Photos:
         full = self.scene.frames[self.index[k]].hw
         return pictures.fit_hw(full, min(self.long_side, max(full)))
 
+    def camera(self, k: int) -> Camera:
+        """Camera of photo `k` at division 1; on the CPU."""
+        return self.scene.camera[self.index[k]].resize(self.hw(k))
+
     def forget(self, k: int) -> None:
         """Free the memory of photo `k`."""
         for key in [key for key in self._made if key[0] == k]:
@@ -96,7 +101,7 @@ class Photos:
         return Photo(
             frame.name, scene.camera[i].resize(hw).to(self.device), torch.from_numpy(rgb).to(self.device),
             torch.from_numpy(valid).to(self.device), sampled[0],
-            None if sampled[1] is None else sampled[1].nan_to_num(0.0),
+            None if sampled[1] is None else sampled[1].nan_to_num(0.0), frame.time_s,
         )  # fmt: skip
 
 

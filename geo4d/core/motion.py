@@ -92,6 +92,14 @@ class BasesMotion:
         }
         return replace(gaussians, **{k: getattr(gaussians, k).index_copy(0, index, v) for k, v in moved.items()})
 
+    def paths(self, means: Float32[Tensor, "g 3"]) -> Float32[Tensor, "t g 3"]:
+        """Where Gaussians with these means at rest are at all of `time_s`."""
+        index, path = self.moving.nonzero()[:, 0], means.expand(len(self.time_s), *means.shape).clone()
+        for k in range(len(self.time_s)) if len(index) else ():
+            quat, shift = blended(self.world_from_rest[:, k].to(self.weights), self.weights[index])
+            path[k, index] = (geometry.matrix_from_quat(quat) @ means[index][..., None])[..., 0] + shift
+        return path
+
     def subset(self, index: Tensor) -> "BasesMotion":
         """Of the Gaussians of an index or a mask."""
         return replace(self, weights=self.weights[index])

@@ -592,6 +592,12 @@ class Gaussians:
         """The Gaussians of an index or a mask."""
         return self._each(lambda v: v[index], None if self.motion is None else self.motion.subset(index))
 
+    def joined(self, other: "Gaussians") -> "Gaussians":
+        """These and then others, all without motion and object ids."""
+        names = GAUSSIAN_FIELDS[:-1]
+        means, quats, scales, opacity, sh = (torch.cat([getattr(self, k), getattr(other, k)]) for k in names)
+        return Gaussians(means, quats, scales, opacity, sh)
+
     def at(self, time_s: float) -> "Gaussians":
         """The Gaussians as they are at a time, without motion."""
         still = replace(self, motion=None)

@@ -87,7 +87,7 @@ def evaluate_views(
     with torch.no_grad(), threads.kernels_only(), stage as advance:
         for k in range(len(photos)):
             photo = photos.get(k)
-            render = render_like(splats, photo.camera)
+            render = render_like(splats, photo.camera, photo.time_s)
             scores = score_view(photo, render, network)
             triple = (photo.rgb.cpu().numpy(), to_uint8(render.cpu().numpy()), _error_map(photo, render))
             comparisons.append(Comparison(scores, *(_small(p, shown) for p in triple)))

@@ -1,0 +1,59 @@
+"""Depth of pictures that several cameras took at one time: multi-view stereo among these alone, time by time."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from geo4d.core import pictures
+from geo4d.core.progress import Progress
+from geo4d.core.types import Scene
+from recon.depth import DepthOptions, estimate_depth
+from recon.options import ReconstructOptions
+
+
+def moments_of(scene: Scene) -> list[list[int]]:
+    """Places of the frames of each time, in the order of time; frames without a time are left out."""
+    index: dict[float, list[int]] = {}
+    for i, frame in enumerate(scene.frames):
+        if frame.time_s is not None:
+            index.setdefault(frame.time_s, []).append(i)
+    return [index[t] for t in sorted(index)]
+
+
+def is_rig(scene: Scene) -> bool:
+    """Whether most times were seen by two cameras or more."""
+    moments = moments_of(scene)
+    return bool(moments) and sum(len(m) > 1 for m in moments) > 0.5 * len(moments)
+
+
+def moment_depth(
+    scene: Scene, options: ReconstructOptions, progress: Progress
+) -> tuple[list[Tensor | None], list[Tensor | None]]:
+    """Depth and confidence of every frame that others share its time with, as `recon.dense.dense_depth` gives them.
+
+    Sparse points of all times set the range of depth that is searched.
+    """
+    cameras = [c.resize(pictures.fit_hw(c.hw, options.depth_size)) for c in scene.camera]
+    depth: list[Tensor | None] = [None] * len(cameras)
+    confidence: list[Tensor | None] = [None] * len(cameras)
+    moments = [m for m in moments_of(scene) if len(m) > 1]
+    K = torch.stack([c.K for c in cameras]).numpy()
+    pose = torch.stack([c.world_from_cam for c in cameras]).numpy()
+    with progress.stage("depth of every time", total=len(moments)) as advance:
+        for moment in moments:
+            images = [pictures.resize(scene.frames[i].read(), cameras[i].hw) for i in moment]
+            found = estimate_depth(
+                images, K[moment], pose[moment], valid=[_valid(scene, i, cameras[i].hw) for i in moment],
+                options=DepthOptions(threads=options.num_threads),
+            )  # fmt: skip
+            for i, (d, c) in zip(moment, found, strict=True):
+                depth[i], confidence[i] = torch.from_numpy(d), torch.from_numpy(c)
+            advance()
+    return depth, confidence
+
+
+def _valid(scene: Scene, i: int, hw: tuple[int, int]) -> np.ndarray | None:
+    mask = scene.frames[i].read_mask
+    return None if mask is None else pictures.resize_mask(mask(), hw)

@@ -1,0 +1,359 @@
+"""What moves in a scene whose frames have times: pixels that do, and points that are followed through time.
+
+Cameras and depth are known here. A pixel moves where flow goes elsewhere than its point would if it stood still, where
+its depth differs from what the same camera saw there at most other times, or where other views look through it
+(`recon.dynamic`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+import torch
+
+from geo4d.core import geometry, pictures
+from geo4d.core.progress import Progress
+from geo4d.core.types import Camera, Frame, PointTracks, Scene
+from recon.flow import Clip, at, clip
+
+STRIDE_S = 0.2
+"""Things that move slowly show it within so many seconds; neighbours and pictures so far apart are compared."""
+ERROR_PX, TIMES_USUAL = 1.0, 3.0
+"""Flow that misses by more pixels than both of this and so many times the usual miss is motion."""
+DEPTH_ERROR = 0.04
+"""Relative error of depth that flow is allowed to follow from."""
+OTHER_DEPTH = 0.08
+"""A camera that stands still sees something new where its depth differs so much, relative, from that at most times."""
+GREY_STEPS = 6.0
+"""Of 255; a camera that stands still sees a change where its picture differs by more, and by more than the noise."""
+MOVES = 0.5
+SMALLEST = 3e-4
+"""Share of a picture: smaller regions are noise."""
+GROWN = 0.006
+"""Share of a picture's longer side by which regions grow: flow is blurred at the edges of things."""
+STILL_PX = 0.1
+"""A camera stands still between two pictures where nothing would move by more."""
+CELL_PX = 4
+"""Points are followed from the middle of every cell of this size that no other point is in."""
+LEAST_TIMES = 4
+EDGE = 0.06
+"""Depth is not taken within a pixel of where it jumps by so much."""
+
+
+def with_motion(scene: Scene, *, threads: int = 2, progress: Progress | None = None) -> Scene:
+    """The scene with `dynamic` of its frames, and `tracks` of points that move.
+
+    Frames of one sensor, in the order of their times, are a clip; frames without a time, or alone, are left out.
+
+    Args:
+        scene: with cameras, depth, and times.
+        threads: for the flow.
+        progress: hears of the stages.
+    """
+    progress = progress or Progress()
+    index = clips_of(scene)
+    if not index:
+        return replace(scene, tracks=_no_tracks())
+    with progress.stage("flow", total=sum(len(i) - 1 for i in index)) as advance:
+        clips = [clip(list(scene.frames), i, threads, advance) for i in index]
+    with progress.stage("what moves", total=len(clips)) as advance:
+        moving: dict[int, np.ndarray] = {}
+        for one in clips:
+            moving |= dict(zip(one.frame, _moving(scene, one), strict=True))
+            advance()
+    with progress.stage("tracks", total=len(clips)) as advance:
+        times = sorted({float(t) for one in clips for i in one.frame if (t := scene.frames[i].time_s) is not None})
+        tracks = _joined([_tracks(scene, one, moving, times, advance) for one in clips])
+    dynamic = [
+        d if i not in moving else torch.from_numpy(_resized(moving[i], _map_hw(scene, i)))
+        for i, d in enumerate(scene.dynamic)
+    ]
+    return replace(scene, dynamic=tuple(dynamic), tracks=tracks)
+
+
+def clips_of(scene: Scene) -> list[list[int]]:
+    """Places of the frames of each sensor that has several of different times and one size, in the order of time."""
+    index: dict[str, list[int]] = {}
+    for i, frame in enumerate(scene.frames):
+        if frame.time_s is not None:
+            index.setdefault(frame.sensor, []).append(i)
+    ordered = [sorted(i, key=lambda k: scene.frames[k].time_s or 0.0) for i in index.values()]
+    return [i for i in ordered if len(i) > 1 and _is_clip([scene.frames[k] for k in i])]
+
+
+def _is_clip(frames: Sequence[Frame]) -> bool:
+    """Whether frames are of one size and of different times."""
+    return len({f.hw for f in frames}) == 1 and len({f.time_s for f in frames}) == len(frames)
+
+
+def _map_hw(scene: Scene, i: int) -> tuple[int, int]:
+    depth = scene.depth[i]
+    return scene.frames[i].hw if depth is None else (depth.shape[0], depth.shape[1])
+
+
+def _resized(values: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
+    return cv2.resize(values.astype(np.float32), (hw[1], hw[0]), interpolation=cv2.INTER_LINEAR)
+
+
+# Pixels that move
+
+
+@dataclass(frozen=True, eq=False)
+class _View:
+    """A frame at the size of its clip's flow."""
+
+    camera: Camera
+    depth: np.ndarray
+    """`(h, w)`, NaN unknown."""
+    usable: np.ndarray
+
+
+def _view(scene: Scene, i: int, hw: tuple[int, int]) -> _View:
+    depth, frame = scene.depth[i], scene.frames[i]
+    small = np.full(hw, np.nan, np.float32)
+    if depth is not None:
+        small = cv2.resize(depth.numpy(), (hw[1], hw[0]), interpolation=cv2.INTER_NEAREST)
+    usable = np.ones(hw, bool) if frame.read_mask is None else pictures.resize_mask(frame.read_mask(), hw)
+    return _View(scene.camera[i].resize(hw), small, usable)
+
+
+def _moving(scene: Scene, one: Clip) -> list[np.ndarray]:
+    """Score in [0, 1] of every pixel of every picture of a clip: 1 moves."""
+    views = [_view(scene, i, one.hw) for i in one.frame]
+    times = [scene.frames[i].time_s or 0.0 for i in one.frame]
+    usual, changed = _usual_depth(views), _changed(one, views)
+    scores = []
+    for k, view in enumerate(views):
+        score = np.zeros(one.hw, np.float32)
+        for step in {1, _stride(times)}:
+            votes = [_differs(one, views, k, other) for other in (k - step, k + step) if 0 <= other < len(one)]
+            # Where one of both neighbours hides the point, the flow to it means nothing.
+            score = np.maximum(score, _fewest(votes, one.hw))
+        if usual is not None:
+            with np.errstate(invalid="ignore"):
+                score = np.maximum(score, np.abs(view.depth / usual - 1) > OTHER_DEPTH)
+        if changed is not None:
+            score = np.where(changed[k], score, 0.0)
+        seen = scene.dynamic[one.frame[k]]
+        if seen is not None:
+            score = np.maximum(score, _resized(seen.numpy(), one.hw))
+        scores.append(np.where(view.usable, score, 0.0).astype(np.float32))
+    return _settled(one, scores)
+
+
+def _stride(times: Sequence[float]) -> int:
+    interval = float(np.median(np.diff(times)))
+    return int(np.clip(round(STRIDE_S / max(interval, 1e-6)), 1, max(1, len(times) // 3)))
+
+
+def _fewest(votes: Sequence[np.ndarray], hw: tuple[int, int]) -> np.ndarray:
+    """The least of several scores, leaving out where one is unknown (NaN); 0 where all are."""
+    if not votes:
+        return np.zeros(hw, np.float32)
+    least = np.fmin.reduce(votes)
+    return np.nan_to_num(least, nan=0.0)
+
+
+def _differs(one: Clip, views: Sequence[_View], k: int, other: int) -> np.ndarray:
+    """0 to 1: by how much the flow of picture `k` to another misses where its points would be if they stood still.
+
+    1 is at twice the limit; NaN where the flow is lost. A pixel without depth is compared with its epipolar line.
+    """
+    flow = one.between(k, other)
+    expected, slope = _still_flow(views[k], views[other])
+    miss = flow - expected
+    # Depth may be wrong: what an error of depth would do is no motion.
+    along = np.linalg.norm(slope, axis=-1)
+    unit = slope / np.maximum(along, 1e-9)[..., None]
+    on_line = (miss * unit).sum(-1)
+    across = np.linalg.norm(miss - on_line[..., None] * unit, axis=-1)
+    known = np.isfinite(views[k].depth)
+    reach = np.where(known, DEPTH_ERROR * along, np.inf)
+    excess = np.hypot(across, np.maximum(np.abs(on_line) - reach, 0.0))
+    finite = excess[np.isfinite(excess)]
+    usual = float(np.median(finite)) if len(finite) else 0.0
+    limit = max(ERROR_PX, TIMES_USUAL * usual)
+    return np.clip(excess / (2 * limit), 0, 1).astype(np.float32)
+
+
+def _still_flow(view: _View, other: _View) -> tuple[np.ndarray, np.ndarray]:
+    """Flow `(h, w, 2)` of points that stand still, and how it changes with the logarithm of their depth.
+
+    Pixels without depth get the flow of the usual depth of the picture.
+    """
+    h, w = view.depth.shape
+    known = view.depth[np.isfinite(view.depth)]
+    depth = np.where(np.isfinite(view.depth), view.depth, np.median(known) if len(known) else 1.0)
+    K, K_other = view.camera.K.numpy(), other.camera.K.numpy()
+    other_from_view = (other.camera.cam_from_world @ view.camera.world_from_cam).numpy()
+    v, u = np.mgrid[:h, :w] + 0.5
+    ray = np.stack([u, v, np.ones_like(u)], -1) @ (K_other @ other_from_view[:3, :3] @ np.linalg.inv(K)).T
+    shift = K_other @ other_from_view[:3, 3]
+    p = ray * depth[..., None] + shift
+    z = np.maximum(p[..., 2:], 1e-6)
+    place = p[..., :2] / z
+    # d place / d log depth: the ray's own share of the point, seen from there.
+    slope = depth[..., None] * (ray[..., :2] - place * ray[..., 2:]) / z
+    return place - np.stack([u, v], -1), slope
+
+
+def _usual_depth(views: Sequence[_View]) -> np.ndarray | None:
+    """Median depth of every pixel over time of a camera that stands still; None where it moves."""
+    if len(views) < 4 or not all(_stands(views[0].camera, v.camera) for v in views[1:]):
+        return None
+    stack = np.stack([v.depth for v in views])
+    known = np.isfinite(stack).mean(0) > 0.5
+    with np.errstate(all="ignore"):
+        return np.where(known, np.nanmedian(stack, 0), np.nan)
+
+
+def _changed(one: Clip, views: Sequence[_View]) -> list[np.ndarray] | None:
+    """Where each picture of a camera that stands still differs from what it shows at most times; None where it moves.
+
+    What looks as always is taken to stand still, whatever flow and depth say beside things that move.
+    """
+    if len(views) < 4 or not all(_stands(views[0].camera, v.camera) for v in views[1:]):
+        return None
+    stack = np.stack(one.grey).astype(np.float32)
+    usual = np.median(stack, 0)
+    out = []
+    for grey in stack:
+        difference = np.abs(grey - usual)
+        noise = float(np.median(difference))
+        near = cv2.boxFilter((difference > GREY_STEPS + 4 * noise).astype(np.float32), -1, (5, 5))
+        out.append(near > 0.2)
+    return out
+
+
+def _stands(camera: Camera, other: Camera) -> bool:
+    """Whether two pictures are of one place and direction, to a part of a pixel."""
+    if not torch.allclose(camera.K, other.K, rtol=1e-4):
+        return False
+    turn = geometry.rotvec_from_matrix(camera.world_from_cam[:3, :3].mT @ other.world_from_cam[:3, :3]).norm()
+    shift = (camera.world_from_cam[:3, 3] - other.world_from_cam[:3, 3]).norm()
+    return bool(turn * camera.K[0, 0] < STILL_PX) and bool(shift < 1e-6 + 1e-4 * camera.world_from_cam[:3, 3].norm())
+
+
+def _settled(one: Clip, scores: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Scores that agree with those of the neighbours in time, without small regions, and grown a little."""
+    out = []
+    for k, score in enumerate(scores):
+        votes = [score]
+        for other, flow in (
+            (k - 1, one.backward[k - 1] if k else None),
+            (k + 1, one.forward[k] if k + 1 < len(one) else None),
+        ):
+            if flow is not None:
+                votes.append(_carried(scores[other], flow))
+        out.append(_clean(np.median(votes, 0) if len(votes) == 3 else np.mean(votes, 0)))
+    return out
+
+
+def _carried(values: np.ndarray, flow: np.ndarray) -> np.ndarray:
+    """What another picture has where the flow leads."""
+    h, w = values.shape
+    v, u = np.mgrid[:h, :w].astype(np.float32)
+    return cv2.remap(values, u + flow[..., 0], v + flow[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+
+
+def _clean(score: np.ndarray) -> np.ndarray:
+    moves = cv2.medianBlur((score >= MOVES).astype(np.uint8), 5)
+    moves = cv2.morphologyEx(moves, cv2.MORPH_CLOSE, _disc(2 * GROWN * max(score.shape)))
+    count, label, stats, _ = cv2.connectedComponentsWithStats(moves)
+    small = np.flatnonzero(stats[:, cv2.CC_STAT_AREA] < SMALLEST * score.size)
+    moves[np.isin(label, small[small > 0])] = 0
+    del count
+    return cv2.dilate(moves, _disc(GROWN * max(score.shape))).astype(np.float32)
+
+
+def _disc(radius: float) -> np.ndarray:
+    side = 2 * max(1, round(radius)) + 1
+    return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
+
+
+# Points that are followed
+
+
+def _tracks(
+    scene: Scene, one: Clip, moving: dict[int, np.ndarray], times: Sequence[float], advance: Callable[[], None]
+) -> PointTracks:
+    """Points of one clip that move, each followed as long as it is seen, at all times of the scene."""
+    places = _followed(one, [moving[i] >= MOVES for i in one.frame])
+    at_time = [times.index(float(scene.frames[i].time_s or 0.0)) for i in one.frame]
+    n = places.shape[1]
+    p_world = np.full((n, len(times), 3), np.nan)
+    uv_px = np.full((n, len(times), 2), np.nan)
+    frame_id = np.full((n, len(times)), -1)
+    colour = np.zeros((n, 3), np.float32)
+    for k, (i, t) in enumerate(zip(one.frame, at_time, strict=True)):
+        seen = np.isfinite(places[k]).all(-1)
+        scale = np.array([scene.frames[i].hw[1] / one.hw[1], scene.frames[i].hw[0] / one.hw[0]])
+        uv_px[seen, t], frame_id[seen, t] = places[k][seen] * scale, i
+        p_world[seen, t] = _lifted(scene, i, uv_px[seen, t])
+        colour[seen] = at(scene.frames[i].read().astype(np.float32), uv_px[seen, t].astype(np.float32)) / 255
+    advance()
+    return PointTracks(
+        torch.tensor(times, dtype=torch.float64), torch.from_numpy(p_world), torch.from_numpy(uv_px),
+        torch.from_numpy(frame_id), torch.from_numpy(colour),
+    )  # fmt: skip
+
+
+def _followed(one: Clip, moves: Sequence[np.ndarray]) -> np.ndarray:
+    """Places `(t, n, 2)` of points that move: begun where no other point is, from the middle time outwards."""
+    h, w = one.hw
+    order = sorted(range(len(one)), key=lambda k: abs(k - len(one) // 2))
+    found = np.zeros((len(one), 0, 2), np.float32)
+    v, u = (np.arange(CELL_PX // 2, n, CELL_PX) for n in (h, w))
+    cells = np.stack(np.meshgrid(u, v), -1).reshape(-1, 2)
+    for k in order:
+        taken = np.zeros((h // CELL_PX + 1, w // CELL_PX + 1), bool)
+        here = found[k][np.isfinite(found[k]).all(-1)].astype(int) // CELL_PX
+        taken[here[:, 1].clip(0, h // CELL_PX), here[:, 0].clip(0, w // CELL_PX)] = True
+        free = moves[k][cells[:, 1], cells[:, 0]] & ~taken[cells[:, 1] // CELL_PX, cells[:, 0] // CELL_PX]
+        if free.any():
+            found = np.concatenate([found, one.follow(cells[free].astype(np.float32) + 0.5, k)], 1)
+    return _that_move(one, found, moves)
+
+
+def _that_move(one: Clip, places: np.ndarray, moves: Sequence[np.ndarray]) -> np.ndarray:
+    """Points seen at a few times at least, and most of the time where something moves."""
+    seen = np.isfinite(places).all(-1)
+    there = np.stack([np.nan_to_num(at(m.astype(np.float32), p)) >= 0.5 for m, p in zip(moves, places, strict=True)])
+    least = min(LEAST_TIMES, len(one))
+    keep = (seen.sum(0) >= least) & ((there & seen).sum(0) >= MOVES * seen.sum(0))
+    return places[:, keep]
+
+
+def _lifted(scene: Scene, i: int, uv_px: np.ndarray) -> np.ndarray:
+    """World points `(n, 3)` of pixels of a frame by its depth; NaN where it is unknown or jumps."""
+    depth = scene.depth[i]
+    if depth is None or not len(uv_px):
+        return np.full((len(uv_px), 3), np.nan)
+    camera = scene.depth_camera(i)
+    values, kernel = depth.numpy(), np.ones((3, 3), np.uint8)
+    known = np.isfinite(values)
+    near, far = (
+        cv2.erode(np.where(known, values, 0), kernel),
+        cv2.dilate(np.where(known, values, np.float32(1e9)), kernel),
+    )
+    smooth = np.where(far <= (1 + EDGE) * near, values, np.float32(np.nan))
+    scale = np.array([camera.hw[1] / scene.frames[i].hw[1], camera.hw[0] / scene.frames[i].hw[0]])
+    place = uv_px * scale
+    found = torch.from_numpy(at(smooth, place.astype(np.float32)).astype(np.float64))
+    return camera.unproject(torch.from_numpy(place), found).numpy()
+
+
+def _joined(every: Sequence[PointTracks]) -> PointTracks:
+    columns = zip(*((t.p_world, t.uv_px, t.frame_id, t.rgb) for t in every), strict=True)
+    return PointTracks(every[0].time_s, *(torch.cat(column) for column in columns))
+
+
+def _no_tracks() -> PointTracks:
+    nothing = torch.zeros(0, 0, 3, dtype=torch.float64)
+    return PointTracks(
+        torch.zeros(0, dtype=torch.float64), nothing, nothing[..., :2], torch.zeros(0, 0, dtype=torch.int64),
+        torch.zeros(0, 3),
+    )  # fmt: skip

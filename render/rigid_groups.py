@@ -1,0 +1,281 @@
+"""Rigid groups of point tracks: which points move as one, and how that moves, in closed form.
+
+Hypotheses come from a track and its neighbours, followed from time to time by Procrustes; the one that most tracks obey
+is a group, and the rest is looked at again (sequential RANSAC, Fischler and Bolles 1981).
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.spatial import KDTree
+from scipy.spatial.transform import Rotation, Slerp
+
+from geo4d.core.types import PointTracks
+
+HYPOTHESES = 24
+"""Per group."""
+NEIGHBOURS = 16
+LEAST_POINTS = 4
+"""Seen at a time, they tell a pose then."""
+LEAST_SHARE, LEAST_TRACKS = 0.02, 12
+"""A group has so many tracks, of all and at least."""
+NOISE, SMALLEST = 3.0, 0.004
+"""A track obeys a motion that it misses by no more than so many standard deviations of its noise, nor than this share
+of the extent of all."""
+MOST_TRACKS = 1500
+"""Of these groups are found; the others join them."""
+ROUNDS = 3
+ALIKE = 0.8
+"""Share of the tracks of each of two groups that must obey one motion for both."""
+
+
+@dataclass(frozen=True, eq=False)
+class RigidGroups:
+    """Motions, and which tracks obey them."""
+
+    time_s: np.ndarray
+    """`(t,)`."""
+    world_from_rest: np.ndarray
+    """`(m, t, 4, 4)`; at `time_s[rest]` all are the identity."""
+    rest: int
+    group: np.ndarray
+    """`(n,)`: of each track; -1 for those that obey none or stand still."""
+    p_rest: np.ndarray
+    """`(n, 3)`: where each track is at rest, by its group's motion; NaN without one."""
+
+    def __len__(self) -> int:
+        return len(self.world_from_rest)
+
+
+def rigid_groups(tracks: PointTracks, *, most: int = 16, seed: int = 0) -> RigidGroups:
+    """At most `most` groups of tracks that move rigidly, the largest first; those that stand still are none.
+
+    Args:
+        tracks: in the world; times at which a track is not known are left out.
+        most: groups.
+        seed: of the hypotheses.
+    """
+    rng = np.random.default_rng(seed)
+    p, time_s = tracks.p_world.numpy(), tracks.time_s.numpy()
+    known = _known(p)
+    enough = np.flatnonzero(known.sum(1) >= min(LEAST_POINTS, len(time_s)))
+    chosen = enough if len(enough) <= MOST_TRACKS else np.sort(rng.choice(enough, MOST_TRACKS, replace=False))
+    motions: list[np.ndarray] = []
+    members: list[np.ndarray] = []
+    if len(chosen):
+        limit = _limit(p[chosen])
+        left = chosen[_miss(p[chosen], _still(len(time_s)))[0] > limit]
+        least = max(LEAST_TRACKS, LEAST_SHARE * len(chosen))
+        while len(left) >= least and len(motions) < most:
+            motion, obey = _best(p[left], limit, rng)
+            if motion is None or obey.sum() < least:
+                break
+            motions.append(motion)
+            members.append(left[obey])
+            left = left[~obey]
+        motions = _merged(p, motions, members, limit)
+    return _finished(p, time_s, motions)
+
+
+def _merged(p: np.ndarray, motions: list[np.ndarray], members: list[np.ndarray], limit: float) -> list[np.ndarray]:
+    """Motions, those of two groups that move as one taken together: a thing that turns shows one after the other."""
+    k = 0
+    while k < len(motions):
+        for other in range(len(motions) - 1, k, -1):
+            both = np.concatenate([members[k], members[other]])
+            motion = _followed(p[both], limit)
+            if motion is None:
+                continue
+            obeys = _miss(p[both], motion)[0] <= limit
+            cut = len(members[k])
+            if min(obeys[:cut].mean(), obeys[cut:].mean()) >= ALIKE:
+                motions[k], members[k] = motion, both
+                del motions[other], members[other]
+        k += 1
+    return motions
+
+
+def _finished(p: np.ndarray, time_s: np.ndarray, motions: list[np.ndarray]) -> RigidGroups:
+    """All tracks to the motion that each obeys best, and the motions from one common rest."""
+    known = _known(p)
+    rest = int(known.sum(0).argmax()) if len(p) else 0
+    group, p_rest = np.full(len(p), -1), np.full((len(p), 3), np.nan)
+    if not motions:
+        return RigidGroups(time_s, np.zeros((0, len(time_s), 4, 4)), rest, group, p_rest)
+    limit = _limit(p)
+    pose = np.stack([_whole(m, time_s) for m in motions])
+    pose = pose @ np.linalg.inv(pose[:, rest])[:, None]
+    miss = np.stack([_miss(p, m)[0] for m in [_still(len(time_s)), *pose]], -1)
+    best = np.nan_to_num(miss, nan=np.inf).argmin(-1)
+    obeys = (best > 0) & (np.nan_to_num(miss, nan=np.inf).min(-1) <= 2 * limit)
+    group[obeys] = best[obeys] - 1
+    for k, m in enumerate(pose):
+        mine = group == k
+        p_rest[mine] = _miss(p[mine], m)[1]
+    return RigidGroups(time_s, pose, rest, group, p_rest)
+
+
+def _known(p: np.ndarray) -> np.ndarray:
+    """Bool `(...)` of points `(..., 3)`."""
+    return np.asarray(np.isfinite(p).all(-1))
+
+
+def _still(times: int) -> np.ndarray:
+    return np.tile(np.eye(4), (times, 1, 1))
+
+
+def _limit(p: np.ndarray) -> float:
+    """By how much a track may miss a motion that it obeys: of the noise, which changes the distances of neighbours."""
+    low, high = (np.nanpercentile(p, q, axis=(0, 1)) for q in (5, 95))
+    return max(NOISE * _noise(p), SMALLEST * float(np.linalg.norm(high - low)))
+
+
+def _noise(p: np.ndarray) -> float:
+    """Standard deviation of the coordinates of tracks from one time to the next."""
+    known, changes = _known(p), []
+    for t in range(p.shape[1] - 1):
+        both = np.flatnonzero(known[:, t] & known[:, t + 1])
+        if len(both) < 2:
+            continue
+        distance, index = KDTree(p[both, t]).query(p[both, t], k=2)
+        then = np.linalg.norm(p[both, t + 1] - p[both[np.asarray(index)[:, 1]], t + 1], axis=-1)
+        changes.append(np.abs(then - np.asarray(distance)[:, 1]))
+    # A distance of two points has the noise of two, its change that of four.
+    return 1.4826 * float(np.median(np.concatenate(changes))) / 2 if changes else 0.0
+
+
+def _best(p: np.ndarray, limit: float, rng: np.random.Generator) -> tuple[np.ndarray | None, np.ndarray]:
+    """The motion `(t, 4, 4)` (NaN where unknown) that most of some tracks obey, and which do."""
+    known = _known(p)
+    weight = known.sum(1) / known.sum()
+    best: np.ndarray | None = None
+    obey = np.zeros(len(p), bool)
+    for seed in rng.choice(len(p), min(HYPOTHESES, len(p)), replace=False, p=weight):
+        motion = _followed(p[_companions(p, known, seed)], limit)
+        if motion is None:
+            continue
+        found = _miss(p, motion)[0] <= limit
+        if found.sum() > obey.sum():
+            best, obey = motion, found
+    for _ in range(ROUNDS):
+        if obey.sum() < LEAST_POINTS:
+            break
+        motion = _followed(p[obey], limit)
+        found = obey if motion is None else _miss(p, motion)[0] <= limit
+        if motion is None or found.sum() < 0.8 * obey.sum():
+            break
+        best, obey = motion, found
+    return best, obey
+
+
+def _companions(p: np.ndarray, known: np.ndarray, seed: int) -> np.ndarray:
+    """A track and those that stay nearest to it, over the times that they share."""
+    shared = (known & known[seed]).sum(1)
+    gap = np.where(known & known[seed], np.abs(p - p[seed]).sum(-1), 0.0).sum(1) / np.maximum(shared, 1)
+    gap[shared < 0.5 * known[seed].sum()] = np.inf
+    near = np.argsort(gap, kind="stable")[:NEIGHBOURS]
+    return near[np.isfinite(gap[near])]
+
+
+def _followed(p: np.ndarray, limit: float) -> np.ndarray | None:
+    """Poses `(t, 4, 4)` of points `(n, t, 3)` that move as one, from a time at which most are known.
+
+    NaN at times that see too few. Points that come into sight later join where the pose of the others puts them.
+    """
+    known = _known(p)
+    if len(p) < LEAST_POINTS or known.sum(0).max() < LEAST_POINTS:
+        return None
+    start = int(known.sum(0).argmax())
+    pose = np.full((p.shape[1], 4, 4), np.nan)
+    pose[start], rest = np.eye(4), np.where(known[:, start, None], p[:, start], np.nan)
+    for order in (range(start + 1, p.shape[1]), range(start - 1, -1, -1)):
+        for t in order:
+            both = known[:, t] & _known(rest)
+            if both.sum() < LEAST_POINTS:
+                continue
+            pose[t] = _robust(rest[None, both], p[None, both, t], np.ones((1, both.sum())), limit)[0]
+            new = known[:, t] & ~both
+            rest[new] = (p[new, t] - pose[t, :3, 3]) @ pose[t, :3, :3]
+    return _refined(p, pose, limit)
+
+
+def _refined(p: np.ndarray, pose: np.ndarray, limit: float) -> np.ndarray:
+    """Poses again, all of points at rest that are means over the times."""
+    known = _known(p) & np.isfinite(pose[:, 0, 0])
+    times = np.flatnonzero(known.sum(0) >= LEAST_POINTS)
+    for _ in range(2):
+        rest = _miss(p, pose)[1]
+        weight = (known & _known(rest)[:, None])[:, times].T.astype(float)
+        source = np.broadcast_to(np.nan_to_num(rest), (len(times), len(p), 3))
+        pose[times] = _robust(source, np.nan_to_num(p[:, times]).transpose(1, 0, 2), weight, limit)
+    return pose
+
+
+def _miss(p: np.ndarray, pose: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Median distance `(n,)` of tracks `(n, t, 3)` from where poses `(t, 4, 4)` carry them, and the points at rest
+    `(n, 3)` of which this is true; NaN where no time is shared.
+    """
+    rotation, shift = pose[:, :3, :3], pose[:, :3, 3]
+    back = np.einsum("ntc,tcd->ntd", p - shift, rotation)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of tracks that share no time
+        rest = np.nanmedian(back, 1)
+        return np.nanmedian(np.linalg.norm(back - rest[:, None], axis=-1), 1), rest
+
+
+def _robust(source: np.ndarray, target: np.ndarray, weight: np.ndarray, limit: float) -> np.ndarray:
+    """Rigid poses `(b, 4, 4)` as `_procrustes`, of which points that miss them by more than a limit tell little."""
+    pose = _procrustes(source, target, weight)
+    for _ in range(4):
+        there = np.einsum("bij,bnj->bni", pose[:, :3, :3], source) + pose[:, None, :3, 3]
+        miss = np.linalg.norm(there - target, axis=-1)
+        pose = _procrustes(source, target, weight / (1 + (miss / limit) ** 2) ** 2)
+    return pose
+
+
+def _procrustes(source: np.ndarray, target: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Rigid poses `(b, 4, 4)` between points `(b, n, 3)` with weights `(b, n)` (Umeyama 1991, without scale)."""
+    w = (weight / np.maximum(weight.sum(1, keepdims=True), 1e-12))[..., None]
+    mean_s, mean_t = (w * source).sum(1), (w * target).sum(1)
+    u, _, vt = np.linalg.svd(np.einsum("bni,bnj->bij", w * (target - mean_t[:, None]), source - mean_s[:, None]))
+    u[:, :, 2] *= np.linalg.det(u @ vt)[:, None]
+    rotation = u @ vt
+    pose = np.tile(np.eye(4), (len(source), 1, 1))
+    pose[:, :3, :3], pose[:, :3, 3] = rotation, mean_t - np.einsum("bij,bj->bi", rotation, mean_s)
+    return pose
+
+
+def _whole(pose: np.ndarray, time_s: np.ndarray) -> np.ndarray:
+    """Poses at all times: between those that are known as `BasesMotion` moves, before and after them as they end."""
+    known = np.flatnonzero(np.isfinite(pose[:, 0, 0]))
+    if len(known) == 1:
+        return np.tile(pose[known[0]], (len(time_s), 1, 1))
+    at = time_s.clip(time_s[known[0]], time_s[known[-1]])
+    out = _still(len(time_s))
+    out[:, :3, :3] = Slerp(time_s[known], Rotation.from_matrix(pose[known, :3, :3]))(at).as_matrix()
+    out[:, :3, 3] = np.stack([np.interp(at, time_s[known], pose[known, k, 3]) for k in range(3)], -1)
+    return out
+
+
+def weights_at(groups: RigidGroups, p_world: np.ndarray, time: int, *, count: int = 8) -> np.ndarray:
+    """How much of each motion `(n, m)` points `(n, 3)` at one time follow, by the tracks around them; rows sum to 1.
+
+    Args:
+        groups: with one motion at least.
+        p_world: where the points are.
+        time: its place in `time_s`. Tracks that are not seen then count where their motion puts them.
+        count: of tracks that have a say, the nearest most.
+    """
+    member = np.flatnonzero(groups.group >= 0)
+    pose = groups.world_from_rest[groups.group[member], time]
+    now = np.einsum("nij,nj->ni", pose[:, :3, :3], groups.p_rest[member]) + pose[:, :3, 3]
+    k = min(count, len(member))
+    distance, index = KDTree(now).query(p_world, k=k)
+    distance, index = distance.reshape(len(p_world), k), index.reshape(len(p_world), k)
+    vote = np.exp(-2 * (distance / np.maximum(distance[:, -1:], 1e-9)) ** 2)
+    weight = np.zeros((len(p_world), len(groups)))
+    np.add.at(weight, (np.arange(len(p_world))[:, None], groups.group[member][index]), vote)
+    return weight / weight.sum(1, keepdims=True)

@@ -1,0 +1,143 @@
+"""What moves in pictures that have times: against the truth of generated scenes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from geo4d.core import moving, procedural
+from geo4d.core.types import Camera, Frame, Frames, Observations, PointCloud, Scale, Scene
+from recon import flow as flows
+from recon.moments import is_rig, moments_of
+from recon.motion import clips_of, with_motion
+
+HW, TIMES = (120, 160), 8
+
+
+def single(camera: Camera, i: int) -> Camera:
+    return Camera(camera.K[i], camera.world_from_cam[i], camera.hw)
+
+
+def posed_scene(frames: list[Frame], cameras: list[Camera], depth: list[torch.Tensor]) -> Scene:
+    n, none, index = len(frames), torch.zeros(0, 3), torch.zeros(0).long()
+    return Scene(
+        Frames(frames), tuple(cameras), tuple(cameras), tuple(depth), tuple(torch.ones_like(d) for d in depth),
+        (None,) * n, Observations(index, index, none[:, :2].double(), none.double(), none),
+        PointCloud(none.double(), none, none), None, Scale(), torch.tensor([0.0, 0.0, 1.0]).double(), {},
+    )  # fmt: skip
+
+
+def made(world: moving.MovingBoxes, cameras: list[tuple[str, Camera]], times: list[float]) -> Scene:
+    """Every camera's picture and true depth at its times."""
+    frames, depth = [], []
+    for k, ((sensor, camera), t) in enumerate(zip(cameras, times, strict=True)):
+        rgb, z = procedural.render(world.at(t), camera)
+        frames.append(
+            Frame.from_array(f"{k:03d}.png", (rgb.numpy() * 255 + 0.5).astype(np.uint8), time_s=t, sensor=sensor)
+        )
+        depth.append(z)
+    return posed_scene(frames, [c for _, c in cameras], depth)
+
+
+@pytest.fixture(scope="module")
+def world() -> moving.MovingBoxes:
+    return moving.scene(5, "rigid")
+
+
+@pytest.fixture(scope="module")
+def rig(world: moving.MovingBoxes) -> Scene:
+    cameras, times = moving.rig_cameras(2, HW, seed=5, sweep_rad=0.4), moving.times(world, 16)[4:12]
+    return made(world, [(f"cam{v}", single(cameras, v)) for v in range(2) for _ in times], times * 2)
+
+
+@pytest.fixture(scope="module")
+def sweep(world: moving.MovingBoxes) -> Scene:
+    cameras, times = moving.sweep_cameras(16, HW, seed=5), moving.times(world, 16)[4:12]
+    return made(world, [("camera", single(cameras, k + 4)) for k in range(TIMES)], times)
+
+
+def agreement(scene: Scene, world: moving.MovingBoxes) -> tuple[float, float]:
+    """Share of the moving pixels that are found, and share of the found ones that move or are beside."""
+    found, right = [], []
+    for i, frame in enumerate(scene.frames):
+        truth = moving.dynamic(world, scene.camera[i], frame.time_s or 0.0)
+        beside = torch.nn.functional.max_pool2d(truth[None].float(), 9, 1, 4)[0] > 0
+        dynamic = scene.dynamic[i]
+        assert dynamic is not None
+        found.append(float((dynamic >= 0.5)[truth].float().mean()))
+        right.append(float(beside[dynamic >= 0.5].float().mean()))
+    return float(np.mean(found)), float(np.mean(right))
+
+
+@pytest.mark.parametrize(("kind", "recall", "precision"), [("rig", 0.95, 0.85), ("sweep", 0.85, 0.8)])
+def test_moving_pixels_are_found(
+    request: pytest.FixtureRequest, world: moving.MovingBoxes, kind: str, recall: float, precision: float
+) -> None:
+    found, right = agreement(with_motion(request.getfixturevalue(kind)), world)
+    assert found > recall
+    assert right > precision
+
+
+def test_tracks_follow_the_points_that_they_began_on(rig: Scene, world: moving.MovingBoxes) -> None:
+    tracks = with_motion(rig).tracks
+    assert tracks is not None
+    assert len(tracks) > 100
+    times = tracks.time_s.tolist()
+    assert times == sorted({f.time_s or 0.0 for f in rig.frames})
+    error_px, error_m = [], []
+    for sensor in range(2):
+        cameras = [rig.camera[sensor * TIMES + k] for k in range(TIMES)]
+        seen = (tracks.frame_id >= sensor * TIMES) & (tracks.frame_id < (sensor + 1) * TIMES)
+        start = TIMES // 2
+        mine = seen[:, start].nonzero()[:, 0]
+        truth = moving.tracks(world, cameras, times, start, tracks.uv_px[mine, start])
+        moves = seen[mine] & (truth.body > 0)[:, None]
+        error_px.append((truth.uv_px - tracks.uv_px[mine]).norm(dim=-1)[moves])
+        error_m.append((truth.p_world - tracks.p_world[mine]).norm(dim=-1)[moves])
+    assert float(torch.cat(error_px).median()) < 1.0
+    known = torch.cat(error_m)
+    assert float(known[torch.isfinite(known)].median()) < 0.012
+
+
+def test_nothing_moves_where_nothing_does(world: moving.MovingBoxes) -> None:
+    still = moving.MovingBoxes(world.rest, world.body, lambda t: world.world_from_rest(1.0), world.duration_s)
+    cameras, times = moving.sweep_cameras(16, HW, seed=5), moving.times(world, 16)[4:9]
+    found = with_motion(made(still, [("camera", single(cameras, k + 4)) for k in range(5)], times))
+    share = np.mean([float((d >= 0.5).float().mean()) for d in found.dynamic if d is not None])
+    assert share < 0.01
+
+
+def test_clips_and_moments(rig: Scene) -> None:
+    assert [len(c) for c in clips_of(rig)] == [TIMES, TIMES]
+    assert [len(m) for m in moments_of(rig)] == [2] * TIMES
+    assert is_rig(rig)
+    # Pictures without times, and a single one of a sensor, are no clip.
+    change: dict[str, Any] = {"time_s": None}
+    frames = [replace(f, **change) if i < TIMES else f for i, f in enumerate(rig.frames)]
+    frames[-1] = replace(frames[-1], sensor="alone")
+    other = replace(rig, frames=Frames(frames))
+    assert [len(c) for c in clips_of(other)] == [TIMES - 1]
+    assert not is_rig(other)
+    nothing = with_motion(replace(rig, frames=Frames([replace(f, **change) for f in rig.frames]))).tracks
+    assert nothing is not None
+    assert len(nothing) == 0
+
+
+def test_points_are_lost_where_they_leave_or_are_hidden() -> None:
+    rng = np.random.default_rng(0)
+    wide = np.repeat(np.repeat(rng.integers(0, 255, (40, 60), np.uint8), 4, 0), 4, 1)
+    frames = [
+        Frame.from_array(f"{k}.png", np.repeat(wide[:100, 6 * k : 6 * k + 160, None], 3, 2), time_s=float(k))
+        for k in range(5)
+    ]
+    clip = flows.clip(frames, range(5), 1, lambda: None)
+    places = clip.follow(np.array([[80.5, 50.5], [15.5, 50.5]], np.float32), 0)
+    np.testing.assert_allclose(places[:, 0, 0], 80.5 - 6 * np.arange(5), atol=0.3)
+    assert np.isfinite(places[:3, 1]).all()
+    assert np.isnan(places[3:, 1]).all()  # it has left the picture
+    back = clip.follow(places[4, :1], 4)
+    np.testing.assert_allclose(back[0, 0], [80.5, 50.5], atol=0.3)

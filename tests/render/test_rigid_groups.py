@@ -1,0 +1,115 @@
+"""Rigid groups of point tracks: bodies of generated scenes are told apart, and their motion found."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from geo4d.core import moving
+from geo4d.core.types import PointTracks
+from render.rigid_groups import RigidGroups, rigid_groups, weights_at
+
+NOISE_M = 0.003
+
+
+def body_tracks(
+    kind: str, *, count: int = 300, noise_m: float = NOISE_M, part: bool = True
+) -> tuple[PointTracks, np.ndarray, np.ndarray]:
+    """Noisy tracks on the surfaces of the moving bodies, each known for a part of the time; their bodies; and the
+    bodies' poses `(t, b, 4, 4)`.
+    """
+    scene = moving.scene(3, kind)
+    times = moving.times(scene, 16)
+    g = torch.Generator().manual_seed(0)
+    solid = (scene.body > 0).nonzero()[:, 0].repeat_interleave(count // int((scene.body > 0).sum()))
+    corner = torch.rand(len(solid), 3, generator=g, dtype=torch.float64) * 2 - 1
+    face = torch.randint(3, (len(solid),), generator=g)
+    corner[torch.arange(len(solid)), face] = corner[torch.arange(len(solid)), face].sign()
+    local = corner * scene.rest.half_size[solid]
+    rest = (scene.rest.world_from_box[solid, :3, :3] @ local[..., None])[..., 0] + scene.rest.world_from_box[
+        solid, :3, 3
+    ]
+    pose = torch.stack([scene.world_from_rest(t) for t in times])
+    mine = pose[:, scene.body[solid]]
+    p = ((mine[..., :3, :3] @ rest[..., None])[..., 0] + mine[..., :3, 3]).transpose(0, 1)
+    p = p + noise_m * torch.randn(p.shape, generator=g, dtype=torch.float64)
+    if part:
+        start = torch.randint(0, 7, (len(solid), 1), generator=g)
+        at = torch.arange(16)
+        p[(at < start) | (at >= start + 10)] = torch.nan
+    unseen = torch.full(p.shape[:2], -1)
+    tracks = PointTracks(
+        torch.tensor(times, dtype=torch.float64),
+        p,
+        torch.full((*p.shape[:2], 2), torch.nan).double(),
+        unseen,
+        torch.rand(len(p), 3),
+    )
+    return tracks, scene.body[solid].numpy(), pose.numpy()
+
+
+def error_m(groups: RigidGroups, k: int, body: int, pose: np.ndarray) -> float:
+    """By how much a group's motion misses a body's, in the mean over its points and all times."""
+    p = groups.p_rest[groups.group == k]
+    true = pose[:, body] @ np.linalg.inv(pose[groups.rest, body])
+    gap = [np.einsum("tij,nj->tni", m[:, :3, :3], p) + m[:, None, :3, 3] for m in (groups.world_from_rest[k], true)]
+    return float(np.linalg.norm(gap[0] - gap[1], axis=-1).mean())
+
+
+@pytest.mark.parametrize(("kind", "bodies", "noise_m"), [("rigid", 2, NOISE_M), ("articulated", 3, 0.001)])
+def test_bodies_are_told_apart_though_no_track_is_known_for_long(kind: str, bodies: int, noise_m: float) -> None:
+    tracks, body, pose = body_tracks(kind, noise_m=noise_m)
+    groups = rigid_groups(tracks)
+    assert len(groups) == bodies
+    for k in range(bodies):
+        mine = body[groups.group == k]
+        own = int(np.bincount(mine).argmax())
+        assert (mine == own).mean() > 0.85
+        assert error_m(groups, k, own, pose) < 2 * NOISE_M
+    assert (groups.group >= 0).mean() > 0.9
+
+
+def test_all_motions_are_the_identity_at_rest_and_carry_tracks_where_they_were_seen() -> None:
+    tracks, _, _ = body_tracks("rigid")
+    groups = rigid_groups(tracks)
+    np.testing.assert_allclose(
+        groups.world_from_rest[:, groups.rest], np.eye(4)[None].repeat(len(groups), 0), atol=1e-9
+    )
+    member = groups.group >= 0
+    pose = groups.world_from_rest[groups.group[member]]
+    there = np.einsum("ntij,nj->nti", pose[..., :3, :3], groups.p_rest[member]) + pose[..., :3, 3]
+    gap = np.linalg.norm(there - tracks.p_world.numpy()[member], axis=-1)
+    assert np.nanmedian(gap) < 2 * NOISE_M
+
+
+def test_what_stands_still_is_no_group() -> None:
+    tracks, _, _ = body_tracks("rigid", part=False)
+    p = tracks.p_world[:, :1] + NOISE_M * torch.randn(
+        tracks.p_world.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    )
+    still = PointTracks(tracks.time_s, p, tracks.uv_px, tracks.frame_id, tracks.rgb)
+    assert len(rigid_groups(still)) == 0
+    none = PointTracks(tracks.time_s, *(t[:0] for t in (tracks.p_world, tracks.uv_px, tracks.frame_id, tracks.rgb)))
+    assert len(rigid_groups(none)) == 0
+
+
+def test_tracks_that_slip_do_not_bend_the_motion() -> None:
+    tracks, body, pose = body_tracks("rigid", part=False)
+    p = tracks.p_world.clone()
+    slips = torch.rand(len(p), generator=torch.Generator().manual_seed(2)) < 0.25
+    p[slips, 8:] = p[slips, 7:8]  # they stay behind from the middle on
+    groups = rigid_groups(PointTracks(tracks.time_s, p, tracks.uv_px, tracks.frame_id, tracks.rgb))
+    for k in range(2):
+        own = int(np.bincount(body[groups.group == k]).argmax())
+        assert error_m(groups, k, own, pose) < 2 * NOISE_M
+
+
+def test_points_follow_the_tracks_around_them() -> None:
+    tracks, body, _ = body_tracks("rigid", part=False, noise_m=0.0)
+    groups = rigid_groups(tracks)
+    time = 11
+    weights = weights_at(groups, tracks.p_world[:, time].numpy(), time)
+    np.testing.assert_allclose(weights.sum(1), 1)
+    assert (weights.argmax(1) == groups.group)[groups.group >= 0].mean() > 0.99
+    assert len({*body[groups.group == 0]}) == 1
