@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 import webbrowser
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,9 +15,11 @@ from typing import Any
 import numpy as np
 
 from geo4d.core.errors import InputError
-from geo4d.core.io.gaussians import GAUSSIANS, SUFFIXES, gaussian_format, read_up_world
+from geo4d.core.io.gaussians import GAUSSIANS, SUFFIXES, gaussian_format, read_scene_gaussians, read_up_world
 from geo4d.core.io.scene import load_scene
+from geo4d.core.motion import BasesMotion
 from geo4d.core.progress import Progress
+from geo4d.core.types import Gaussians
 from geo4d.pipeline.exporting import read_noted
 from render.player import FORMAT, Surface, write_player
 
@@ -25,14 +28,16 @@ HOST = "127.0.0.1"
 OWN_NAMES = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:\d+)?", re.IGNORECASE)
 """Under any other name a page from elsewhere could be asking (DNS rebinding). Browsers leave out port 80."""
 MAX_FACES = 200_000
+NOTICED = 0.01
+"""Share of the weights of what moves that may be left out without a word."""
 
 
 def write_page(source: Path, *, out: Path | None = None, progress: Progress | None = None) -> dict[str, Any]:
     """Write the player of a scene folder, or of a file of Gaussians.
 
     Args:
-        source: a scene folder (its Gaussians where it was fitted, else its points; its mesh.ply where there is one),
-            or a .ply, .spz or .splat file of Gaussians.
+        source: a scene folder (its Gaussians where it was fitted, in motion where they move, else its points; its
+            mesh.ply where there is one), or a .ply, .spz or .splat file of Gaussians.
         out: the page; by default SCENE/player.html, or FILE.html beside a file.
         progress: shows what happens.
 
@@ -66,16 +71,46 @@ def _write_scene_page(folder: Path, page: Path, progress: Progress) -> dict[str,
         )  # fmt: skip
     scene = load_scene(folder)
     check_page(page)
-    fitted = folder / GAUSSIANS
-    gaussians = read_noted(fitted, progress) if fitted.is_file() else None
+    gaussians = _read_gaussians(folder, progress)
     notes: tuple[str, ...] = ()
+    if gaussians is not None and not isinstance(gaussians.motion, BasesMotion | None):
+        gaussians, notes = _at_first(gaussians, progress)
     if gaussians is None:
         progress.note(f"not fitted yet, so the page shows points; for a picture: geo4d fit {folder}")
         notes = ("Points only: this scene has no Gaussians yet.",)
     surface = _read_mesh(folder / MESH, progress)
     with progress.stage("player"):
         name = folder.resolve().name
-        return write_player(page, scene, gaussians, name=name, surface=surface, notes=notes)
+        held = write_player(page, scene, gaussians, name=name, surface=surface, notes=notes)
+    if held["left_out"] > NOTICED:
+        progress.note(
+            f"the page leaves out {held['left_out']:.0%} of the weights of what moves, those beyond each Gaussian's four "
+            "heaviest bases: it moves a little otherwise than renders do"
+        )
+    return held
+
+
+def _read_gaussians(folder: Path, progress: Progress) -> Gaussians | None:
+    """Those of a scene folder with their motion; what the reader warns of becomes notes. None where there are none."""
+    if not (folder / GAUSSIANS).is_file():
+        return None
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        gaussians = read_scene_gaussians(folder)
+    for warning in caught:
+        progress.note(str(warning.message))
+    return gaussians
+
+
+def _at_first(gaussians: Gaussians, progress: Progress) -> tuple[Gaussians, tuple[str, ...]]:
+    """Gaussians whose motion the player cannot play, where they are first, and what is said about it."""
+    known = getattr(gaussians.motion, "time_s", None)
+    first_s = 0.0 if known is None else float(known[0])
+    kind = type(gaussians.motion).__name__
+    progress.note(
+        f"the page shows one moment, {first_s:g} s: the scene moves by a {kind}, and pages play a BasesMotion"
+    )
+    return gaussians.at(first_s), (f"This page shows one moment, {first_s:g} s, of a scene that moves.",)
 
 
 def _stem(source: Path) -> str:

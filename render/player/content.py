@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+import zlib
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,9 +15,11 @@ from PIL import Image
 from scipy.spatial import KDTree
 
 from geo4d.core import geometry, pictures
+from geo4d.core.errors import InputError
 from geo4d.core.io.gaussian_packed import encode_spz
 from geo4d.core.io.gaussian_values import to_stored
 from geo4d.core.io.ply import to_uint8
+from geo4d.core.motion import BasesMotion
 from geo4d.core.types import Gaussians, Scene
 
 CLEAR_OUTLIER = 1e4
@@ -27,6 +30,10 @@ OUTER_SHARE = 0.02
 """Points beyond this quantile on either side, by more than MARGIN extents, are left out."""
 MARGIN = 10.0
 JPEG_QUALITY = 82
+BLENDED = 4
+"""Bases that a Gaussian of a page blends at most, its heaviest."""
+WHOLE = 65535
+"""Sum of the weights of a Gaussian that moves."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,8 +53,35 @@ class Packed:
     facts: dict[str, Any]
 
 
-def pack_gaussians(gaussians: Gaussians) -> Packed:
-    """SPZ in a frame of its own, whose unit and origin suit the format: p_world = origin + unit * axes * p_file.
+def still_or_moving(gaussians: Gaussians) -> Gaussians:
+    """Without a motion that moves nothing: then as they are at all times.
+
+    Raises:
+        InputError: a motion that the player cannot play.
+    """
+    motion = gaussians.motion
+    if motion is None:
+        return gaussians
+    if not isinstance(motion, BasesMotion):
+        raise InputError(
+            "the player cannot play this motion", found=type(motion).__name__, accepted="BasesMotion",
+            hint="gaussians.at(time_s) stands still",
+        )  # fmt: skip
+    changes = (motion.world_from_rest != motion.world_from_rest[:, :1]).any()
+    return gaussians if bool(changes & motion.moving.any()) else gaussians.at(float(motion.time_s[0]))
+
+
+def span(gaussians: Gaussians | None) -> dict[str, float] | None:
+    """First and last second of what moves."""
+    motion = None if gaussians is None else gaussians.motion
+    if not isinstance(motion, BasesMotion):
+        return None
+    return {"start_s": float(motion.time_s[0]), "end_s": float(motion.time_s[-1])}
+
+
+def pack_gaussians(gaussians: Gaussians) -> tuple[Packed, Packed | None]:
+    """SPZ in a frame of its own, whose unit and origin suit the format: p_world = origin + unit * axes * p_file; and
+    the motion of those that are in it, None where they stand still.
 
     Raises:
         InputError: values that the format cannot hold.
@@ -63,9 +97,43 @@ def pack_gaussians(gaussians: Gaussians) -> Packed:
     unit = 2.0 ** round(math.log2(radius / TYPICAL_RADIUS))
     moved = replace(kept, means=(kept.means - middle) / unit, scales=kept.scales / unit, object_id=None)
     data = encode_spz(to_stored(moved))
-    return Packed(data, {
+    facts = {
         "count": len(moved), "sh_degree": moved.sh_degree, "format": "spz", "origin": middle.tolist(), "unit": unit,
         "axes": [1, -1, -1],
+    }  # fmt: skip
+    return Packed(data, facts), pack_motion(kept.motion) if isinstance(kept.motion, BasesMotion) else None
+
+
+def left_out(gaussians: Gaussians | None) -> float:
+    """Mean share of the weights of what moves that lies beyond each Gaussian's heaviest bases."""
+    motion = None if gaussians is None else gaussians.motion
+    if not isinstance(motion, BasesMotion) or motion.weights.shape[1] <= BLENDED:
+        return 0.0
+    weights = motion.weights.detach()[motion.moving]
+    return max(0.0, 1 - float(weights.topk(BLENDED, -1).values.sum(-1).mean()))
+
+
+def pack_motion(motion: BasesMotion) -> Packed:
+    """A zlib stream of times, poses of the bases, and of each Gaussian the weights and the numbers of its heaviest
+    bases; README.md has the layout.
+    """
+    time_s, poses = motion.time_s.detach().cpu(), motion.world_from_rest.detach().cpu()
+    bases, blended = len(poses), min(BLENDED, len(poses))
+    moving = motion.moving.cpu().nonzero()[:, 0]
+    weights, index = torch.zeros(2, blended, len(motion), dtype=torch.int64)
+    heaviest, order = motion.weights.detach().cpu()[moving].sort(dim=-1, descending=True, stable=True)
+    heaviest = heaviest[:, :blended]
+    share = (heaviest / heaviest.sum(-1, keepdim=True) * WHOLE).round().long()
+    share[:, 0] += WHOLE - share.sum(-1)
+    weights[:, moving], index[:, moving] = share.T, torch.where(share > 0, order[:, :blended], 0).T
+    number = "u1" if bases <= 256 else "<u2"
+    parts = (
+        time_s.numpy().astype("<f8"), geometry.quat_from_matrix(poses[..., :3, :3]).numpy().astype("<f4"),
+        poses[..., :3, 3].numpy().astype("<f4"), weights.numpy().astype("<u2"), index.numpy().astype(number),
+    )  # fmt: skip
+    return Packed(zlib.compress(b"".join(p.tobytes() for p in parts), 9), {
+        "count": len(motion), "bases": bases, "times": len(time_s), "blended": blended,
+        "index_bytes": np.dtype(number).itemsize, "moving": len(moving),
     })  # fmt: skip
 
 
@@ -172,13 +240,18 @@ def scale(scene: Scene | None) -> dict[str, Any]:
 
 
 def sample_of_positions(scene: Scene | None, gaussians: Gaussians | None, surface: Surface | None) -> np.ndarray:
-    """Some thousand finite positions `(n, 3)` of what is shown, without Gaussians that can hardly be seen."""
+    """Some thousand finite positions `(n, 3)` of what is shown, without Gaussians that can hardly be seen; of those
+    that move half-way through their time.
+    """
     if scene is not None and (len(scene.points.p_world) or len(scene.observations.p_world)):
         cloud = scene.points if len(scene.points.p_world) else scene.observations
         p_world = cloud.p_world.numpy()
     elif gaussians is not None:
-        solid = gaussians.opacity > 0.1
-        p_world = gaussians.means[solid if bool(solid.any()) else slice(None)].double().cpu().numpy()
+        solid = (gaussians.opacity > 0.1).nonzero()[:, 0]
+        few = (solid if len(solid) else torch.arange(len(gaussians)))[:: max(1, len(solid) // 20_000)]
+        some = gaussians.subset(few.to(gaussians.means.device))
+        time_s = some.motion.time_s if isinstance(some.motion, BasesMotion) else torch.zeros(1)
+        p_world = some.at(float(time_s[[0, -1]].mean())).means.double().cpu().numpy()
     else:
         assert surface is not None
         p_world = surface.p_world

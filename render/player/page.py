@@ -46,7 +46,8 @@ def write_player(
     """Write a page that shows a scene, Gaussians or both, from disk and without network.
 
     It holds the Gaussians in SPZ (positions to 1 / 2^23 of the farthest one, scales to 3 %, colours to 0.4 %), a part
-    of the points as 16-bit fractions of their extent, the cameras, and small photos.
+    of the points as 16-bit fractions of their extent, the cameras, and small photos. Gaussians with a `BasesMotion`
+    play: each follows its four heaviest bases.
 
     Args:
         path: the .html file.
@@ -62,10 +63,11 @@ def write_player(
         notes: texts for people, shown with the page's help.
 
     Returns:
-        What went in: `bytes`, and counts of `gaussians`, `points`, `photos`, `faces`.
+        What went in: `bytes`, counts of `gaussians`, of those that are `moving`, of `points`, `photos` and `faces`, and
+        `left_out`, the mean share of the weights of what moves that lies beyond its four heaviest bases.
 
     Raises:
-        InputError: nothing to show, Gaussians that SPZ cannot hold, or the disk refuses.
+        InputError: nothing to show, Gaussians that SPZ cannot hold, another motion, or the disk refuses.
     """
     path = Path(path)
     if gaussians is not None and len(gaussians) == 0:
@@ -77,7 +79,8 @@ def write_player(
             "there is nothing to show", found="no Gaussians and no points",
             accepted="a scene with points, or Gaussians", hint="geo4d reconstruct PHOTOS -o SCENE",
         )  # fmt: skip
-    packed = None if gaussians is None else content.pack_gaussians(gaussians)
+    gaussians = None if gaussians is None else content.still_or_moving(gaussians)
+    packed, motion = (None, None) if gaussians is None else content.pack_gaussians(gaussians)
     mesh = None if surface is None else content.pack_surface(surface)
     up = _up(scene, up_world)
     cameras = [] if scene is None else content.cameras(scene)
@@ -97,15 +100,19 @@ def write_player(
         "gaussians": None if packed is None else packed.facts | _checked(packed.data),
         "points": None if points is None else points.facts | _checked(points.data),
         "mesh": None if mesh is None else mesh.facts | _checked(mesh.data),
-        "time": None,
+        "time": content.span(gaussians),
         "notes": list(notes),
     }
-    blobs = {"points": points, "mesh": mesh, "gaussians": packed}
+    if motion is not None:
+        description["motion"] = motion.facts | _checked(motion.data)
+    blobs = {"points": points, "mesh": mesh, "gaussians": packed, "motion": motion}
     page = _fill(description, {k: v.data for k, v in blobs.items() if v is not None})
     atomic.write_bytes(path, page.encode("utf-8", errors="replace"))
     return {
         "bytes": len(page),
         "gaussians": 0 if gaussians is None else len(gaussians),
+        "moving": 0 if motion is None else motion.facts["moving"],
+        "left_out": content.left_out(gaussians),
         "points": 0 if points is None else points.facts["count"],
         "photos": len(photos),
         "faces": 0 if mesh is None else mesh.facts["faces"],

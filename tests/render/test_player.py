@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,10 +27,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from geo4d.core import geometry, metrics, procedural
+from geo4d.core import geometry, metrics, moving, procedural
 from geo4d.core.errors import InputError
+from geo4d.core.motion import BasesMotion, blended
 from geo4d.core.types import Camera, Frame, Frames, Gaussians, Observations, PointCloud, Scale, Scene
-from render.player import Surface, write_player
+from render.player import Surface, content, write_player
+from render.player.content import Packed
 from render.views import render_views
 
 ROOT = Path(os.environ.get("GEO4D_ROOT", Path(__file__).resolve().parents[2]))
@@ -150,9 +153,9 @@ class Page:
         """Be at an input camera, with its picture drawn."""
         self.run(f"(await geo4d.jumpTo({index}, {{animate: false}}), await geo4d.settle())")
 
-    def picture(self, **options: bool) -> Tensor:
-        """What the canvas shows once the Gaussians are sorted: `(h, w, 3)` in [0, 1]."""
-        url = self.run(f"geo4d.capture({json.dumps(options)})")
+    def picture(self, *, before: str = "0", **options: bool) -> Tensor:
+        """What the canvas shows after a script, once the Gaussians are sorted: `(h, w, 3)` in [0, 1]."""
+        url = self.run(f"({before}, await geo4d.capture({json.dumps(options)}))")
         with Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))) as image:
             return torch.from_numpy(np.asarray(image.convert("RGB"), np.float32) / 255)
 
@@ -574,11 +577,13 @@ def test_points_alone_and_a_time_that_runs(room: Room, open_page: Opener, tmp_pa
 
 @pytest.mark.parametrize("unit", [1e-3, pytest.param(1e4, marks=pytest.mark.slow)])
 def test_scenes_of_any_size_and_place(room: Room, open_page: Opener, tmp_path: Path, unit: float) -> None:
-    """A relative scene may be of any size: the same picture, and lengths in its own unit."""
+    """A relative scene may be of any size: the same picture (harmonics of all degrees), lengths in its own unit."""
     shift = torch.tensor([7.0, -3.0, 2.0], dtype=torch.float64) * unit
     similarity = geometry.rigid(unit * torch.eye(3, dtype=torch.float64), shift)
     scene = room.scene.transformed(similarity, Scale())
-    g = room.gaussians
+    strong = 0.3 * torch.randn(16, 3, generator=torch.Generator().manual_seed(2)) / torch.arange(1, 17)[:, None].sqrt()
+    sh = torch.cat([room.gaussians.sh[:, :1], strong[1:].expand(len(room.gaussians), 15, 3)], 1)
+    g = replace(room.gaussians, sh=sh)
     moved = replace(g, means=(g.means * unit + shift).float(), scales=g.scales * unit)
     write_player(tmp_path / "page.html", scene, moved, max_photos=0)
     page = open_page(tmp_path / "page.html", size=(W // 2, H // 2))
@@ -586,7 +591,9 @@ def test_scenes_of_any_size_and_place(room: Room, open_page: Opener, tmp_path: P
     page.run("geo4d.setBackground('#000000')")
     page.jump(0)
     expected = render_views(g, room.scene.camera[0].resize((H // 2, W // 2)))
-    assert metrics.ssim(page.picture(), expected.rgb) > 0.97
+    picture = page.picture()
+    assert metrics.ssim(picture, expected.rgb) > 0.97
+    assert metrics.psnr(picture, expected.rgb) > 38
     near = page.run("geo4d.pointAt(60.5, 45.5)")
     depth = geometry.transform_points(scene.camera[0].cam_from_world, torch.tensor([near], dtype=torch.float64))[0, 2]
     truth = expected.depth[45, 60]
@@ -620,6 +627,426 @@ def test_hundred_thousand_gaussians(room: Room, render: Seer, open_page: Opener,
     page.jump(2)
     assert metrics.ssim(page.picture(), render_views(gaussians, cameras[2]).rgb) > 0.97
     assert time.perf_counter() - start < 120
+
+
+# What moves: an arm of three links with a soft elbow, between things that stand still
+
+
+@dataclass(frozen=True)
+class Arm:
+    """The generated scene that moves, and its page."""
+
+    truth: moving.MovingBoxes
+    scene: Scene
+    gaussians: Gaussians
+    page: Path
+    held: dict[str, Any]
+
+    @property
+    def motion(self) -> BasesMotion:
+        assert isinstance(self.gaussians.motion, BasesMotion)
+        return self.gaussians.motion
+
+
+ARM_TIMES = torch.linspace(0.0, 2.0, 17, dtype=torch.float64)
+MOMENTS = (0.0, 0.69, 1.5)
+"""At which the page is compared: the second lies between the times of the motion."""
+
+
+def _on_boxes(boxes: procedural.Boxes, which: Tensor, count: int) -> tuple[Gaussians, Tensor]:
+    """About so many flat Gaussians evenly on the faces of boxes at rest, and the box of each."""
+    g = torch.Generator().manual_seed(len(which))
+    half = boxes.half_size[which]
+    area = torch.stack([half[:, 1] * half[:, 2], half[:, 0] * half[:, 2], half[:, 0] * half[:, 1]], -1).repeat(1, 2)
+    face = torch.multinomial((area / area.sum()).flatten(), count, replacement=True, generator=g)
+    box, face = which[face // 6], face % 6
+    axis, sign = face % 3, 2.0 * (face // 3) - 1
+    unit = 2 * torch.rand(count, 3, generator=g, dtype=torch.float64) - 1
+    unit[torch.arange(count), axis] = sign.double()
+    p_box, pose = unit * boxes.half_size[box], boxes.world_from_box[box]
+    wave = torch.sin(p_box / boxes.grain_m[box, None] * 9).prod(-1).mul(1.5).clamp(-1, 1)[:, None]
+    shade = torch.tensor([0.7, 0.85, 1.0])[axis] * torch.where(sign > 0, 1.0, 0.75)
+    rgb = torch.lerp(boxes.colour[box, 0], boxes.colour[box, 1], 0.5 + 0.5 * wave) * shade[:, None]
+    sh = torch.zeros(count, 4, 3)
+    sh[:, 0] = (rgb.float() - 0.5) / 0.28209479
+    sh[:, 3, 0], sh[:, 1, 2] = 0.35, -0.3  # redder from one side, bluer from another: sides that turn with the body
+    wide = 1.8 * math.sqrt(float(area.sum()) / count)
+    scales = torch.where(torch.nn.functional.one_hot(axis, 3) > 0, 0.1, 1.0) * wide
+    means = geometry.transform_points(pose, p_box[:, None])[:, 0].float()
+    quats = geometry.quat_from_matrix(pose[:, :3, :3]).float()
+    return Gaussians(means, quats, scales, torch.full((count,), 0.9), sh), box
+
+
+def _soft_weights(means: Tensor, body: Tensor) -> Tensor:
+    """Of bodies 1 to 3; near the elbow both links count, as skin over it would have it."""
+    elbow = float(means[body == 2, 2].max())
+    share = ((means[:, 2] - elbow) / 0.12 + 0.5).clamp(0, 1)
+    share = torch.where(body == 1, torch.zeros(()), share * share * (3 - 2 * share))
+    weights = torch.nn.functional.one_hot(body, 4)[:, 1:].float()
+    link = body >= 2
+    weights[link, 1], weights[link, 2] = 1 - share[link], share[link]
+    return weights
+
+
+def _arm_gaussians(truth: moving.MovingBoxes, links: int, things: int, floor: int) -> Gaussians:
+    """So many Gaussians on the links, the things that lie about and the floor, moving as the truth does."""
+    boxes = replace(
+        truth.rest, half_size=truth.rest.half_size.clone(), world_from_box=truth.rest.world_from_box.clone()
+    )
+    boxes.half_size[0] = torch.tensor([1.3, 1.3, 0.01])  # of the room only the floor
+    boxes.world_from_box[0, 2, 3] = -0.01
+    kind = torch.where(truth.body > 0, 0, 1)
+    kind[0] = 2
+    parts = [_on_boxes(boxes, (kind == k).nonzero()[:, 0], n) for k, n in enumerate((links, things, floor))]
+    names = ("means", "quats_wxyz", "scales", "opacity", "sh")
+    columns = {name: torch.cat([getattr(part, name) for part, _ in parts]) for name in names}
+    weights = torch.zeros(len(columns["means"]), 3)
+    weights[:links] = _soft_weights(parts[0][0].means, truth.body[parts[0][1]])
+    # At rest it lies turned away, so that the quaternions of neighbouring links have different signs.
+    away = geometry.matrix_from_rotvec(torch.tensor([0.0, -2.4, 0.0]).double())
+    columns["means"][:links] @= away.T.float()
+    quat = geometry.quat_from_matrix(away).float().expand(links, 4)
+    columns["quats_wxyz"][:links] = geometry.quat_product(quat, columns["quats_wxyz"][:links])
+    poses = torch.stack([truth.world_from_rest(t)[1:] for t in ARM_TIMES.tolist()], 1)
+    poses = poses @ geometry.rigid(away.T, torch.zeros(3).double())
+    return Gaussians(**columns, motion=BasesMotion(ARM_TIMES, poses, weights))
+
+
+def _arm_cameras() -> tuple[Camera, ...]:
+    """As those of the room, and nearer."""
+    batch = procedural.arc_cameras(4, (H, W), seed=3, sweep_rad=1.2, radius_m=1.0)
+    return tuple(
+        replace(camera, world_from_cam=pose) for camera, pose in zip(_cameras(), batch.world_from_cam, strict=True)
+    )
+
+
+@pytest.fixture(scope="module")
+def arm(room: Room, tmp_path_factory: pytest.TempPathFactory) -> Arm:
+    from geo4d.core.io.gaussians import read_scene_gaussians, write_scene_gaussians
+    from geo4d.core.io.scene import save_scene
+    from geo4d.pipeline import viewing
+
+    truth = moving.scene(2, "articulated")
+    frames = Frames([replace(frame, time_s=0.5 * i) for i, frame in enumerate(room.scene.frames)])
+    folder = tmp_path_factory.mktemp("moving") / "arm"
+    cameras = _arm_cameras()
+    scene = replace(room.scene, frames=frames, camera=cameras, original=cameras)
+    save_scene(scene, folder)
+    write_scene_gaussians(folder, _arm_gaussians(truth, 4000, 2000, 800))
+    held = viewing.write_page(folder)
+    return Arm(truth, scene, read_scene_gaussians(folder), folder / "player.html", held)
+
+
+@pytest.fixture(scope="module")
+def arm_page(arm: Arm, browser: Any) -> Page:
+    made = _new_page(browser)
+    _load(made, arm.page.as_uri() + "#camera=1&t=0.69")
+    return made
+
+
+def _at_time(page: Page, time_s: float) -> Tensor:
+    """The picture at a time."""
+    return page.picture(before=f"geo4d.setTime({time_s})")
+
+
+def test_a_page_that_moves_opens_at_its_time(arm: Arm, arm_page: Page) -> None:
+    assert arm.held["moving"] == 4000
+    assert arm.held["gaussians"] == 6800
+    assert arm_page.errors == []
+    assert arm_page.page.is_visible("#timeline")
+    assert arm_page.text("#timeline output") == "0.69 s"  # not the 0.5 s of the photo
+    assert "t=0.69" in arm_page.run("geo4d.link()")
+    arm_page.run("(geo4d.setBackground('#000000'), geo4d.setLayer('cameras', false))")
+
+
+def test_fifty_thousand_that_move_are_the_rasterisers_at_three_times(
+    arm: Arm, open_page: Opener, tmp_path: Path
+) -> None:
+    gaussians, camera = _arm_gaussians(arm.truth, 50_000, 5000, 2000), arm.scene.camera[1]
+    held = write_player(tmp_path / "page.html", replace(arm.scene, camera=(camera,) * 4), gaussians, max_points=0)
+    assert held["moving"] == 50_000
+    page = open_page(tmp_path / "page.html", "#camera=1")
+    page.run("geo4d.setBackground('#000000')")
+    pictures = []
+    for time_s in MOMENTS:
+        pictures.append(_at_time(page, time_s))
+        expected = render_views(gaussians, camera, time_s=time_s).rgb
+        assert metrics.ssim(pictures[-1], expected) > 0.985
+        assert metrics.psnr(pictures[-1], expected) > 40
+    for a, b in ((pictures[0], pictures[1]), (pictures[1], pictures[2])):
+        assert 0.02 < float(((a - b).abs().amax(-1) > 0.1).float().mean()) < 0.4
+    assert page.errors == []
+
+
+def test_depth_and_order_follow_what_moves(arm: Arm, arm_page: Page) -> None:
+    """From the other side the arm swings before and behind other things."""
+    eye, target = torch.tensor([[0.9, 0.8, 0.8], [0.0, 0.0, 0.3]], dtype=torch.float64)[:, None]
+    pose = procedural.look_at(eye, target, torch.zeros(1, dtype=torch.float64))[0]
+    back = replace(arm.scene.camera[1], world_from_cam=pose)
+    arm_page.jump(1)  # for its lens
+    quat = geometry.quat_from_matrix(pose[:3, :3]).tolist()
+    arm_page.run(f"geo4d.setView({{position: {pose[:3, 3].tolist()}, quat_wxyz: {quat}}})")
+    _at_time(arm_page, 0.0)
+    expected = render_views(arm.gaussians, back, time_s=1.2)
+    assert metrics.psnr(_at_time(arm_page, 1.2), expected.rgb) > 40
+    depth, known = arm_page.depth(), torch.isfinite(expected.depth)
+    both = known & (depth > 0)
+    assert both.float().mean() > 0.98 * known.float().mean()
+    assert (depth / expected.depth - 1).abs()[both].median() < 2e-3
+
+
+def test_the_slider_scrubs_and_keys_step_through_frames(arm_page: Page) -> None:
+    arm_page.jump(2)
+    assert arm_page.state()["time_s"] == pytest.approx(1.0)  # when its photo was taken
+    before = arm_page.picture()
+    arm_page.page.locator("#time").evaluate("e => { e.value = 1.6; e.dispatchEvent(new Event('input')) }")
+    assert arm_page.state()["time_s"] == pytest.approx(1.6)
+    assert ((arm_page.picture() - before).abs().amax(-1) > 0.1).float().mean() > 0.01
+    seen = []
+    for key in (".", ".", ",", ","):
+        arm_page.page.keyboard.press(key)
+        seen.append(arm_page.state()["time_s"])
+    assert seen == pytest.approx([0.0, 0.5, 0.0, 1.5])  # the times of the photos, round and round
+    arm_page.run("geo4d.setEnds('once')")
+    arm_page.page.keyboard.press(".")
+    assert arm_page.state()["time_s"] == pytest.approx(2.0)  # there the motion ends
+
+
+@pytest.mark.parametrize(
+    ("ends", "speed", "start_s", "steps_s", "expected"),
+    [
+        ("loop", 1, 1.5, (0.25, 0.5, 0.5), (1.75, 0.25, 0.75)),
+        ("loop", 0.1, 1.95, (0.4, 0.4), (1.99, 0.03)),
+        ("pingpong", 2, 1.5, (0.5, 0.5, 0.5), (1.5, 0.5, 0.5)),
+        ("once", 4, 0.5, (0.25, 0.25), (1.5, 2.0)),
+    ],
+)
+def test_the_clock(
+    arm_page: Page, ends: str, speed: float, start_s: float, steps_s: tuple[float, ...], expected: tuple[float, ...]
+) -> None:
+    setting = f"geo4d.pause(), geo4d.setEnds('{ends}'), geo4d.setSpeed({speed}), geo4d.setTime({start_s})"
+    # The clock stands still while the script runs: what it is told is all that it goes on by.
+    found = arm_page.run(
+        f"({setting}, geo4d.play(), {list(steps_s)}.map(s => (geo4d.advance(s), geo4d.state().time_s))"
+        ".concat([geo4d.state().playing, geo4d.pause()]))"
+    )
+    assert found[:-2] == pytest.approx(list(expected))
+    assert found[-2] is (ends != "once")
+
+
+def test_it_plays_in_seconds(arm_page: Page) -> None:
+    arm_page.run(
+        "(geo4d.setLayer('gaussians', false), geo4d.setEnds('loop'), geo4d.setSpeed(0.25), geo4d.setTime(0.1))"
+    )
+    arm_page.run("(window.ticks = [], geo4d.onTime(t => ticks.push([performance.now() / 1000, t])))")
+    arm_page.page.keyboard.press(" ")
+    arm_page.page.wait_for_function("ticks.length > 4 && ticks.at(-1)[0] - ticks[0][0] > 0.5")
+    arm_page.page.keyboard.press(" ")
+    assert not arm_page.state()["playing"]
+    clock, shown = torch.tensor(arm_page.run("ticks"), dtype=torch.float64).T
+    assert float((shown[-1] - shown[0]) / (clock[-1] - clock[0])) == pytest.approx(0.25, rel=0.3)
+    stands = arm_page.state()["time_s"]
+    arm_page.run("geo4d.setView({position: [0.3, -1.4, 0.9], quat_wxyz: [0.78, -0.6, 0.1, -0.1]})")  # bullet time
+    arm_page.page.wait_for_timeout(60)
+    assert arm_page.state()["time_s"] == stands
+    arm_page.page.keyboard.press(">")
+    assert arm_page.state()["speed"] == 0.5
+    arm_page.page.select_option("#speed", "0.1")
+    assert arm_page.state()["speed"] == 0.1
+    arm_page.run("geo4d.setLayer('gaussians', true)")
+
+
+def _middle_of(mask: Tensor) -> tuple[float, float]:
+    """The pixel of a mask that is farthest from its border."""
+    from scipy import ndimage
+
+    inner = np.asarray(ndimage.distance_transform_edt(np.pad(mask.numpy(), 1)))[1:-1, 1:-1]
+    row, column = np.unravel_index(int(inner.argmax()), inner.shape)
+    return float(column) + 0.5, float(row) + 0.5
+
+
+def _soft_pixel(arm: Arm, camera: Camera, time_s: float) -> tuple[float, float]:
+    """Where the nearest Gaussian of the elbow is that both links carry."""
+    weights = arm.motion.weights
+    uv_px, z = camera.project(arm.gaussians.at(time_s).means[(weights[:, 1:] > 0.4).all(-1)].double())
+    u, v = uv_px[z.argmin()].tolist()
+    return u, v
+
+
+def test_trails_are_where_the_motion_says(arm: Arm, arm_page: Page) -> None:
+    camera, start_s = arm.scene.camera[1], 0.25
+    arm_page.jump(1)
+    arm_page.run(f"(geo4d.setTime({start_s}), geo4d.setTracing(true), geo4d.settle())")
+    boxes, coarse = arm.truth.at(start_s), camera.resize((H // 4, W // 4))
+    solid, _ = procedural.cast_solids(boxes, coarse)
+    column, row = _middle_of(arm.truth.body[solid] == 1)
+    truth = torch.stack([arm.truth.world_from_rest(t)[1] for t in ARM_TIMES.tolist()])
+    paths = []
+    for u, v in (_soft_pixel(arm, camera, start_s), (4 * column, 4 * row)):
+        trail = arm_page.run(f"geo4d.traceAt({u}, {v})")
+        path, time_s = torch.tensor(trail["p_world"], dtype=torch.float64), trail["time_s"]
+        start = time_s.index(start_s)
+        torch.testing.assert_close(
+            camera.project(path[start][None])[0], torch.tensor([[u, v]]).double(), atol=1e-3, rtol=0
+        )
+        weights = arm.motion.weights[trail["gaussian"]].double()[None]
+        blends = [blended(arm.motion.poses(t), weights) for t in time_s]
+        quat, shift = (torch.cat(part) for part in zip(*blends, strict=True))
+        pose = geometry.rigid(geometry.matrix_from_quat(quat), shift)
+        rest = geometry.transform_points(geometry.rigid_inverse(pose[start]), path[start][None])
+        torch.testing.assert_close(path, geometry.transform_points(pose, rest)[:, 0], atol=1e-4, rtol=0)
+        paths.append((path, weights))
+    assert 0.1 < float(paths[0][1].max()) < 0.9
+    path, _ = paths[1]  # the base, rigid in truth as well
+    depth = procedural.cast_depth(boxes, coarse)[int(row), int(column)].double()
+    hit = camera.unproject(torch.tensor([[4 * column, 4 * row]]).double(), depth[None])[0]
+    assert float((path[30] - hit).norm()) < 0.02  # metres; Gaussians are not quite the boxes that they lie on
+    first = geometry.transform_points(geometry.rigid_inverse(truth[0]), path[:1])
+    torch.testing.assert_close(path[::15], geometry.transform_points(truth, first)[:, 0], atol=1e-4, rtol=0)
+    assert len(arm_page.run("geo4d.trails()")) == 2
+    arm_page.run("(geo4d.setTime(1.25), geo4d.settle())")
+    now = torch.tensor([_at(t, 1.25) for t in arm_page.run("geo4d.trails()")], dtype=torch.float64)
+    circles = "[...document.querySelectorAll('#trails circle')].map(c => [c.cx.baseVal.value, c.cy.baseVal.value])"
+    dots = torch.tensor(arm_page.run(circles), dtype=torch.float64)
+    torch.testing.assert_close(dots, camera.project(now)[0], atol=0.1, rtol=0)
+    corners = arm_page.run(
+        "[...document.querySelectorAll('#trails .halo')].map(p => p.getAttribute('d').match(/[ML]/g).length)"
+    )
+    assert min(corners) > 200
+
+
+def _at(trail: dict[str, Any], time_s: float) -> list[float]:
+    return [float(np.interp(time_s, trail["time_s"], [p[k] for p in trail["p_world"]])) for k in range(3)]
+
+
+def test_what_stands_still_has_no_trail(arm: Arm, arm_page: Page) -> None:
+    arm_page.jump(1)
+    arm_page.run("(geo4d.clearTrails(), geo4d.setTime(0.25), geo4d.setTracing(false))")
+    arm_page.page.keyboard.press("t")
+    camera = arm.scene.camera[1]
+    coarse = camera.resize((H // 4, W // 4))
+    still = ~moving.dynamic(arm.truth, coarse, 0.25) & (render_views(arm.gaussians, coarse, time_s=0.25).alpha > 0.9)
+    still[20:], still[:, 47:] = False, False  # there is the dock, and there are tools
+    arm_page.page.set_viewport_size({"width": 2 * W, "height": 2 * H})
+    arm_page.page.wait_for_function(f"document.getElementById('view').width == {2 * W}")
+    u, v = _middle_of(still)
+    arm_page.page.mouse.click(8 * u, 8 * v)
+    arm_page.page.wait_for_function("document.querySelector('#toast').textContent == 'That stands still'")
+    assert arm_page.run("geo4d.trails()") == []
+    arm_page.page.keyboard.press("Escape")
+    assert not arm_page.state()["tracing"]
+    arm_page.page.set_viewport_size({"width": W, "height": H})
+    assert arm_page.errors == []
+
+
+# What a page that moves holds
+
+
+def _unpacked(packed: Packed) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Times, quaternions, positions, weights that sum to 1, and numbers of bases, by the README's layout."""
+    f, raw = packed.facts, zlib.decompress(packed.data)
+    t, m, g, k = f["times"], f["bases"], f["count"], f["blended"]
+    sizes = [8 * t, 16 * m * t, 12 * m * t, 2 * g * k, f["index_bytes"] * g * k]
+    assert len(raw) == sum(sizes)
+    kinds = ["<f8", "<f4", "<f4", "<u2", f"<u{f['index_bytes']}"]
+    ends = np.cumsum(sizes)
+    parts = [np.frombuffer(raw[e - s : e], kind) for s, e, kind in zip(sizes, ends, kinds, strict=True)]
+    time_s, quat, shift, weights, index = parts
+    return time_s, quat.reshape(m, t, 4), shift.reshape(m, t, 3), weights.reshape(k, g) / 65535, index.reshape(k, g)
+
+
+@pytest.mark.parametrize(("bases", "most"), [(3, 3), (9, 4), (300, 3)])
+def test_packed_motion_blends_as_the_motion(bases: int, most: int) -> None:
+    g = torch.Generator().manual_seed(bases)
+    time_s = torch.tensor([0.5, 0.7, 2.0], dtype=torch.float64)
+    turn = geometry.matrix_from_rotvec(torch.randn(bases, 3, 3, generator=g, dtype=torch.float64))
+    poses = geometry.rigid(turn, torch.randn(bases, 3, 3, generator=g, dtype=torch.float64))
+    weights = torch.zeros(200, bases)
+    for row in weights[20:]:  # the first ones stand still
+        row[torch.randperm(bases, generator=g)[:most]] = torch.rand(most, generator=g) + 0.02
+    weights[20:] /= weights[20:].sum(-1, keepdim=True)
+    packed = content.pack_motion(BasesMotion(time_s, poses, weights))
+    assert packed.facts["moving"] == 180
+    times, quat, shift, share, index = _unpacked(packed)
+    assert times.tolist() == time_s.tolist()
+    dense = torch.zeros(200, bases)
+    dense.scatter_add_(1, torch.from_numpy(index.astype(np.int64)).T, torch.from_numpy(share).T.float())
+    assert (dense[:20] == 0).all()
+    torch.testing.assert_close(dense, weights, atol=2e-5, rtol=0)
+    rotation = geometry.matrix_from_quat(torch.from_numpy(quat[:, 1].astype(np.float64)))
+    stored = geometry.rigid(rotation, torch.from_numpy(shift[:, 1].astype(np.float64)))
+    torch.testing.assert_close(stored, poses[:, 1], atol=1e-6, rtol=0)
+
+
+def test_weights_beyond_the_heaviest_four_are_counted(room: Room, tmp_path: Path) -> None:
+    weights = torch.tensor([[0.3, 0.2, 0.2, 0.2, 0.1, 0.0], [0.0, 0.0, 0.0, 0.0, 0.0, 1.0], [0.0] * 6])
+    poses = torch.eye(4).double().repeat(6, 2, 1, 1)
+    poses[:, 1, 0, 3] = torch.arange(6)
+    motion = BasesMotion(torch.arange(2).double(), poses, weights)
+    gaussians = replace(room.gaussians.subset(torch.arange(3)), motion=motion)
+    assert write_player(tmp_path / "page.html", gaussians=gaussians)["left_out"] == pytest.approx(0.05)
+    *_, share, index = _unpacked(content.pack_motion(motion))
+    assert share[:, 0] == pytest.approx([1 / 3, 2 / 9, 2 / 9, 2 / 9], abs=2e-5)
+    assert index[:, 1].tolist() == [5, 0, 0, 0]
+    assert share[:, 2].tolist() == [0, 0, 0, 0]
+
+
+def test_still_scenes_have_no_time(room: Room, tmp_path: Path) -> None:
+    g = room.gaussians.subset(torch.arange(100))
+
+    def written(gaussians: Gaussians) -> dict[str, Any]:
+        assert write_player(tmp_path / "still.html", gaussians=gaussians)["moving"] == 0
+        text = (tmp_path / "still.html").read_text("utf-8")
+        assert 'id="geo4d-motion"' not in text
+        description = json.loads(re.findall(r'id="geo4d-scene">(.*?)</script>', text, re.S)[-1])
+        return description | {"gaussians": description["gaussians"]["count"]}
+
+    still = written(g)
+    assert still["time"] is None
+    one = BasesMotion(torch.zeros(1).double(), torch.eye(4).double()[None, None], torch.ones(100, 1))
+    rests = BasesMotion(torch.arange(2).double(), torch.eye(4).double().expand(1, 2, 4, 4), torch.ones(100, 1))
+    nothing = replace(rests, weights=torch.zeros(100, 1))
+    for motion in (one, rests, nothing):
+        assert written(replace(g, motion=motion)) == still
+
+
+def test_another_motion_is_refused_and_viewed_at_rest(
+    room: Room, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from geo4d.core.progress import Progress
+    from geo4d.pipeline import viewing
+
+    class Swirl:
+        """Lifts everything by its time."""
+
+        time_s = torch.tensor([0.5, 1.0])
+
+        def __len__(self) -> int:
+            return 100
+
+        def at(self, gaussians: Gaussians, time_s: float) -> Gaussians:
+            return replace(gaussians, means=gaussians.means + time_s)
+
+        def subset(self, index: Tensor) -> Swirl:
+            raise AssertionError
+
+        def to(self, device: str | torch.device) -> Swirl:
+            raise AssertionError
+
+    swirling = replace(room.gaussians.subset(torch.arange(100)), motion=Swirl())
+    with pytest.raises(InputError, match="cannot play this motion"):
+        write_player(tmp_path / "page.html", gaussians=swirling)
+    from geo4d.core.io.gaussians import write_gaussians
+    from geo4d.core.io.scene import save_scene
+
+    save_scene(room.scene, tmp_path / "scene")
+    write_gaussians(tmp_path / "scene/gaussians.ply", replace(swirling, motion=None))
+    monkeypatch.setattr(viewing, "read_scene_gaussians", lambda folder: swirling)
+    progress = Progress()
+    held = viewing.write_page(tmp_path / "scene", progress=progress)
+    assert held["gaussians"] == 100
+    assert "moving" not in held
+    assert "one moment, 0.5 s" in progress.notes[-1]
 
 
 # geo4d view

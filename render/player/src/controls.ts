@@ -6,6 +6,7 @@ import { lengthText } from "./measure";
 import { isTyping } from "./navigation";
 import { rampGradient } from "./ramp";
 import { MODES, type Mode } from "./stage";
+import { Timeline } from "./timeline";
 
 const LAYER_KEYS: Record<string, Layer> = { KeyG: "gaussians", KeyP: "points", KeyX: "mesh", KeyC: "cameras", KeyI: "photos" };
 
@@ -22,9 +23,11 @@ export class Controls {
   private readonly blend = get<HTMLInputElement>("#blend");
   private toastTimer = 0;
   private photoHeld = false;
-  private playing = 0;
+  private readonly timeline: Timeline;
 
-  constructor(private readonly player: Player) {}
+  constructor(private readonly player: Player) {
+    this.timeline = new Timeline(player);
+  }
 
   /** Fill in the scene and listen; once, when the scene is there. */
   show(): void {
@@ -36,7 +39,7 @@ export class Controls {
     for (const layer of LAYERS) get(`#layer-${layer}`).hidden = !this.player.hasLayer(layer);
     this.fillStrip();
     this.listen();
-    this.showTime();
+    this.timeline.show();
     if (data.notes.length > 0) this.say(data.notes[0], 7000);
   }
 
@@ -46,6 +49,7 @@ export class Controls {
     if (data.gaussians) parts.push(`${grouped(data.gaussians.count)} Gaussians`);
     else if (data.points) parts.push(`${grouped(data.points.count)} points`);
     if (data.cameras.length > 0) parts.push(`${data.cameras.length} photo${data.cameras.length > 1 ? "s" : ""}`);
+    if (data.time) parts.push(`${Number((data.time.end_s - data.time.start_s).toPrecision(3))}\u00a0s`);
     const error = data.scale.relative_error;
     if (data.scale.kind === "metric") parts.push(`metric${error ? `\u00a0±\u00a0${Number((100 * error).toPrecision(2))}\u00a0%` : ""}`);
     return parts.join(" · ");
@@ -107,8 +111,6 @@ export class Controls {
     for (const button of this.backgrounds()) button.onclick = () => player.setBackground(button.dataset.color!);
     get("#view").addEventListener("pointerdown", () => this.showPanel(false));
     get("#view").addEventListener("pointerleave", () => this.showTip(null, 0, 0));
-    get("#play").onclick = () => this.togglePlay();
-    get<HTMLInputElement>("#time").oninput = (event) => player.setTime(Number((event.target as HTMLInputElement).value));
     window.addEventListener("keydown", (event) => this.key(event));
     window.addEventListener("keyup", (event) => event.code === "KeyV" && this.holdPhoto(false));
   }
@@ -116,7 +118,8 @@ export class Controls {
   private key(event: KeyboardEvent): void {
     if (isTyping(event) || event.ctrlKey || event.metaKey || event.altKey || get<HTMLDialogElement>("#help").open) return;
     const { player } = this;
-    const onSlider = event.target instanceof HTMLInputElement && event.target.type === "range";
+    const { target } = event;
+    const onSlider = (target instanceof HTMLInputElement && target.type === "range") || target instanceof HTMLSelectElement;
     const layer = LAYER_KEYS[event.code];
     if (event.key === "?") get<HTMLDialogElement>("#help").showModal();
     else if (event.code === "Digit1" || event.code === "Digit2" || event.code === "Digit3") player.setMode(MODES[Number(event.code[5]) - 1]);
@@ -130,9 +133,8 @@ export class Controls {
     else if (event.code === "KeyV" && !event.repeat) this.holdPhoto(true);
     else if (event.key === "ArrowLeft" && !onSlider) player.step(-1);
     else if (event.key === "ArrowRight" && !onSlider) player.step(1);
-    else if (event.key === " " && player.data.time && !(event.target instanceof HTMLButtonElement)) this.togglePlay();
     else if (event.key === "Escape") this.escape();
-    else return;
+    else if (!this.timeline.key(event)) return;
     if (event.key !== "Escape") event.preventDefault();
   }
 
@@ -141,6 +143,8 @@ export class Controls {
     if (get("#layers").hidden === false) this.showPanel(false);
     else if (player.measuring.pending || player.measuring.measurements.length > 0) player.clearMeasurements();
     else if (player.measureOn) player.setMeasuring(false);
+    else if (player.trails?.trails.length) player.clearTrails();
+    else if (player.tracing) player.setTracing(false);
   }
 
   private toggleManner(): void {
@@ -269,32 +273,11 @@ export class Controls {
   }
 
   showTime(): void {
-    const { data, time_s } = this.player;
-    get("#timeline").hidden = data.time === null;
-    if (!data.time) return;
-    const slider = get<HTMLInputElement>("#time");
-    slider.min = String(data.time.start_s);
-    slider.max = String(data.time.end_s);
-    slider.value = String(time_s);
-    get("#timeline output").textContent = `${time_s.toFixed(2)} s`;
+    this.timeline.showTime();
   }
 
-  private togglePlay(): void {
-    if (this.playing) {
-      cancelAnimationFrame(this.playing);
-      this.playing = 0;
-      return;
-    }
-    let last = performance.now();
-    const tick = (now: number) => {
-      const { time } = this.player.data;
-      if (!time) return;
-      const next = this.player.time_s + (now - last) / 1000;
-      last = now;
-      this.player.setTime(next >= time.end_s ? time.start_s : next);
-      this.playing = requestAnimationFrame(tick);
-    };
-    this.playing = requestAnimationFrame(tick);
+  showPlayback(): void {
+    this.timeline.showState();
   }
 
   /** A short message that goes away by itself. */

@@ -1,5 +1,7 @@
 // What geo4d wrote into the page: a description as JSON, and blobs as base64, each in a script element of its own.
 
+import type { MotionData } from "./motion";
+
 export interface CameraData {
   name: string;
   /** fx, fy, cx, cy in pixels of the picture; the centre of the first pixel is (0.5, 0.5). */
@@ -44,6 +46,8 @@ export interface SceneData {
   points: (BlobData & { count: number; spacing: number; low: number[]; high: number[] }) | null;
   mesh: (BlobData & { vertices: number; faces: number; low: number[]; high: number[] }) | null;
   time: { start_s: number; end_s: number } | null;
+  /** How the Gaussians move; left out where they stand still. */
+  motion?: MotionData;
   notes: string[];
 }
 
@@ -93,6 +97,12 @@ function decodeBase64(text: string): Uint8Array {
   const bytes = new Uint8Array(binary.length);
   for (let i = 0; i < binary.length; i++) bytes[i] = binary.charCodeAt(i);
   return bytes;
+}
+
+/** What a zlib or gzip stream holds. */
+export async function unpacked(bytes: Uint8Array, format: "deflate" | "gzip"): Promise<Uint8Array<ArrayBuffer>> {
+  const stream = new Blob([bytes as Uint8Array<ArrayBuffer>]).stream().pipeThrough(new DecompressionStream(format));
+  return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
 function crc32(bytes: Uint8Array): number {

@@ -4,7 +4,9 @@ import { type SceneData, readBlob } from "./data";
 import { Frusta } from "./frusta";
 import { Measuring, type Measurement, lengthText } from "./measure";
 import { Navigation } from "./navigation";
+import { type Ends, Playback } from "./playback";
 import { MODES, type Mode, Stage } from "./stage";
+import { type Trail, Trails } from "./trails";
 import {
   FREE_LENS, type View, alike, copyView, decodeView, encodeView, forward, lookingAlong, pictureRectangle, project, quaternion,
   unproject, viewOfCamera,
@@ -30,6 +32,11 @@ export class Player {
   exact = -1;
   measureOn = false;
   time_s = 0;
+  /** Null where the scene has no time. */
+  playback: Playback | null = null;
+  trails: Trails | null = null;
+  /** Whether a click starts a trail. */
+  tracing = false;
 
   private readonly controls: Controls;
   private frusta: Frusta | null = null;
@@ -62,7 +69,10 @@ export class Player {
     const { data, stage } = this;
     if (data.points) stage.addPoints(readBlob("points", data.points));
     if (data.mesh) stage.addMesh(readBlob("mesh", data.mesh));
-    if (data.gaussians) await stage.addGaussians(readBlob("gaussians", data.gaussians));
+    const moves = data.motion ? readBlob("motion", data.motion) : null;
+    if (data.gaussians) await stage.addGaussians(readBlob("gaussians", data.gaussians), moves);
+    if (stage.motion) this.trails = new Trails(document.getElementById("trails") as unknown as SVGSVGElement, stage.motion);
+    if (data.time) this.playback = this.newPlayback(data.time.start_s, data.time.end_s);
     if (data.cameras.length > 0) {
       this.frusta = new Frusta(data.cameras, stage.shared, () => stage.invalidate());
       stage.overlay.add(this.frusta.group);
@@ -98,6 +108,7 @@ export class Player {
     if (!alike(this.navigation.current, view)) return; // the user took over on the way
     this.exact = index;
     this.controls.showExact();
+    if (camera.time_s !== null && this.playback) this.setTime(camera.time_s); // when the photo was taken
     this.stage.invalidate();
   }
 
@@ -140,7 +151,7 @@ export class Player {
 
   /** Make a place that was clicked the one that the camera turns round, and look at it. */
   private turnRound(u: number, v: number): void {
-    if (this.measureOn) return;
+    if (this.measureOn || this.tracing) return;
     const point = this.stage.pointAt(u, v);
     if (!point) return;
     this.leave();
@@ -190,12 +201,18 @@ export class Player {
     this.controls.showBackground(color);
   }
 
-  // Time: static scenes have none; what moves registers itself with onTime
+  // Time: static scenes have none
 
   setTime(time_s: number): void {
-    const { time } = this.data;
-    this.time_s = time ? Math.min(Math.max(time_s, time.start_s), time.end_s) : time_s;
-    for (const listener of this.timeListeners) listener(this.time_s);
+    if (!Number.isFinite(time_s)) throw new RangeError(`no time ${time_s}`);
+    if (this.playback) this.playback.set(time_s);
+    else this.timeChanged(time_s);
+  }
+
+  private timeChanged(time_s: number): void {
+    this.time_s = time_s;
+    this.stage.setTime(time_s);
+    for (const listener of this.timeListeners) listener(time_s);
     this.controls.showTime();
     this.stage.touch();
   }
@@ -203,6 +220,45 @@ export class Player {
   /** Call back whenever the time changes. */
   onTime(listener: (time_s: number) => void): void {
     this.timeListeners.push(listener);
+  }
+
+  /** Its frames are when photos were taken; where they have no times those of the motion, else 30 per second. */
+  private newPlayback(start_s: number, end_s: number): Playback {
+    const taken = this.data.cameras.map((camera) => camera.time_s ?? NaN).filter((t) => t >= start_s && t <= end_s);
+    const known = new Set(taken.length > 0 ? taken : this.stage.motion?.time_s);
+    const n = Math.max(1, Math.round(30 * (end_s - start_s)));
+    const even = Array.from({ length: n + 1 }, (_, i) => start_s + (i / n) * (end_s - start_s));
+    const frames_s = known.size > 1 ? [...known].sort((a, b) => a - b) : even;
+    return new Playback(start_s, end_s, frames_s, {
+      onTime: (time_s) => this.timeChanged(time_s),
+      onState: () => this.controls.showPlayback(),
+    });
+  }
+
+  // Trails
+
+  setTracing(on: boolean): void {
+    if (on && this.measureOn) this.setMeasuring(false);
+    this.tracing = on && this.trails !== null;
+    this.canvas.classList.toggle("tracing", this.tracing);
+    this.controls.showPlayback();
+    if (this.tracing && this.trails?.trails.length === 0) this.controls.say("Click what moves, to see its path");
+  }
+
+  /** Draw the path of what a pixel of the window shows; null where that stands still. */
+  traceAt(u: number, v: number): Trail | null {
+    const shown = this.stage.gaussianAt(u, v, this.time_s);
+    const trail = shown && this.trails!.add(shown, this.time_s);
+    if (!trail) this.controls.say(shown ? "That stands still" : "Nothing there to follow");
+    this.controls.showPlayback();
+    this.stage.invalidate();
+    return trail;
+  }
+
+  clearTrails(): void {
+    this.trails?.clear();
+    this.controls.showPlayback();
+    this.stage.invalidate();
   }
 
   // Links
@@ -242,6 +298,7 @@ export class Player {
   // Hand
 
   setMeasuring(on: boolean): void {
+    if (on && this.tracing) this.setTracing(false);
     this.measureOn = on;
     this.measuring.hover(null);
     this.canvas.classList.toggle("measuring", on);
@@ -272,6 +329,10 @@ export class Player {
       if (measurement) this.controls.sayMeasured(measurement.distance);
       return;
     }
+    if (this.tracing) {
+      this.traceAt(u, v);
+      return;
+    }
     const index = this.cameraUnder(u, v, true);
     if (index >= 0) await this.jumpTo(index);
   }
@@ -298,7 +359,7 @@ export class Player {
       this.hoverCost = 0.7 * this.hoverCost + 0.3 * (performance.now() - start);
       return;
     }
-    const index = this.cameraUnder(u, v, false);
+    const index = this.tracing ? -1 : this.cameraUnder(u, v, false);
     this.frusta?.choose(index);
     this.canvas.classList.toggle("pointing", index >= 0);
     this.controls.showTip(index >= 0 ? this.data.cameras[index].name : null, u, v);
@@ -309,6 +370,7 @@ export class Player {
     if (this.frusta) this.frusta.group.visible = this.layers.cameras && this.exact < 0;
     this.frusta?.seenFrom(view.position);
     this.measuring.draw(view, width, height);
+    this.trails?.draw(view, width, height, this.time_s);
     const rectangle = this.exact >= 0 ? pictureRectangle(view.lens, width, height) : null;
     this.controls.placePhoto(rectangle);
   }
@@ -327,6 +389,16 @@ export class Player {
       setMeasuring: (on: boolean) => this.setMeasuring(on),
       setTime: (time_s: number) => this.setTime(time_s),
       onTime: (listener: (time_s: number) => void) => this.onTime(listener),
+      play: () => this.playback?.play(),
+      pause: () => this.playback?.pause(),
+      advance: (seconds: number) => this.playback?.advance(seconds),
+      stepTime: (by: 1 | -1) => this.playback?.step(by),
+      setSpeed: (speed: number) => this.playback?.setSpeed(speed),
+      setEnds: (ends: Ends) => this.playback?.setEnds(ends),
+      setTracing: (on: boolean) => this.setTracing(on),
+      traceAt: (u: number, v: number) => trailNumbers(this.traceAt(u, v)),
+      trails: () => (this.trails?.trails ?? []).map(trailNumbers),
+      clearTrails: () => this.clearTrails(),
       pointAt: (u: number, v: number) => this.stage.pointAt(u, v)?.toArray() ?? null,
       pixelOf: (p: [number, number, number]) =>
         project(copyView(this.navigation.current), this.stage.width, this.stage.height, new Vector3(...p)),
@@ -342,10 +414,19 @@ export class Player {
         mode: this.stage.mode,
         layers: { ...this.layers },
         time_s: this.time_s,
+        playing: this.playback?.playing ?? false,
+        speed: this.playback?.speed ?? 1,
+        ends: this.playback?.ends ?? "loop",
+        tracing: this.tracing,
+        drawn: this.stage.drawn,
         manner: this.navigation.manner,
         depthRange: [...this.stage.depthRange],
         measurements: this.measuring.measurements.map((m) => m.distance),
       }),
     };
   }
+}
+
+function trailNumbers(trail: Trail | null) {
+  return trail && { gaussian: trail.gaussian, time_s: [...trail.time_s], p_world: trail.p_world.map((p) => p.toArray()) };
 }

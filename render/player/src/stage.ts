@@ -3,6 +3,9 @@
 import { SparkRenderer, SplatFileType, SplatMesh } from "@sparkjsdev/spark";
 import * as THREE from "three";
 import type { SceneData } from "./data";
+import { packedHarmonics } from "./harmonics";
+import { Motion } from "./motion";
+import { type Shown, shownBy } from "./picking";
 import { depthRamp } from "./ramp";
 import * as shaders from "./shaders";
 import { type View, apply, copyView, fitted, unproject } from "./view";
@@ -30,6 +33,9 @@ export class Stage {
   points: THREE.Points | null = null;
   mesh: THREE.Mesh | null = null;
   splats: SplatMesh | null = null;
+  motion: Motion | null = null;
+  /** Pictures drawn since the start. */
+  drawn = 0;
   mode: Mode = "rgb";
   depthRange: [number, number] = [0, 1];
   onDepthRange: (range: [number, number]) => void = () => {};
@@ -98,8 +104,8 @@ export class Stage {
 
   // Layers
 
-  async addGaussians(bytes: Uint8Array): Promise<void> {
-    const { gaussians } = this.data;
+  async addGaussians(bytes: Uint8Array, moves: Uint8Array | null): Promise<void> {
+    const { gaussians, motion } = this.data;
     if (!gaussians) return;
     this.spark = new SparkRenderer({
       renderer: this.renderer,
@@ -129,6 +135,13 @@ export class Stage {
     await mesh.initialized;
     const count = mesh.splats?.getNumSplats() ?? 0;
     if (count !== gaussians.count) throw new Error(`${count} of ${gaussians.count} Gaussians could be read`);
+    if (gaussians.format === "spz" && gaussians.sh_degree > 0 && mesh.extSplats) {
+      Object.assign(mesh.extSplats.extra, await packedHarmonics(bytes, count, gaussians.sh_degree));
+    }
+    if (motion && moves && mesh.extSplats) {
+      this.motion = await Motion.read(moves, motion, gaussians);
+      this.motion.moveWhenRead(mesh.extSplats);
+    }
     mesh.position.set(...gaussians.origin);
     mesh.scale.setScalar(gaussians.unit);
     if (gaussians.axes[1] < 0) mesh.quaternion.set(1, 0, 0, 0); // y and z point the other way in the file
@@ -195,6 +208,11 @@ export class Stage {
     this.touch();
   }
 
+  /** Where Gaussians that move are from now on; `touch` draws them there. */
+  setTime(time_s: number): void {
+    this.motion?.set(time_s);
+  }
+
   /** The camera or the Gaussians changed: their order is to be found anew. */
   touch(): void {
     this.moved = true;
@@ -231,6 +249,7 @@ export class Stage {
 
   private render(overlay: boolean): void {
     const { renderer } = this;
+    this.drawn += 1;
     renderer.setRenderTarget(null);
     renderer.setClearColor(this.background, 1); // anew: what was set is in the colours of the target before
     renderer.clear();
@@ -378,6 +397,18 @@ export class Stage {
   pointAt(u: number, v: number): THREE.Vector3 | null {
     const depth = this.depthAt(u, v);
     return depth === null ? null : unproject(this.view, this.width, this.height, u, v, depth);
+  }
+
+  /** The Gaussian that a pixel of the window shows at a time, and the place on it; null where nothing moves or is. */
+  gaussianAt(u: number, v: number, time_s: number): Shown | null {
+    const { motion, splats, view } = this;
+    if (!motion || !splats?.visible) return null;
+    const direction = unproject(view, this.width, this.height, u, v, 1).sub(view.position);
+    return shownBy(splats, motion, motion.posesAt(time_s), {
+      origin: motion.toFile(view.position),
+      direction: motion.directionToFile(direction),
+      blur: Math.sqrt(EPS_2D) / fitted(view.lens, this.width, this.height).fx / this.data.gaussians!.unit,
+    });
   }
 
   depthAt(u: number, v: number): number | null {
