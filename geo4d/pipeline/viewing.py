@@ -83,9 +83,10 @@ def _write_scene_page(folder: Path, page: Path, progress: Progress) -> dict[str,
         name = folder.resolve().name
         held = write_player(page, scene, gaussians, name=name, surface=surface, notes=notes)
     if held["left_out"] > NOTICED:
+        share = f"{held['left_out']:.0%}"
         progress.note(
-            f"the page leaves out {held['left_out']:.0%} of the weights of what moves, those beyond each Gaussian's four "
-            "heaviest bases: it moves a little otherwise than renders do"
+            f"the page leaves out {share} of the weights of what moves, beyond each Gaussian's four heaviest bases: it "
+            "moves a little otherwise than renders do"
         )
     return held
 

@@ -931,7 +931,8 @@ def test_what_stands_still_has_no_trail(arm: Arm, arm_page: Page) -> None:
     arm_page.page.wait_for_function(f"document.getElementById('view').width == {2 * W}")
     u, v = _middle_of(still)
     arm_page.page.mouse.click(8 * u, 8 * v)
-    arm_page.page.wait_for_function("document.querySelector('#toast').textContent == 'That stands still'")
+    said = "document.querySelector('#toast').textContent == 'That stands still'"
+    arm_page.page.wait_for_function(said, timeout=20_000)
     assert arm_page.run("geo4d.trails()") == []
     arm_page.page.keyboard.press("Escape")
     assert not arm_page.state()["tracing"]
