@@ -1,0 +1,134 @@
+"""A scene of pictures whose cameras and times are given: depth, what moves, points."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from geo4d.core.errors import InputError
+from geo4d.core.io.moving import PosedCapture
+from geo4d.core.progress import Progress
+from geo4d.core.types import Observations, PointCloud, Scene
+from recon import report
+from recon.dense import dense_depth, dense_points
+from recon.dynamic import with_dynamic
+from recon.moments import is_rig, moment_depth
+from recon.motion import MOVES, with_motion
+from recon.options import ReconstructOptions
+from recon.priors import Priors
+from recon.scale import find_up
+from recon.solution import CameraSolution
+from recon.working import sparse_scene
+
+TRAIN = "train"
+ALL_MOVES = 0.6
+"""Share of the pixels above which nothing is left that stands still."""
+
+
+def reconstruct_posed(
+    capture: PosedCapture, *, options: ReconstructOptions, work_dir: Path, progress: Progress
+) -> Scene:
+    """Depth, what moves and points of pictures with given cameras; the world and its unit stay as given.
+
+    Where several cameras saw most times, depth is found among the pictures of each time; else among all, and what moves
+    has none. Pictures that the dataset holds out have their cameras in the scene, and nothing else is made of them;
+    `report["held_out"]` names them.
+
+    Args:
+        capture: pictures with cameras and times.
+        options: sizes, threads.
+        work_dir: finished depth is kept here.
+        progress: hears of the stages and of what the user should know.
+
+    Raises:
+        InputError: fewer than two pictures to learn from.
+    """
+    train = [i for i, part in enumerate(capture.split) if part == TRAIN]
+    if len(train) < 2:
+        raise InputError(
+            "cannot reconstruct from so few pictures", found=f"{len(train)} to learn from", accepted="2 or more",
+        )  # fmt: skip
+    for note in capture.notes:
+        progress.note(note)
+    nothing, index = torch.zeros(0, 3, dtype=torch.float64), torch.zeros(0, dtype=torch.int64)
+    solution = CameraSolution(
+        cameras=dict(enumerate(capture.camera)),
+        observations=Observations(index, index, nothing[:, :2], nothing, torch.zeros(0, 3)), covariance=None,
+        world_is_known=True, world_source="the dataset",
+    )  # fmt: skip
+    whole = sparse_scene(capture.frames, solution, options.image_size)
+    up_world, up_source = find_up(capture.frames, {i: c.world_from_cam for i, c in solution.cameras.items()})
+    learnt = _learnt(_only(whole, train), options, work_dir, progress)
+    scene = replace(_spread(whole, learnt, train), up_world=up_world)
+    facts: dict[str, Any] = dict(report.facts_from_scene(scene, unregistered={}))
+    facts |= {
+        "held_out": [f.name for i, f in enumerate(capture.frames) if i not in set(train)], "layout": capture.layout,
+        "up_source": up_source,
+    }  # fmt: skip
+    return replace(scene, report=facts)
+
+
+def _learnt(scene: Scene, options: ReconstructOptions, work_dir: Path, progress: Progress) -> Scene:
+    """Depth, motion and points of pictures that may be looked at."""
+    if not options.dense:
+        return scene
+    rig = is_rig(scene)
+    if rig:
+        depth, confidence = moment_depth(scene, options, progress)
+        scene = replace(scene, depth=tuple(depth), confidence=tuple(confidence))
+    else:
+        depth, confidence = dense_depth(scene, Priors(), options, work_dir, progress)
+        scene = with_dynamic(replace(scene, depth=tuple(depth), confidence=tuple(confidence)))
+    scene = with_motion(scene, threads=options.num_threads, progress=progress)
+    _say_what_moves(scene, progress)
+    still = _still(scene)
+    points = dense_points(still, progress)
+    return replace(scene if rig else still, points=points)
+
+
+def _say_what_moves(scene: Scene, progress: Progress) -> None:
+    maps = [d for d in scene.dynamic if d is not None]
+    share = sum(float((d >= MOVES).float().mean()) for d in maps) / max(len(maps), 1)
+    count = 0 if scene.tracks is None else len(scene.tracks)
+    progress.note(f"{share:.1%} of the pixels move; {count} points were followed")
+    if share > ALL_MOVES:
+        progress.note("nearly everything seems to move: are the cameras those of these pictures? geo4d doctor checks")
+
+
+def _still(scene: Scene) -> Scene:
+    """Without depth where something moves."""
+    depth = [
+        d if d is None or m is None else torch.where(m >= MOVES, torch.nan, d)
+        for d, m in zip(scene.depth, scene.dynamic, strict=True)
+    ]
+    return replace(scene, depth=tuple(depth))
+
+
+def _only(scene: Scene, index: Sequence[int]) -> Scene:
+    """The scene of some frames, which has no observations."""
+    pick = lambda values: tuple(values[i] for i in index)  # noqa: E731
+    return replace(
+        scene, frames=scene.frames.subset(index), camera=pick(scene.camera), original=pick(scene.original),
+        depth=pick(scene.depth), confidence=pick(scene.confidence), dynamic=pick(scene.dynamic),
+    )  # fmt: skip
+
+
+def _spread(whole: Scene, learnt: Scene, index: Sequence[int]) -> Scene:
+    """All frames, with what was learnt from those of an index."""
+    maps: dict[str, list[Any]] = {name: [None] * len(whole.frames) for name in ("depth", "confidence", "dynamic")}
+    for name, column in maps.items():
+        for i, value in zip(index, getattr(learnt, name), strict=True):
+            column[i] = value
+    tracks = learnt.tracks
+    if tracks is not None:
+        place = torch.tensor([*index, -1], dtype=torch.int64)
+        tracks = replace(tracks, frame_id=place[tracks.frame_id])
+    points: PointCloud = learnt.points
+    return replace(
+        whole, depth=tuple(maps["depth"]), confidence=tuple(maps["confidence"]), dynamic=tuple(maps["dynamic"]),
+        points=points, tracks=tracks,
+    )  # fmt: skip
