@@ -54,6 +54,8 @@ def reconstruct(
     image_size: int = 1920,
     feature_size: int = 2400,
     max_frames: int | None = None,
+    fps: float | None = None,
+    motion: Literal["auto", "none"] = "auto",
     keep_all: bool = False,
     keep_gps: bool = False,
     overwrite: bool = False,
@@ -66,8 +68,9 @@ def reconstruct(
     """Photos or a video to a scene: cameras, depth, points, scale and a report.
 
     Args:
-        input: a folder of photos (jpg, png, webp, heic), a glob in quotes, a video, or a phone capture (Record3D,
-            Polycam, Stray Scanner).
+        input: a folder of photos (jpg, png, webp, heic), a glob in quotes, a video, a phone capture (Record3D,
+            Polycam, Stray Scanner), or a dataset of a moving scene with its cameras (D-NeRF, Nerfies, HyperNeRF,
+            DyCheck, N3V, transforms.json with times, videos beside cameras).
         out: the scene folder to make.
         masks: folder with one mask per photo (white = use, black = ignore).
         scale: where metres come from: marker:DICT_4X4_50:0.05, or distance:A.jpg:x,y:x,y:0.30; several
@@ -97,6 +100,8 @@ def reconstruct(
         image_size: longer side of the scene's pictures in pixels (0 = as photographed).
         feature_size: longer side in pixels at which features are found.
         max_frames: at most this many frames of a video.
+        fps: the photos are the pictures of a film, so many per second in the order of their names; all are kept.
+        motion: whether to look for what moves: auto does in pictures that follow each other within half a second.
         keep_all: keep blurred and duplicate photos too.
         keep_gps: let GPS positions pass into the scene.
         overwrite: replace a scene that is already there.
@@ -121,6 +126,7 @@ def reconstruct(
         network_dtype=network_dtype,
         device=device,
         scale=scale,
+        motion=motion,
         threads=threads,
         seed=seed,
     )
@@ -146,6 +152,7 @@ def reconstruct(
             priors=priors,
             masks=masks,
             max_frames=max_frames,
+            fps=fps,
             keep_all=keep_all,
             keep_gps=keep_gps,
             overwrite=overwrite,
@@ -199,6 +206,7 @@ def fit(
     sh_degree: Literal[0, 1, 2, 3] = 2,
     exposure: bool = True,
     refine_cameras: bool = False,
+    motion: Literal["auto", "none", "bases"] = "auto",
     overwrite: bool = False,
     resume: bool = False,
     device: Literal["auto", "cpu", "cuda"] = "auto",
@@ -218,6 +226,8 @@ def fit(
         exposure: estimate the exposure and white balance of every photo (--no-exposure takes them as they are).
         refine_cameras: let the poses of the photos move a little, for scenes whose cameras are not exact: where they
             are, it costs quality. The moved poses stand in metrics.json.
+        motion: how Gaussians move: bases (a few rigid paths that each may blend), none (everything stands still), or
+            auto: bases where the scene has points that were followed and move.
         overwrite: replace Gaussians that are already there.
         resume: go on with a fit that was stopped.
         device: where to compute; cuda needs gsplat.
@@ -239,7 +249,7 @@ def fit(
     options = FitOptions(
         steps=steps, time_budget_s=None if minutes is None else 60 * minutes, max_gaussians=max_gaussians,
         image_size=image_size, holdout=holdout, sh_degree=sh_degree, exposure=exposure, refine_cameras=refine_cameras,
-        seed=seed,
+        motion=motion, seed=seed,
     )  # fmt: skip
     with _terminal(quiet=json) as progress:
         return fitting.fit_folder(

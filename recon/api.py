@@ -17,7 +17,7 @@ from torch import Tensor
 from geo4d.core import geometry
 from geo4d.core.errors import InputError, ReconstructionError
 from geo4d.core.progress import Progress
-from geo4d.core.types import Frames, Observations, PointCloud, Scale, Scene
+from geo4d.core.types import Frames, Scale, Scene
 from recon import report
 from recon.feedforward.known import apply_known
 from recon.feedforward.networks import NETWORKS, at_hand, check_name
@@ -40,7 +40,7 @@ from recon.scale import (
     scale_from_positions,
 )
 from recon.solution import CameraSolution, SolveCameras
-from recon.working import upright_world, working_frame, working_pixels
+from recon.working import sparse_scene, upright_world
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ class Backend:
 
 
 MAPPERS = ("auto", "incremental", "global")
+MOTIONS = ("auto", "none")
 CAMERAS, DEPTH = "cameras", "depth"
 """Folders of finished stages in a work folder."""
 KNOWN = ("intrinsics", "poses", "positions", "depth", "masks")
@@ -144,11 +145,12 @@ def reconstruct(
             error.evidence.setdefault("photos", _photo_facts(frames, error.evidence.get("unregistered") or {}))
             raise
         _note_predicted(solution, frames, progress)
-        scene = _sparse_scene(frames, solution, options)
+        scene = sparse_scene(frames, solution, options.image_size)
         if options.dense:
             scene = _with_depth(scene, solution, known, options, work / DEPTH, progress)
         scene, scale_facts = _with_scale(frames, scene, solution, known, specs, options, progress)
         if options.dense:
+            scene = _with_motion(scene, solution, options, progress)
             scene = _with_points(scene, progress)
         return _with_report(scene, frames, solution, scale_facts)
 
@@ -180,6 +182,8 @@ def check_request(backend: str, options: ReconstructOptions, *, max_frames: int 
     _check_number("threads", options.threads, 1, "threads", instead="leave it out to use all processors")
     _check_number("max-frames", max_frames, 2, "frames", instead="leave it out for the usual number")
     _check_number("seed", options.seed, 0, "as a seed")
+    if options.motion not in MOTIONS:
+        raise InputError("unknown motion", found=repr(options.motion), accepted=", ".join(MOTIONS))
     if options.mapper not in MAPPERS:
         raise InputError("unknown mapper", found=repr(options.mapper), accepted=", ".join(MAPPERS),
                          hint="leave it out: auto decides by evidence")  # fmt: skip
@@ -276,53 +280,6 @@ def _folder(work_dir: Path | None) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _sparse_scene(frames: Frames, solution: CameraSolution, options: ReconstructOptions) -> Scene:
-    """Registered frames as working pictures with pinhole cameras; observations moved to their pixels."""
-    registered = sorted(solution.cameras)
-    position = {frame: i for i, frame in enumerate(registered)}
-    originals = [solution.cameras[i] for i in registered]
-    made = [working_frame(frames[i], solution.cameras[i], options.image_size) for i in registered]
-    working = [camera for _, camera in made]
-    seen = solution.observations
-    frame_id = torch.tensor([position[int(i)] for i in seen.frame_id], dtype=torch.int64)
-    uv_px = torch.full_like(seen.uv_px, torch.nan)
-    for i in range(len(registered)):
-        mine = frame_id == i
-        uv_px[mine] = working_pixels(originals[i], working[i], seen.uv_px[mine])
-    n = len(registered)
-    nothing = PointCloud(torch.zeros(0, 3, dtype=torch.float64), torch.zeros(0, 3), torch.zeros(0, 3))
-    return Scene(
-        frames=Frames([frame for frame, _ in made], frames.dropped),
-        camera=tuple(working),
-        original=tuple(originals),
-        depth=(None,) * n,
-        confidence=(None,) * n,
-        dynamic=(None,) * n,
-        observations=_usable(replace(seen, frame_id=frame_id, uv_px=uv_px)),
-        points=nothing,
-        covariance=solution.covariance,
-        scale=Scale(),
-        up_world=torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64),
-        report={},
-    )
-
-
-def _usable(seen: Observations) -> Observations:
-    """Observations with finite pixels, of tracks that keep two of them; ids stay dense."""
-    finite = torch.isfinite(seen.uv_px).all(-1)
-    count = torch.bincount(seen.track_id[finite], minlength=len(seen.p_world))
-    kept_track = count >= 2
-    kept = finite & kept_track[seen.track_id]
-    new_id = torch.cumsum(kept_track, 0) - 1
-    return Observations(
-        track_id=new_id[seen.track_id[kept]],
-        frame_id=seen.frame_id[kept],
-        uv_px=seen.uv_px[kept],
-        p_world=seen.p_world[kept_track],
-        rgb=seen.rgb[kept_track],
-    )
-
-
 def _with_depth(
     scene: Scene, solution: CameraSolution, priors: Priors, options: ReconstructOptions, work: Path, progress: Progress
 ) -> Scene:
@@ -337,6 +294,16 @@ def _with_depth(
         return replace(scene, depth=tuple(depth), confidence=tuple(confidence))
     depth, confidence = dense_depth(scene, priors, options, work, progress, predicted=predicted)
     return with_dynamic(replace(scene, depth=tuple(depth), confidence=tuple(confidence)))
+
+
+def _with_motion(scene: Scene, solution: CameraSolution, options: ReconstructOptions, progress: Progress) -> Scene:
+    """What moves, where pictures follow each other; its depth is a network's, or else that of what it stands on."""
+    from recon.motion import is_filmed, with_motion
+
+    if options.motion == "none" or not is_filmed(scene):
+        return scene
+    stands = not any(d is not None for d in solution.depth.values())
+    return with_motion(scene, stands=stands, threads=options.num_threads, progress=progress)
 
 
 def _with_points(scene: Scene, progress: Progress) -> Scene:

@@ -7,6 +7,7 @@ its depth differs from what the same camera saw there at most other times, or wh
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,6 +18,7 @@ import torch
 from geo4d.core import geometry, pictures
 from geo4d.core.progress import Progress
 from geo4d.core.types import Camera, Frame, PointTracks, Scene
+from recon.contact import with_contact_depth
 from recon.flow import Clip, at, clip
 
 STRIDE_S = 0.2
@@ -39,17 +41,21 @@ STILL_PX = 0.1
 CELL_PX = 4
 """Points are followed from the middle of every cell of this size that no other point is in."""
 LEAST_TIMES = 4
+FEWEST_FILMED, MOST_APART_S = 8, 0.5
+"""Pictures, and seconds between them, that make a film."""
 EDGE = 0.06
 """Depth is not taken within a pixel of where it jumps by so much."""
 
 
-def with_motion(scene: Scene, *, threads: int = 2, progress: Progress | None = None) -> Scene:
+def with_motion(scene: Scene, *, stands: bool = False, threads: int = 2, progress: Progress | None = None) -> Scene:
     """The scene with `dynamic` of its frames, and `tracks` of points that move.
 
     Frames of one sensor, in the order of their times, are a clip; frames without a time, or alone, are left out.
 
     Args:
         scene: with cameras, depth, and times.
+        stands: the depth of what moves is not to be trusted (it is of stereo between times): it is taken from what
+            things stand on (`recon.contact`).
         threads: for the flow.
         progress: hears of the stages.
     """
@@ -64,14 +70,17 @@ def with_motion(scene: Scene, *, threads: int = 2, progress: Progress | None = N
         for one in clips:
             moving |= dict(zip(one.frame, _moving(scene, one), strict=True))
             advance()
-    with progress.stage("tracks", total=len(clips)) as advance:
-        times = sorted({float(t) for one in clips for i in one.frame if (t := scene.frames[i].time_s) is not None})
-        tracks = _joined([_tracks(scene, one, moving, times, advance) for one in clips])
     dynamic = [
         d if i not in moving else torch.from_numpy(_resized(moving[i], _map_hw(scene, i)))
         for i, d in enumerate(scene.dynamic)
     ]
-    return replace(scene, dynamic=tuple(dynamic), tracks=tracks)
+    scene = replace(scene, dynamic=tuple(dynamic))
+    if stands:
+        scene = with_contact_depth(scene, MOVES)
+    with progress.stage("tracks", total=len(clips)) as advance:
+        times = sorted({float(t) for one in clips for i in one.frame if (t := scene.frames[i].time_s) is not None})
+        tracks = _joined([_tracks(scene, one, moving, times, advance) for one in clips])
+    return replace(scene, tracks=tracks)
 
 
 def clips_of(scene: Scene) -> list[list[int]]:
@@ -82,6 +91,15 @@ def clips_of(scene: Scene) -> list[list[int]]:
             index.setdefault(frame.sensor, []).append(i)
     ordered = [sorted(i, key=lambda k: scene.frames[k].time_s or 0.0) for i in index.values()]
     return [i for i in ordered if len(i) > 1 and _is_clip([scene.frames[k] for k in i])]
+
+
+def is_filmed(scene: Scene) -> bool:
+    """Whether a sensor's pictures follow each other so closely that what moves can be followed."""
+    for index in clips_of(scene):
+        times = [scene.frames[i].time_s or 0.0 for i in index]
+        if len(index) >= FEWEST_FILMED and float(np.median(np.diff(times))) <= MOST_APART_S:
+            return True
+    return False
 
 
 def _is_clip(frames: Sequence[Frame]) -> bool:
@@ -205,9 +223,10 @@ def _usual_depth(views: Sequence[_View]) -> np.ndarray | None:
     if len(views) < 4 or not all(_stands(views[0].camera, v.camera) for v in views[1:]):
         return None
     stack = np.stack([v.depth for v in views])
-    known = np.isfinite(stack).mean(0) > 0.5
-    with np.errstate(all="ignore"):
-        return np.where(known, np.nanmedian(stack, 0), np.nan)
+    known = np.isfinite(stack)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of pixels that are never known
+        return np.where(known.mean(0) > 0.5, np.nanmedian(stack, 0), np.nan)
 
 
 def _changed(one: Clip, views: Sequence[_View]) -> list[np.ndarray] | None:

@@ -31,6 +31,8 @@ class ReconstructOptions:
     """Of the network's matrix products: `float32`, `bfloat16`, `float16`; `auto` is bfloat16 on a GPU."""
     device: str = "auto"
     """Where a network computes: `auto`, `cpu` or `cuda`; all else runs on the CPU."""
+    motion: str = "auto"
+    """Whether to look for what moves: `none`, or `auto`, in pictures that follow each other within half a second."""
     threads: int | None = None
     seed: int = 0
 

@@ -35,8 +35,8 @@ def reconstruct_posed(
     """Depth, what moves and points of pictures with given cameras; the world and its unit stay as given.
 
     Where several cameras saw most times, depth is found among the pictures of each time; else among all, and what moves
-    has none. Pictures that the dataset holds out have their cameras in the scene, and nothing else is made of them;
-    `report["held_out"]` names them.
+    has that of what it stands on. Pictures that the dataset holds out have their cameras in the scene, and nothing else
+    is made of them; `report["held_out"]` names them.
 
     Args:
         capture: pictures with cameras and times.
@@ -62,8 +62,8 @@ def reconstruct_posed(
     )  # fmt: skip
     whole = sparse_scene(capture.frames, solution, options.image_size)
     up_world, up_source = find_up(capture.frames, {i: c.world_from_cam for i, c in solution.cameras.items()})
-    learnt = _learnt(_only(whole, train), options, work_dir, progress)
-    scene = replace(_spread(whole, learnt, train), up_world=up_world)
+    whole = replace(whole, up_world=up_world)
+    scene = _spread(whole, _learnt(_only(whole, train), options, work_dir, progress), train)
     facts: dict[str, Any] = dict(report.facts_from_scene(scene, unregistered={}))
     facts |= {
         "held_out": [f.name for i, f in enumerate(capture.frames) if i not in set(train)], "layout": capture.layout,
@@ -83,11 +83,9 @@ def _learnt(scene: Scene, options: ReconstructOptions, work_dir: Path, progress:
     else:
         depth, confidence = dense_depth(scene, Priors(), options, work_dir, progress)
         scene = with_dynamic(replace(scene, depth=tuple(depth), confidence=tuple(confidence)))
-    scene = with_motion(scene, threads=options.num_threads, progress=progress)
+    scene = with_motion(scene, stands=not rig, threads=options.num_threads, progress=progress)
     _say_what_moves(scene, progress)
-    still = _still(scene)
-    points = dense_points(still, progress)
-    return replace(scene if rig else still, points=points)
+    return replace(scene, points=dense_points(_still(scene), progress))
 
 
 def _say_what_moves(scene: Scene, progress: Progress) -> None:

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from geo4d.core import geometry, pictures
-from geo4d.core.types import Camera, Frame
+from geo4d.core.types import Camera, Frame, Frames, Observations, PointCloud, Scale, Scene
+from recon.solution import CameraSolution
 
 
 class _Undistorted:
@@ -54,6 +55,56 @@ def working_pixels(original: Camera, working: Camera, uv_px: torch.Tensor) -> to
     at_origin = torch.eye(4, dtype=torch.float64)
     p_cam = original.with_pose(at_origin).unproject(uv_px, torch.ones(len(uv_px), dtype=torch.float64))
     return working.with_pose(at_origin).project(p_cam)[0]
+
+
+def sparse_scene(frames: Frames, solution: CameraSolution, long_side: int) -> Scene:
+    """Registered frames as working pictures with pinhole cameras; observations moved to their pixels.
+
+    `long_side` of the pictures as for `working_frame`.
+    """
+    registered = sorted(solution.cameras)
+    position = {frame: i for i, frame in enumerate(registered)}
+    originals = [solution.cameras[i] for i in registered]
+    made = [working_frame(frames[i], solution.cameras[i], long_side) for i in registered]
+    working = [camera for _, camera in made]
+    seen = solution.observations
+    frame_id = torch.tensor([position[int(i)] for i in seen.frame_id], dtype=torch.int64)
+    uv_px = torch.full_like(seen.uv_px, torch.nan)
+    for i in range(len(registered)):
+        mine = frame_id == i
+        uv_px[mine] = working_pixels(originals[i], working[i], seen.uv_px[mine])
+    n = len(registered)
+    nothing = PointCloud(torch.zeros(0, 3, dtype=torch.float64), torch.zeros(0, 3), torch.zeros(0, 3))
+    return Scene(
+        frames=Frames([frame for frame, _ in made], frames.dropped),
+        camera=tuple(working),
+        original=tuple(originals),
+        depth=(None,) * n,
+        confidence=(None,) * n,
+        dynamic=(None,) * n,
+        observations=_usable(replace(seen, frame_id=frame_id, uv_px=uv_px)),
+        points=nothing,
+        covariance=solution.covariance,
+        scale=Scale(),
+        up_world=torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64),
+        report={},
+    )
+
+
+def _usable(seen: Observations) -> Observations:
+    """Observations with finite pixels, of tracks that keep two of them; ids stay dense."""
+    finite = torch.isfinite(seen.uv_px).all(-1)
+    count = torch.bincount(seen.track_id[finite], minlength=len(seen.p_world))
+    kept_track = count >= 2
+    kept = finite & kept_track[seen.track_id]
+    new_id = torch.cumsum(kept_track, 0) - 1
+    return Observations(
+        track_id=new_id[seen.track_id[kept]],
+        frame_id=seen.frame_id[kept],
+        uv_px=seen.uv_px[kept],
+        p_world=seen.p_world[kept_track],
+        rgb=seen.rgb[kept_track],
+    )
 
 
 def upright_world(up_world: torch.Tensor, centre_world: torch.Tensor) -> torch.Tensor:

@@ -115,24 +115,22 @@ class FitMotion:
         means, moving = gaussians.means.clone(), torch.zeros_like(weights)
         means[index[stays]] = path.mean(0)[stays]
         moving[index[~stays]] = weights[index[~stays]]
-        return replace(gaussians, means=means, motion=BasesMotion(self.time_s, exact, moving))
+        anchors = torch.cat([torch.zeros(1, 3), self.anchor]).double()
+        return replace(gaussians, means=means, motion=BasesMotion(self.time_s, exact, moving, anchors))
 
 
 def begin(groups: RigidGroups, times: Sequence[float], unit: float, device: str) -> FitMotion:
     """The motion that the rigid groups of a scene's tracks make, at the times of the photos to fit to."""
-    pose = np.stack([_pose_at(groups, t) for t in times])
     anchor = np.stack([np.nanmedian(groups.p_rest[groups.group == k], 0) for k in range(len(groups))])
+    known = BasesMotion(
+        torch.from_numpy(groups.time_s), torch.from_numpy(groups.world_from_rest), torch.zeros(0, len(groups)),
+        torch.from_numpy(anchor),
+    )  # fmt: skip
+    pose = np.stack([known.poses(t).numpy() for t in times])
     rotation = pose[:, :, :3, :3]
     centre = np.einsum("tmij,mj->tmi", rotation, anchor) + pose[:, :, :3, 3]
     r, c, a = (torch.from_numpy(x).float().to(device) for x in (rotation, centre, anchor))
     return FitMotion(torch.tensor(times, dtype=torch.float64), r, c, a, unit)
-
-
-def _pose_at(groups: RigidGroups, time_s: float) -> np.ndarray:
-    motion = BasesMotion(
-        torch.from_numpy(groups.time_s), torch.from_numpy(groups.world_from_rest), torch.zeros(0, len(groups))
-    )
-    return motion.poses(time_s).numpy()
 
 
 def first_moving(

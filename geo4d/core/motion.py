@@ -20,9 +20,9 @@ class BasesMotion:
     """Rigid trajectories, the bases, and how much of each a Gaussian follows.
 
     A row of `weights` that is zero stands still; all others are not negative and sum to 1. Between the times a basis
-    turns at constant speed about one axis and its origin moves along a line; before the first and after the last it
-    stays. Bases are blended as dual quaternions (Kavan et al. 2007, dual quaternion linear blending): what bends
-    keeps its thickness.
+    turns at constant speed about one axis and carries its anchor, a point at rest (the origin where none is given),
+    along a line; before the first and after the last it stays. Bases are blended as dual quaternions (Kavan et al.
+    2007, dual quaternion linear blending): what bends keeps its thickness.
 
     Raises:
         InputError: sizes that do not fit, times that do not increase, weights that are negative or of another sum.
@@ -31,14 +31,16 @@ class BasesMotion:
     time_s: Float64[Tensor, " t"]
     world_from_rest: Float64[Tensor, "m t 4 4"]
     weights: Float32[Tensor, "g m"]
+    anchor_rest: Float64[Tensor, "m 3"] | None = None
 
     def __post_init__(self) -> None:
         m, t = self.world_from_rest.shape[:2]
-        if len(self.time_s) != t or self.weights.shape[1] != m or not t or not m:
+        if len(self.time_s) != t or self.weights.shape[1] != m or len(self.anchors) != m or not t or not m:
             raise InputError(
                 "the parts of a motion do not fit",
-                found=f"{len(self.time_s)} times, {m} bases at {t} times, weights of {self.weights.shape[1]} bases",
-                accepted="one pose of each of 1 or more bases per time, and one weight of each per Gaussian",
+                found=f"{len(self.time_s)} times, {m} bases at {t} times, {len(self.anchors)} anchors, "
+                f"weights of {self.weights.shape[1]} bases",
+                accepted="a pose of each of 1 or more bases per time, an anchor, and a weight of each per Gaussian",
             )
         if bool((self.time_s.diff() <= 0).any()):
             raise InputError("the times of a motion must increase", found=f"{self.time_s.tolist()[:6]} ...")
@@ -58,6 +60,18 @@ class BasesMotion:
         """Bool `(g,)`: which Gaussians move."""
         return self.weights.detach().amax(-1) > 0
 
+    @property
+    def anchors(self) -> Float64[Tensor, "m 3"]:
+        """Of all bases; the origin where none are given."""
+        if self.anchor_rest is not None:
+            return self.anchor_rest
+        return self.world_from_rest.new_zeros(len(self.world_from_rest), 3)
+
+    def anchor_paths(self) -> Float64[Tensor, "m t 3"]:
+        """Where the anchors are at the times."""
+        turned = (self.world_from_rest[..., :3, :3] @ self.anchors[:, None, :, None])[..., 0]
+        return turned + self.world_from_rest[..., :3, 3]
+
     def poses(self, time_s: float) -> Tensor:
         """`world_from_rest` `(m, 4, 4)` of the bases at a time."""
         if len(self.time_s) == 1:
@@ -68,7 +82,9 @@ class BasesMotion:
         share = (t - float(self.time_s[after - 1])) / float(self.time_s[after] - self.time_s[after - 1])
         turn = first[:, :3, :3].mT @ second[:, :3, :3]
         rotation = first[:, :3, :3] @ geometry.matrix_from_rotvec(share * geometry.rotvec_from_matrix(turn))
-        return geometry.rigid(rotation, (1 - share) * first[:, :3, 3] + share * second[:, :3, 3])
+        path = self.anchor_paths()
+        place = (1 - share) * path[:, after - 1] + share * path[:, after]
+        return geometry.rigid(rotation, place - (rotation @ self.anchors[..., None])[..., 0])
 
     def at(self, gaussians: Gaussians, time_s: float) -> Gaussians:
         """The Gaussians at a time, in the world; those that stand still are untouched.
@@ -106,7 +122,8 @@ class BasesMotion:
 
     def to(self, device: str | torch.device) -> "BasesMotion":
         """Move to a device."""
-        return BasesMotion(self.time_s.to(device), self.world_from_rest.to(device), self.weights.to(device))
+        anchor = None if self.anchor_rest is None else self.anchor_rest.to(device)
+        return BasesMotion(self.time_s.to(device), self.world_from_rest.to(device), self.weights.to(device), anchor)
 
 
 def blended(poses: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import platform
 import shutil
@@ -20,14 +21,16 @@ from geo4d.core.errors import Geo4DError, InputError, ReconstructionError
 from geo4d.core.io import atomic
 from geo4d.core.io.decoding import decode, read_header
 from geo4d.core.io.frames import load_frames, source_files
+from geo4d.core.io.moving import PosedCapture, load_moving, recognise_moving
 from geo4d.core.io.scene import MARKER, command_line, load_scene, package_version, write_scene_files
 from geo4d.core.memory import peak_memory_gib
 from geo4d.core.progress import Progress
 from geo4d.core.types import Camera, Frames, Scene
 from recon import report
-from recon.api import BACKENDS, CAMERAS, check_request, reconstruct
+from recon.api import BACKENDS, CAMERAS, DEPTH, check_request, reconstruct
 from recon.captures import MAX_FRAMES, capture_files, load_capture, merge_priors, recognise_capture
 from recon.options import ReconstructOptions
+from recon.posed import reconstruct_posed
 from recon.priors import Priors, read_priors
 
 STAGES = "work"
@@ -79,6 +82,7 @@ def reconstruct_folder(
     priors: PriorPaths | None = None,
     masks: Path | None = None,
     max_frames: int | None = None,
+    fps: float | None = None,
     keep_all: bool = False,
     keep_gps: bool = False,
     overwrite: bool = False,
@@ -88,7 +92,8 @@ def reconstruct_folder(
 ) -> dict[str, Any]:
     """Photos or a video to a scene folder, whole or not at all; returns what the command line shows.
 
-    The work happens in `out`.partial; an interrupted run leaves it for `resume`.
+    The work happens in `out`.partial; an interrupted run leaves it for `resume`. With `fps` the photos are pictures of
+    a film, in the order of their names.
 
     Raises:
         InputError: the input or an option does not fit, or the output must not be replaced.
@@ -101,16 +106,20 @@ def reconstruct_folder(
     with _partial(out, resume, progress) as partial:
         work = partial / STAGES
         least = BACKENDS[backend].least
-        inputs = _Inputs(source, priors or PriorPaths(), masks, max_frames, keep_all, keep_gps, least)
-        frames, known = inputs.load(work / "video", progress)
+        inputs = _Inputs(source, priors or PriorPaths(), masks, max_frames, keep_all, keep_gps, least, fps)
+        posed = inputs.posed(progress)
+        frames, known = (posed.frames, Priors()) if posed else inputs.load(work / "video", progress)
         _check_same_run(work, _fingerprint(inputs, frames, known, options, backend), progress)
         times = _Times.of(work / "seconds.json", start)
         run = _run_facts(command, options, times)
         try:
             with times.kept(progress):
-                scene = reconstruct(
-                    frames, backend=backend, priors=known, options=options, work_dir=work, progress=progress
-                )
+                if posed:
+                    scene = reconstruct_posed(posed, options=options, work_dir=work / DEPTH, progress=progress)
+                else:
+                    scene = reconstruct(
+                        frames, backend=backend, priors=known, options=options, work_dir=work, progress=progress
+                    )
         except ReconstructionError as error:
             raise _with_failure_report(error, source, out, frames, run(progress), progress) from error
         with progress.stage("writing the scene"):
@@ -135,6 +144,7 @@ class _Inputs:
     keep_all: bool
     keep_gps: bool
     least: int = 2
+    fps: float | None = None
 
     def load(self, video_dir: Path, progress: Progress) -> tuple[Frames, Priors]:
         given = self.priors.read(progress)
@@ -143,10 +153,41 @@ class _Inputs:
             frames, measured = load_capture(self.source, max_frames=self.max_frames or MAX_FRAMES, progress=progress)
             return frames, merge_priors(given, measured, progress=progress)
         frames = load_frames(
-            self.source, masks=self.masks, keep_all=self.keep_all, keep_gps=self.keep_gps,
+            self.source, masks=self.masks, keep_all=self.keep_all or self.fps is not None, keep_gps=self.keep_gps,
             max_frames=self.max_frames, least=self.least, cache_dir=video_dir, progress=progress,
         )  # fmt: skip
-        return frames, given
+        return frames if self.fps is None else self._filmed(frames, self.fps), given
+
+    def _filmed(self, frames: Frames, fps: float) -> Frames:
+        """Photos as pictures of a film."""
+        if not 0 < fps < math.inf:
+            raise InputError("cannot use --fps", found=f"{fps:g}", accepted="pictures per second, more than 0")
+        if Path(self.source).expanduser().is_file():
+            raise InputError(
+                "a video has times of its own", found=f"--fps {fps:g} with {self.source}",
+                accepted="--fps with a folder of pictures", hint="leave out --fps",
+            )  # fmt: skip
+        timed = [replace(f, time_s=i / fps, sensor="camera") for i, f in enumerate(frames)]
+        return Frames(timed, frames.dropped)
+
+    def posed(self, progress: Progress) -> PosedCapture | None:
+        """The dataset of a moving scene, whose cameras are given; None where the source is something else."""
+        path = Path(self.source).expanduser()
+        layout = recognise_moving(path) if path.exists() else None
+        if layout is None:
+            return None
+        options = {
+            "--masks": self.masks is not None, "--keep-gps": self.keep_gps, "--max-frames": self.max_frames is not None,
+            "--fps": self.fps is not None,
+            "what is known of cameras or depth": self.priors != PriorPaths(),
+        }  # fmt: skip
+        found = [name for name, given in options.items() if given]
+        if found:
+            raise InputError(
+                f"these options cannot be given with a dataset whose cameras are known ({layout})",
+                found=", ".join(found), accepted="the dataset alone", hint=f"leave out {' and '.join(found)}",
+            )  # fmt: skip
+        return load_moving(path, progress=progress)
 
     def _check_for_capture(self) -> None:
         options = {"--masks": self.masks is not None, "--keep-all": self.keep_all, "--keep-gps": self.keep_gps}
@@ -161,6 +202,9 @@ class _Inputs:
 
     def files(self) -> list[Path]:
         """The files whose content decides what the pictures show."""
+        path = Path(self.source).expanduser()
+        if path.is_dir() and recognise_moving(path) is not None:
+            return sorted(p for p in path.rglob("*") if p.is_file())
         if recognise_capture(self.source) is not None:
             return capture_files(self.source)
         masks = [] if self.masks is None else sorted(p for p in self.masks.expanduser().rglob("*") if p.is_file())

@@ -274,6 +274,8 @@ def _held_out(folder: Path, scene: Scene, options: RenderOptions, progress: Prog
     fitted = fit_metrics(folder) if options.gaussians is None else {}
     every = options.holdout
     if every is None and not fitted.get("test"):
+        if "test" in fitted and options.trajectory == "training":
+            return []
         if "test" in fitted:
             raise InputError(
                 "the fit held out no photos", found=f"none in {folder / METRICS}",

@@ -129,7 +129,8 @@ def pack_motion(motion: BasesMotion) -> Packed:
     number = "u1" if bases <= 256 else "<u2"
     parts = (
         time_s.numpy().astype("<f8"), geometry.quat_from_matrix(poses[..., :3, :3]).numpy().astype("<f4"),
-        poses[..., :3, 3].numpy().astype("<f4"), weights.numpy().astype("<u2"), index.numpy().astype(number),
+        *(t.detach().cpu().numpy().astype("<f4") for t in (motion.anchor_paths(), motion.anchors)),
+        weights.numpy().astype("<u2"), index.numpy().astype(number),
     )  # fmt: skip
     return Packed(zlib.compress(b"".join(p.tobytes() for p in parts), 9), {
         "count": len(motion), "bases": bases, "times": len(time_s), "blended": blended,

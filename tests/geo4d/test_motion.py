@@ -109,6 +109,26 @@ def test_bases_pass_through_their_poses_and_stay_at_the_ends() -> None:
     torch.testing.assert_close(half[:, :3, 3], (poses[:, 1, :3, 3] + poses[:, 2, :3, 3]) / 2)
 
 
+def test_between_times_the_anchor_goes_along_a_line() -> None:
+    """A thing that turns about its own middle, far from the origin, stays in its place on the way."""
+    middle = torch.tensor([[5.0, 1.0, 0.0]], dtype=torch.float64)
+    turn = geometry.matrix_from_rotvec(torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.0, 2.0]], dtype=torch.float64))
+    step = torch.tensor([0.4, 0.0, 0.0], dtype=torch.float64)
+    places = torch.stack([middle[0], middle[0] + step])
+    poses = geometry.rigid(turn, places - (turn @ middle[0][:, None])[..., 0])[None]
+    times = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    motion = BasesMotion(times, poses, torch.ones(1, 1), middle)
+    for share in (0.0, 0.3, 0.5, 1.0):
+        there = geometry.transform_points(motion.poses(share)[0], middle)
+        torch.testing.assert_close(there, middle + share * step)
+    torch.testing.assert_close(motion.anchor_paths()[0], places)
+    # About the origin it would swing far off.
+    swung = geometry.transform_points(BasesMotion(times, poses, torch.ones(1, 1)).poses(0.5)[0], middle)
+    assert float((swung - middle - 0.5 * step).norm()) > 1
+    with pytest.raises(InputError, match="2 anchors"):
+        BasesMotion(times, poses, torch.ones(1, 1), middle.repeat(2, 1))
+
+
 def test_a_blend_of_equal_poses_is_that_pose_and_halfway_between_two_is_halfway() -> None:
     pose = some_poses(1)[0]
     quat, shift = blended(pose.expand(4, 4, 4), torch.tensor([[0.1, 0.2, 0.3, 0.4]], dtype=torch.float64))
@@ -282,7 +302,8 @@ def test_the_reader_in_the_documentation_agrees(tmp_path: Path, count: int) -> N
     logits = torch.randn(len(g), 3, generator=torch.Generator().manual_seed(5))
     weights = logits.softmax(-1) * (torch.arange(len(g)) % 3 > 0)[:, None]
     times = torch.linspace(0.5, 2, count, dtype=torch.float64)
-    motion = BasesMotion(times, some_poses(3, count, seed=6), weights)
+    anchor = torch.randn(3, 3, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    motion = BasesMotion(times, some_poses(3, count, seed=6), weights, anchor)
     write_motion(tmp_path / "motion.npz", motion)
     with np.load(tmp_path / "motion.npz") as stored:
         for t in (0.0, 0.5, 0.9, 1.7, 2.0, 5.0):
@@ -300,6 +321,8 @@ def test_the_reader_in_the_documentation_agrees(tmp_path: Path, count: int) -> N
         ({"weights": np.ones((39, 2), np.float32) / 2}, "39 Gaussians"),
         ({"time_s": np.array([0.0, np.nan])}, "finite: False"),
         ({"world_from_rest": np.zeros((2, 2, 3, 4))}, "poses"),
+        ({"anchor_rest": np.zeros((2, 4))}, "anchors"),
+        ({"anchor_rest": None}, "no anchor_rest"),
     ],
 )
 def test_files_that_are_no_motion_of_these_gaussians_are_refused(

@@ -943,17 +943,18 @@ def test_what_stands_still_has_no_trail(arm: Arm, arm_page: Page) -> None:
 # What a page that moves holds
 
 
-def _unpacked(packed: Packed) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Times, quaternions, positions, weights that sum to 1, and numbers of bases, by the README's layout."""
+def _unpacked(packed: Packed) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Times, quaternions, places, anchors, weights that sum to 1, and numbers of bases, by the README's layout."""
     f, raw = packed.facts, zlib.decompress(packed.data)
     t, m, g, k = f["times"], f["bases"], f["count"], f["blended"]
-    sizes = [8 * t, 16 * m * t, 12 * m * t, 2 * g * k, f["index_bytes"] * g * k]
+    sizes = [8 * t, 16 * m * t, 12 * m * t, 12 * m, 2 * g * k, f["index_bytes"] * g * k]
     assert len(raw) == sum(sizes)
-    kinds = ["<f8", "<f4", "<f4", "<u2", f"<u{f['index_bytes']}"]
+    kinds = ["<f8", "<f4", "<f4", "<f4", "<u2", f"<u{f['index_bytes']}"]
     ends = np.cumsum(sizes)
     parts = [np.frombuffer(raw[e - s : e], kind) for s, e, kind in zip(sizes, ends, kinds, strict=True)]
-    time_s, quat, shift, weights, index = parts
-    return time_s, quat.reshape(m, t, 4), shift.reshape(m, t, 3), weights.reshape(k, g) / 65535, index.reshape(k, g)
+    time_s, quat, place, anchor, weights, index = parts
+    of_bases = quat.reshape(m, t, 4), place.reshape(m, t, 3), anchor.reshape(m, 3)
+    return time_s, *of_bases, weights.reshape(k, g) / 65535, index.reshape(k, g)
 
 
 @pytest.mark.parametrize(("bases", "most"), [(3, 3), (9, 4), (300, 3)])
@@ -966,16 +967,18 @@ def test_packed_motion_blends_as_the_motion(bases: int, most: int) -> None:
     for row in weights[20:]:  # the first ones stand still
         row[torch.randperm(bases, generator=g)[:most]] = torch.rand(most, generator=g) + 0.02
     weights[20:] /= weights[20:].sum(-1, keepdim=True)
-    packed = content.pack_motion(BasesMotion(time_s, poses, weights))
+    anchor = torch.randn(bases, 3, generator=g, dtype=torch.float64)
+    packed = content.pack_motion(BasesMotion(time_s, poses, weights, anchor))
     assert packed.facts["moving"] == 180
-    times, quat, shift, share, index = _unpacked(packed)
+    times, quat, place, anchors, share, index = _unpacked(packed)
     assert times.tolist() == time_s.tolist()
     dense = torch.zeros(200, bases)
     dense.scatter_add_(1, torch.from_numpy(index.astype(np.int64)).T, torch.from_numpy(share).T.float())
     assert (dense[:20] == 0).all()
     torch.testing.assert_close(dense, weights, atol=2e-5, rtol=0)
     rotation = geometry.matrix_from_quat(torch.from_numpy(quat[:, 1].astype(np.float64)))
-    stored = geometry.rigid(rotation, torch.from_numpy(shift[:, 1].astype(np.float64)))
+    carried = (rotation @ torch.from_numpy(anchors.astype(np.float64))[..., None])[..., 0]
+    stored = geometry.rigid(rotation, torch.from_numpy(place[:, 1].astype(np.float64)) - carried)
     torch.testing.assert_close(stored, poses[:, 1], atol=1e-6, rtol=0)
 
 

@@ -1,13 +1,15 @@
 """A .glb that plays: coloured points in nodes that move as the rigid groups of a motion do (glTF 2.0 animation).
 
 glTF knows rigid nodes, not blended ones: every Gaussian goes to the basis that it follows most. Between two times a
-node turns and slides as a basis does (`geo4d.core.motion`): glTF's LINEAR is slerp and a line.
+node turns and slides as a basis does (`geo4d.core.motion`): glTF's LINEAR is slerp and a line, of the anchor, which is
+the origin of its node.
 """
 
 from __future__ import annotations
 
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,10 +65,15 @@ def write_motion_glb(path: Path, gaussians: Gaussians, *, up_world: Tensor | Non
     buffer, scene = _Buffer(), _Scene()
     times, index = _times(motion)
     clock = _add_plain(buffer, times, min=[float(times[0])], max=[float(times[-1])])
+    anchors, paths = motion.anchors.detach().cpu(), motion.anchor_paths().detach().cpu()
     for basis in group.unique().tolist():
-        mesh = _add_points(buffer, shown.subset(group == basis), scene, "static" if basis < 0 else f"group {basis}")
+        anchor = torch.zeros(3) if basis < 0 else anchors[basis].float()
+        part = shown.subset(group == basis)
+        part = replace(part, means=part.means - anchor.to(part.means), motion=None)
+        mesh = _add_points(buffer, part, scene, "static" if basis < 0 else f"group {basis}")
         if basis >= 0:
-            quats, places = _trajectory(motion.world_from_rest[basis, index])
+            quats, places = _trajectory(motion.world_from_rest[basis, index]), paths[basis, index].numpy()
+            places = places.astype(np.float32)
             scene.move(mesh, clock, _add_plain(buffer, quats), _add_plain(buffer, places), quats[0], places[0])
     _write(path, buffer, scene, up_world, float(motion.time_s[0]))
     blended = (weights.amax(-1) > 0) & (weights.amax(-1) < MOSTLY)
@@ -106,13 +113,13 @@ def _times(motion: BasesMotion) -> tuple[np.ndarray, Tensor]:
     return after[keep], torch.from_numpy(np.flatnonzero(keep))
 
 
-def _trajectory(pose: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Quaternions xyzw, each with the sign that is nearer to the one before, and places; float32."""
+def _trajectory(pose: Tensor) -> np.ndarray:
+    """Quaternions xyzw of poses, each with the sign that is nearer to the one before; float32."""
     quats = geometry.quat_from_matrix(pose.detach().cpu()[:, :3, :3])
     against = (quats[1:] * quats[:-1]).sum(-1) < 0
     signs = torch.where(against, -1.0, 1.0).cumprod(0)
     quats = torch.cat([quats[:1], signs[:, None] * quats[1:]])
-    return quats.numpy()[:, [1, 2, 3, 0]].astype(np.float32), pose[:, :3, 3].detach().cpu().numpy().astype(np.float32)
+    return quats.numpy()[:, [1, 2, 3, 0]].astype(np.float32)
 
 
 def _add_plain(buffer: _Buffer, values: np.ndarray, **more: Any) -> int:

@@ -18,7 +18,7 @@ BASES, HEXPLANE = "motion.npz", "motion.safetensors"
 MOTIONS = (BASES, HEXPLANE)
 """A scene folder has one of them at most."""
 VERSION = 1
-ARRAYS = {"time_s": ("f8", 1), "world_from_rest": ("f8", 4), "weights": ("f4", 2)}
+ARRAYS = {"time_s": ("f8", 1), "world_from_rest": ("f8", 4), "weights": ("f4", 2), "anchor_rest": ("f8", 2)}
 """Name -> numbers and dimensions."""
 
 
@@ -49,7 +49,8 @@ def write_motion(path: Path, motion: Motion) -> None:
     if isinstance(motion, HexPlaneMotion):
         write_hexplane(path, motion)
         return
-    arrays = {name: getattr(motion, name).detach().cpu().numpy() for name in ARRAYS}
+    tensors = motion.time_s, motion.world_from_rest, motion.weights, motion.anchors
+    arrays = {name: tensor.detach().cpu().numpy() for name, tensor in zip(ARRAYS, tensors, strict=True)}
     write_arrays(path, version=np.array(VERSION), kind=np.array("bases"), **arrays)
 
 
@@ -78,8 +79,11 @@ def _read_bases(path: Path, count: int) -> BasesMotion:
                 asked, found=f"{name}: {value.dtype} {value.shape}, finite: {bool(np.isfinite(value).all())}",
                 accepted=f"finite {np.dtype(dtype)} of {dims} dimensions",
             )  # fmt: skip
-    if found["world_from_rest"].shape[2:] != (4, 4):
-        raise InputError(asked, found=f"poses {found['world_from_rest'].shape}", accepted="poses (m, t, 4, 4)")
+    poses, anchors = found["world_from_rest"].shape, found["anchor_rest"].shape
+    if poses[2:] != (4, 4) or anchors[1:] != (3,):
+        raise InputError(
+            asked, found=f"poses {poses}, anchors {anchors}", accepted="poses (m, t, 4, 4), anchors (m, 3)"
+        )
     if len(found["weights"]) != count:
         raise InputError(
             asked, found=f"the motion of {len(found['weights'])} Gaussians", accepted=f"of the {count} beside it",

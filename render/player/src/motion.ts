@@ -32,9 +32,10 @@ const WIDTH = 2048; // of Spark's textures of Gaussians
 
 export class Motion {
   readonly time_s: Float64Array;
-  /** World_from_rest of every base at every time: quaternions wxyz, and positions. */
+  /** World_from_rest of every base at every time: quaternions wxyz, and where its anchor is; and the anchor at rest. */
   private readonly turns: Float32Array;
-  private readonly shifts: Float32Array;
+  private readonly places: Float32Array;
+  private readonly anchors: Float32Array;
   /** Per Gaussian up to four numbers, the heaviest first: base in the upper half, weight in 65535ths in the lower. */
   private readonly parts: Uint32Array;
   private readonly partsMap: THREE.DataArrayTexture;
@@ -50,7 +51,8 @@ export class Motion {
     const take = (bytes: number) => raw.slice(at, (at += bytes));
     this.time_s = new Float64Array(take(8 * times));
     this.turns = new Float32Array(take(16 * bases * times));
-    this.shifts = new Float32Array(take(12 * bases * times));
+    this.places = new Float32Array(take(12 * bases * times));
+    this.anchors = new Float32Array(take(12 * bases));
     const weights = new Uint16Array(take(2 * count * blended));
     const index = index_bytes === 1 ? new Uint8Array(take(count * blended)) : new Uint16Array(take(2 * count * blended));
     const height = Math.min(WIDTH, Math.ceil(count / WIDTH));
@@ -69,7 +71,7 @@ export class Motion {
   static async read(bytes: Uint8Array, data: MotionData, placement: Placement): Promise<Motion> {
     const { buffer: raw } = await unpacked(bytes, "deflate");
     const { count, bases, times, blended, index_bytes } = data;
-    if (raw.byteLength !== 8 * times + 28 * bases * times + (2 + index_bytes) * count * blended) {
+    if (raw.byteLength !== 8 * times + 28 * bases * times + 12 * bases + (2 + index_bytes) * count * blended) {
       throw new DamagedError("The motion in this file is not whole.");
     }
     return new Motion(raw, data, placement);
@@ -96,8 +98,9 @@ export class Motion {
     for (let base = 0; base < bases; base++) {
       const b = base * times + k;
       const turn = this.turn(b - 1).slerp(this.turn(b), share);
-      const shift = this.shift(b - 1).lerp(this.shift(b), share);
-      this.write(found, 8 * base, turn, shift);
+      const place = this.place(b - 1).lerp(this.place(b), share);
+      const anchor = new THREE.Vector3().fromArray(this.anchors, 3 * base);
+      this.write(found, 8 * base, turn, place.sub(anchor.applyQuaternion(turn)));
     }
     return found;
   }
@@ -107,8 +110,8 @@ export class Motion {
     return new THREE.Quaternion(x, y, z, w).normalize();
   }
 
-  private shift(at: number): THREE.Vector3 {
-    return new THREE.Vector3().fromArray(this.shifts, 3 * at);
+  private place(at: number): THREE.Vector3 {
+    return new THREE.Vector3().fromArray(this.places, 3 * at);
   }
 
   /** A pose of the world, seen in the axes of the file, where its shift is that of the file's origin. */

@@ -1,0 +1,92 @@
+"""Depth of what moves by what it stands on: boxes that stand on a floor before one camera."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from geo4d.core import geometry, procedural
+from geo4d.core.procedural import Boxes
+from geo4d.core.types import Camera, Frame, Frames, Observations, PointCloud, Scale, Scene
+from recon.contact import CONFIDENCE, with_contact_depth
+
+HW = (120, 160)
+
+
+def standing(height_m: float = 0.4, up: tuple[float, float, float] = (0.0, 0.0, 1.0)) -> tuple[Scene, torch.Tensor]:
+    """A box that stands on the floor of a room, in a picture from above; its own depth unknown. And true depth."""
+    half = torch.tensor([[2.0, 2.0, 2.0], [0.12, 0.1, height_m / 2]], dtype=torch.float64)
+    centre = torch.tensor([[0.0, 0.0, 2.0], [0.1, -0.1, height_m / 2]], dtype=torch.float64)
+    pose = geometry.rigid(torch.eye(3, dtype=torch.float64).expand(2, 3, 3), centre)
+    boxes = Boxes(pose, half, torch.rand(2, 2, 3, dtype=torch.float64), torch.full((2,), 0.2, dtype=torch.float64), 0)
+    eye, target = torch.tensor([[0.2, -1.8, 1.2]]).double(), torch.tensor([[0.0, 0.0, 0.1]]).double()
+    K = torch.tensor([[140.0, 0.0, 80.0], [0.0, 140.0, 60.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
+    camera = Camera(K, procedural.look_at(eye, target, torch.zeros(1).double())[0], HW)
+    truth = procedural.cast_depth(boxes, camera)
+    moves = (procedural.cast_solids(boxes, camera)[0] == 1).float()
+    none, index = torch.zeros(0, 3), torch.zeros(0).long()
+    scene = Scene(
+        Frames([Frame.from_array("a.png", np.zeros((*HW, 3), np.uint8))]), (camera,), (camera,),
+        (torch.where(moves > 0, torch.nan, truth),), (torch.ones(HW),), (moves,),
+        Observations(index, index, none[:, :2].double(), none.double(), none),
+        PointCloud(none.double(), none, none), None, Scale(), torch.tensor(up).double(), {},
+    )  # fmt: skip
+    return scene, truth
+
+
+def turned(scene: Scene) -> Scene:
+    """The same in a world whose up is elsewhere."""
+    turn = geometry.matrix_from_rotvec(torch.tensor([0.7, -0.4, 0.2], dtype=torch.float64))
+    return scene.transformed(geometry.rigid(turn, torch.tensor([3.0, 1.0, -2.0], dtype=torch.float64)))
+
+
+@pytest.mark.parametrize("other_world", [False, True])
+def test_an_upright_thing_has_the_depth_of_its_foot(other_world: bool) -> None:
+    scene, truth = standing()
+    found = with_contact_depth(turned(scene) if other_world else scene, 0.5)
+    depth, dynamic, sure = found.depth[0], scene.dynamic[0], found.confidence[0]
+    assert depth is not None
+    assert dynamic is not None
+    assert sure is not None
+    moves = dynamic > 0
+    error = (depth / truth - 1).abs()
+    assert torch.isfinite(depth[moves]).all()
+    assert float(error[moves].median()) < 0.06
+    assert float(error[moves].max()) < 0.2
+    assert (sure[moves] == CONFIDENCE).all()
+    # What stands still is as it was.
+    assert torch.equal(depth[~moves], truth[~moves])
+    assert (sure[~moves] == 1).all()
+
+
+def test_a_thing_without_a_foot_in_the_picture_has_no_depth() -> None:
+    scene, _ = standing()
+    moves = scene.dynamic[0]
+    assert moves is not None
+    cut = moves.clone()
+    column = int(moves.sum(0).argmax())
+    cut[int(moves[:, column].nonzero()[0, 0]) :, column - 2 : column + 3] = 1  # down to the edge
+    depth = torch.where(cut > 0, torch.nan, torch.ones(HW))
+    found = with_contact_depth(replace(scene, dynamic=(cut,), depth=(depth,)), 0.5)
+    assert found.depth[0] is not None
+    assert torch.isnan(found.depth[0][cut > 0]).all()
+    assert found.confidence[0] is not None
+    assert (found.confidence[0][cut > 0] == 0).all()
+
+
+def test_without_depth_beside_it_nothing_is_known() -> None:
+    scene, _ = standing()
+    found = with_contact_depth(replace(scene, depth=(torch.full(HW, math.nan),)), 0.5)
+    assert found.depth[0] is not None
+    assert torch.isnan(found.depth[0]).all()
+
+
+def test_frames_without_motion_are_untouched() -> None:
+    scene, _ = standing()
+    still = replace(scene, dynamic=(torch.zeros(HW),))
+    assert with_contact_depth(still, 0.5).depth[0] is still.depth[0]
+    assert with_contact_depth(replace(scene, dynamic=(None,)), 0.5).depth[0] is scene.depth[0]
