@@ -63,8 +63,9 @@ format: dev
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
+# Two at a time, a file's tests in one process: most of them use one core.
 test: dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: dev
 	$(BIN)/python -m pytest -m slow

@@ -18,4 +18,4 @@ GEO4D_INSTALLED_FROM="$target" \
 GEO4D_SAMPLE="$root/assets/sample" \
 GEO4D_ROOT="$root" \
 GEO4D_SHARED_DATA="${GEO4D_SHARED_DATA:-$root/../shared/data}" GOLDEN="${GOLDEN:-$root/../shared/golden}" \
-  "$work/venv/bin/python" -m pytest
+  "$work/venv/bin/python" -m pytest -n 2 --dist loadfile

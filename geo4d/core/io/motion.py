@@ -49,6 +49,7 @@ def write_motion(path: Path, motion: Motion) -> None:
     if isinstance(motion, HexPlaneMotion):
         write_hexplane(path, motion)
         return
+    assert isinstance(motion, BasesMotion)  # motion_name refused all others
     tensors = motion.time_s, motion.world_from_rest, motion.weights, motion.anchors
     arrays = {name: tensor.detach().cpu().numpy() for name, tensor in zip(ARRAYS, tensors, strict=True)}
     write_arrays(path, version=np.array(VERSION), kind=np.array("bases"), **arrays)
