@@ -51,7 +51,7 @@ FEW_PHOTOS = 3
 NOT_NEGATIVE = (
     "means_lr", "means_lr_end", "scales_lr", "quats_lr", "opacities_lr", "colour_lr", "exposure_lr", "cameras_lr",
     "opacity_weight", "scale_weight", "depth_weight", "ssim_weight", "noise_lr", "turns_lr", "shifts_lr", "weights_lr",
-    "smooth_weight", "alike_weight", "decided_weight", "tracks_weight",
+    "smooth_weight", "alike_weight", "decided_weight",
 )  # fmt: skip
 MOTIONS = ("auto", "none", "bases")
 MOVING_SHARE = 0.5
@@ -114,7 +114,6 @@ class FitOptions:
     smooth_weight: float = 1.0
     alike_weight: float = 0.01
     decided_weight: float = 1e-3
-    tracks_weight: float = 0.1
 
     def __post_init__(self) -> None:
         positive = {"steps": self.steps, "time_budget_s": self.time_budget_s, "image_size": self.image_size,
