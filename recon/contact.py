@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from geo4d.core.types import Camera, Scene
+from geo4d.core.types import MOVES, Camera, Scene
 
 CONFIDENCE = 0.35
 """Of such depth: enough to begin from."""
@@ -29,22 +29,20 @@ RANGE = 2.0
 """Depth of a thing differs by no more than this factor from where it stands."""
 
 
-def with_contact_depth(scene: Scene, moves: float) -> Scene:
-    """The scene with depth of the pixels of `dynamic` from `moves` on: of upright planes that stand on the ground.
+def with_contact_depth(scene: Scene) -> Scene:
+    """The scene with depth of the pixels that move: of upright planes that stand on the ground.
 
     Pixels of things whose foot is not in the picture, or beside which no depth is known, have none.
     """
     depth, confidence = list(scene.depth), list(scene.confidence)
     for i, (d, m) in enumerate(zip(scene.depth, scene.dynamic, strict=True)):
-        if d is None or m is None or not bool((m >= moves).any()):
+        if d is None or m is None or not bool((moving := m >= MOVES).any()):
             continue
-        upright = _upright(d.numpy(), (m >= moves).numpy(), scene.depth_camera(i), scene.up_world)
-        moving = torch.from_numpy((m >= moves).numpy())
-        depth[i] = torch.where(moving, torch.from_numpy(upright), d)
+        upright = torch.from_numpy(_upright(d.numpy(), moving.numpy(), scene.depth_camera(i), scene.up_world))
+        depth[i] = torch.where(moving, upright, d)
         before = confidence[i]
         sure = torch.ones_like(d) if before is None else before
-        known = torch.isfinite(torch.from_numpy(upright))
-        confidence[i] = torch.where(moving, torch.where(known, CONFIDENCE, 0.0), sure)
+        confidence[i] = torch.where(moving, torch.where(torch.isfinite(upright), CONFIDENCE, 0.0), sure)
     return replace(scene, depth=tuple(depth), confidence=tuple(confidence))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from geo4d.core import pictures
 from geo4d.core.errors import InputError
 from geo4d.core.progress import Progress
-from geo4d.core.types import Camera, PointCloud, Scene
+from geo4d.core.types import Camera, Frame, PointCloud, Scene
 from recon.depth import DepthOptions, estimate_depth
 from recon.fusion import FusedMesh, fuse_mesh, fuse_points
 from recon.options import ReconstructOptions
@@ -81,11 +81,7 @@ def dense_depth(
     stamp = _stamp(scene, priors, predicted)
     if (work_dir / "done").exists() and _made_for(work_dir, cameras, stamp):
         return _load(work_dir, len(scene.frames))
-    images, valid = [], []
-    for frame, camera in zip(scene.frames, cameras, strict=True):
-        images.append(pictures.resize(frame.read(), camera.hw))
-        mask = None if frame.read_mask is None else frame.read_mask()
-        valid.append(None if mask is None else pictures.resize_mask(mask, camera.hw))
+    images, valid = pictures_at(scene.frames, [c.hw for c in cameras])
     seen = scene.observations
     visible = [seen.track_id[seen.frame_id == i].unique().numpy() for i in range(len(cameras))]
     results = estimate_depth(
@@ -102,6 +98,18 @@ def dense_depth(
     results = _filled(results, predicted, valid)
     _save(work_dir, results, cameras, stamp)
     return [torch.from_numpy(d) for d, _ in results], [torch.from_numpy(c) for _, c in results]
+
+
+def pictures_at(
+    frames: Iterable[Frame], sizes: Iterable[tuple[int, int]]
+) -> tuple[list[np.ndarray], list[np.ndarray | None]]:
+    """Pictures of frames at some sizes, and where they may be used (None: everywhere)."""
+    images, valid = [], []
+    for frame, hw in zip(frames, sizes, strict=True):
+        images.append(pictures.resize(frame.read(), hw))
+        mask = None if frame.read_mask is None else frame.read_mask()
+        valid.append(None if mask is None else pictures.resize_mask(mask, hw))
+    return images, valid
 
 
 def _measured(scene: Scene, cameras: list[Camera], priors: Priors, progress: Progress) -> Measured | None:

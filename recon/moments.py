@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from geo4d.core import pictures
 from geo4d.core.progress import Progress
 from geo4d.core.types import Scene
+from recon.dense import pictures_at
 from recon.depth import DepthOptions, estimate_depth
 from recon.options import ReconstructOptions
 
@@ -43,17 +43,11 @@ def moment_depth(
     pose = torch.stack([c.world_from_cam for c in cameras]).numpy()
     with progress.stage("depth of every time", total=len(moments)) as advance:
         for moment in moments:
-            images = [pictures.resize(scene.frames[i].read(), cameras[i].hw) for i in moment]
+            images, valid = pictures_at([scene.frames[i] for i in moment], [cameras[i].hw for i in moment])
             found = estimate_depth(
-                images, K[moment], pose[moment], valid=[_valid(scene, i, cameras[i].hw) for i in moment],
-                options=DepthOptions(threads=options.num_threads),
+                images, K[moment], pose[moment], valid=valid, options=DepthOptions(threads=options.num_threads)
             )  # fmt: skip
             for i, (d, c) in zip(moment, found, strict=True):
                 depth[i], confidence[i] = torch.from_numpy(d), torch.from_numpy(c)
             advance()
     return depth, confidence
-
-
-def _valid(scene: Scene, i: int, hw: tuple[int, int]) -> np.ndarray | None:
-    mask = scene.frames[i].read_mask
-    return None if mask is None else pictures.resize_mask(mask(), hw)

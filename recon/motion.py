@@ -17,7 +17,7 @@ import torch
 
 from geo4d.core import geometry, pictures
 from geo4d.core.progress import Progress
-from geo4d.core.types import Camera, Frame, PointTracks, Scene
+from geo4d.core.types import MOVES, Camera, Frame, PointTracks, Scene
 from recon.contact import with_contact_depth
 from recon.flow import Clip, at, clip
 
@@ -31,11 +31,14 @@ OTHER_DEPTH = 0.08
 """A camera that stands still sees something new where its depth differs so much, relative, from that at most times."""
 GREY_STEPS = 6.0
 """Of 255; a camera that stands still sees a change where its picture differs by more, and by more than the noise."""
-MOVES = 0.5
+MOST_OF = 0.5
+"""Share of the times at which a followed point is seen that it must lie where something moves."""
 SMALLEST = 3e-4
 """Share of a picture: smaller regions are noise."""
 GROWN = 0.006
 """Share of a picture's longer side by which regions grow: flow is blurred at the edges of things."""
+LEAST_FIXED = 4
+"""Pictures of a camera that stands still that tell what it shows at most times."""
 STILL_PX = 0.1
 """A camera stands still between two pictures where nothing would move by more."""
 CELL_PX = 4
@@ -76,7 +79,7 @@ def with_motion(scene: Scene, *, stands: bool = False, threads: int = 2, progres
     ]
     scene = replace(scene, dynamic=tuple(dynamic))
     if stands:
-        scene = with_contact_depth(scene, MOVES)
+        scene = with_contact_depth(scene)
     with progress.stage("tracks", total=len(clips)) as advance:
         times = sorted({float(t) for one in clips for i in one.frame if (t := scene.frames[i].time_s) is not None})
         tracks = _joined([_tracks(scene, one, moving, times, advance) for one in clips])
@@ -142,7 +145,8 @@ def _moving(scene: Scene, one: Clip) -> list[np.ndarray]:
     """Score in [0, 1] of every pixel of every picture of a clip: 1 moves."""
     views = [_view(scene, i, one.hw) for i in one.frame]
     times = [scene.frames[i].time_s or 0.0 for i in one.frame]
-    usual, changed = _usual_depth(views), _changed(one, views)
+    fixed = len(views) >= LEAST_FIXED and all(_stands(views[0].camera, v.camera) for v in views[1:])
+    usual, changed = (_usual_depth(views), _changed(one)) if fixed else (None, None)
     scores = []
     for k, view in enumerate(views):
         score = np.zeros(one.hw, np.float32)
@@ -218,10 +222,8 @@ def _still_flow(view: _View, other: _View) -> tuple[np.ndarray, np.ndarray]:
     return place - np.stack([u, v], -1), slope
 
 
-def _usual_depth(views: Sequence[_View]) -> np.ndarray | None:
-    """Median depth of every pixel over time of a camera that stands still; None where it moves."""
-    if len(views) < 4 or not all(_stands(views[0].camera, v.camera) for v in views[1:]):
-        return None
+def _usual_depth(views: Sequence[_View]) -> np.ndarray:
+    """Median depth of every pixel over time of a camera that stands still; NaN where it is rarely known."""
     stack = np.stack([v.depth for v in views])
     known = np.isfinite(stack)
     with warnings.catch_warnings():
@@ -229,13 +231,11 @@ def _usual_depth(views: Sequence[_View]) -> np.ndarray | None:
         return np.where(known.mean(0) > 0.5, np.nanmedian(stack, 0), np.nan)
 
 
-def _changed(one: Clip, views: Sequence[_View]) -> list[np.ndarray] | None:
-    """Where each picture of a camera that stands still differs from what it shows at most times; None where it moves.
+def _changed(one: Clip) -> list[np.ndarray]:
+    """Where each picture of a camera that stands still differs from what it shows at most times.
 
     What looks as always is taken to stand still, whatever flow and depth say beside things that move.
     """
-    if len(views) < 4 or not all(_stands(views[0].camera, v.camera) for v in views[1:]):
-        return None
     stack = np.stack(one.grey).astype(np.float32)
     usual = np.median(stack, 0)
     out = []
@@ -281,10 +281,9 @@ def _carried(values: np.ndarray, flow: np.ndarray) -> np.ndarray:
 def _clean(score: np.ndarray) -> np.ndarray:
     moves = cv2.medianBlur((score >= MOVES).astype(np.uint8), 5)
     moves = cv2.morphologyEx(moves, cv2.MORPH_CLOSE, _disc(2 * GROWN * max(score.shape)))
-    count, label, stats, _ = cv2.connectedComponentsWithStats(moves)
+    _, label, stats, _ = cv2.connectedComponentsWithStats(moves)
     small = np.flatnonzero(stats[:, cv2.CC_STAT_AREA] < SMALLEST * score.size)
     moves[np.isin(label, small[small > 0])] = 0
-    del count
     return cv2.dilate(moves, _disc(GROWN * max(score.shape))).astype(np.float32)
 
 
@@ -342,7 +341,7 @@ def _that_move(one: Clip, places: np.ndarray, moves: Sequence[np.ndarray]) -> np
     seen = np.isfinite(places).all(-1)
     there = np.stack([np.nan_to_num(at(m.astype(np.float32), p)) >= 0.5 for m, p in zip(moves, places, strict=True)])
     least = min(LEAST_TIMES, len(one))
-    keep = (seen.sum(0) >= least) & ((there & seen).sum(0) >= MOVES * seen.sum(0))
+    keep = (seen.sum(0) >= least) & ((there & seen).sum(0) >= MOST_OF * seen.sum(0))
     return places[:, keep]
 
 

@@ -12,12 +12,12 @@ import torch
 from geo4d.core.errors import InputError
 from geo4d.core.io.moving import PosedCapture
 from geo4d.core.progress import Progress
-from geo4d.core.types import Observations, PointCloud, Scene
+from geo4d.core.types import MOVES, Observations, PointCloud, Scene
 from recon import report
 from recon.dense import dense_depth, dense_points
 from recon.dynamic import with_dynamic
 from recon.moments import is_rig, moment_depth
-from recon.motion import MOVES, with_motion
+from recon.motion import with_motion
 from recon.options import ReconstructOptions
 from recon.priors import Priors
 from recon.scale import find_up
@@ -89,8 +89,7 @@ def _learnt(scene: Scene, options: ReconstructOptions, work_dir: Path, progress:
 
 
 def _say_what_moves(scene: Scene, progress: Progress) -> None:
-    maps = [d for d in scene.dynamic if d is not None]
-    share = sum(float((d >= MOVES).float().mean()) for d in maps) / max(len(maps), 1)
+    share = scene.moving_share()
     count = 0 if scene.tracks is None else len(scene.tracks)
     progress.note(f"{share:.1%} of the pixels move; {count} points were followed")
     if share > ALL_MOVES:

@@ -17,7 +17,7 @@ from geo4d.core.memory import peak_memory_gib
 from geo4d.core.progress import Progress
 from geo4d.core.types import SH_C0, Camera, Gaussians, PointTracks, Scene
 from render.density import MCMC
-from render.initialise import MOVES, initial_gaussians
+from render.initialise import initial_gaussians
 from render.losses import photometric
 from render.motion import (
     FitMotion,
@@ -282,7 +282,7 @@ class Fitter:
         o, scene = self.options, self.scene
         count = max(1, int(o.first_gaussians * o.max_gaussians))
         groups = self._groups()
-        share = min(MOVING_SHARE, 2 * _moving_share(scene, self.train)) if groups is not None else 0.0
+        share = min(MOVING_SHARE, 2 * scene.moving_share(self.train)) if groups is not None else 0.0
         moving = None
         if groups is not None:
             moving = first_moving(scene, groups, self.train, int(share * count), o.sh_degree, o.seed)
@@ -432,20 +432,19 @@ class Fitter:
         row[k] = True
         rows = {"exposure": row, "cameras": row}
         wanted = {"exposure": o.exposure and passed > 0.05, "cameras": o.refine_cameras}
+        touched = None if self.motion is None else self._touched(self.motion, k)
         for name, param in self.views.items():
             if wanted.get(name, True):
-                self.optimizers[name].step(seen=rows.get(name, self._touched(k)))
+                self.optimizers[name].step(seen=rows.get(name, touched))
             param.grad = None
         self.steps += 1
         self.mean_square.pop(k, None)  # the latest comes last
         self.mean_square[k] = float(square)
         self._refine(passed)
 
-    def _touched(self, k: int) -> Tensor | None:
+    def _touched(self, motion: FitMotion, k: int) -> Tensor:
         """Which times a look at photo `k` tells something about: its own and those around."""
-        if self.motion is None:
-            return None
-        touched = torch.zeros(len(self.motion.time_s), dtype=torch.bool, device=self.device)
+        touched = torch.zeros(len(motion.time_s), dtype=torch.bool, device=self.device)
         touched[max(0, self.time_of[k] - 2) : self.time_of[k] + 3] = True
         return touched
 
@@ -670,12 +669,6 @@ def _pixels(gaussians: Gaussians, cameras: Sequence[Camera]) -> Tensor:
         z = geometry.transform_points(camera.cam_from_world.float(), gaussians.means)[:, 2]
         most = torch.maximum(most, torch.where(z > 0, float(camera.K[0, 0]) / z.clamp_min(1e-6), 0.0))
     return most
-
-
-def _moving_share(scene: Scene, frames: Sequence[int]) -> float:
-    """Share of the pixels of some frames that move."""
-    maps = [d for i in frames if (d := scene.dynamic[i]) is not None]
-    return sum(float((d >= MOVES).float().mean()) for d in maps) / max(len(maps), 1)
 
 
 def _extent(scene: Scene, train: Sequence[int], first: Gaussians) -> float:

@@ -12,15 +12,13 @@ from torch import Tensor
 
 from geo4d.core import pictures
 from geo4d.core.errors import InputError
-from geo4d.core.types import SH_C0, Gaussians, Scene
+from geo4d.core.types import MOVES, SH_C0, Gaussians, Scene
 from render.views import normals_from_depth
 
 MIN_CONFIDENCE = 0.3
 OPACITY = 0.5
 GUESSED = 0.5
 """How often a pixel is drawn whose depth is only that of its neighbours, against one with a depth of its own."""
-MOVES = 0.5
-"""A pixel with at least this much of `Scene.dynamic` moves."""
 FLATNESS = 0.3
 """Thickness of a Gaussian on a surface as part of its width."""
 

@@ -14,10 +14,10 @@ import torch
 from scipy.spatial import KDTree
 from torch import Tensor
 
-from geo4d.core import geometry, spherical_harmonics
-from geo4d.core.motion import BasesMotion, blended
-from geo4d.core.types import Gaussians, Scene
-from render.initialise import MOVES, gaussians_on, surface
+from geo4d.core import geometry
+from geo4d.core.motion import BasesMotion, blended, carried
+from geo4d.core.types import MOVES, Gaussians, Scene
+from render.initialise import gaussians_on, surface
 from render.rigid_groups import RigidGroups, weights_at
 
 STILL = 12.0
@@ -68,14 +68,8 @@ class FitMotion:
         means, quats = params["means"], params["quats"]
         if not len(moving):
             return means, quats, sh
-        quat, shift = blended(self.poses(views, time), params["weights"][moving].softmax(-1))
-        rotation = geometry.matrix_from_quat(quat)
-        there = (rotation @ means[moving][..., None])[..., 0] + shift
-        means = means.index_copy(0, moving, there)
-        quats = quats.index_copy(0, moving, geometry.quat_product(quat, quats[moving]))
-        if sh.shape[1] > 1:
-            sh = sh.index_copy(0, moving, spherical_harmonics.turned(sh[moving], rotation))
-        return means, quats, sh
+        blend = blended(self.poses(views, time), params["weights"][moving].softmax(-1))
+        return carried(blend, moving, means, quats, sh)
 
     def smoothness(self, views: Mapping[str, Tensor], time: int) -> Tensor:
         """Mean square bend of the bases' paths around a time: of centres in `unit`, of rotations about in rad."""

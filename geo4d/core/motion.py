@@ -99,14 +99,9 @@ class BasesMotion:
         index = self.moving.nonzero()[:, 0]
         if not len(index):
             return gaussians
-        quat, shift = blended(self.poses(time_s).to(self.weights), self.weights[index])
-        rotation = geometry.matrix_from_quat(quat)
-        moved = {
-            "means": (rotation @ gaussians.means[index][..., None])[..., 0] + shift,
-            "quats_wxyz": geometry.quat_product(quat, gaussians.quats_wxyz[index]),
-            "sh": spherical_harmonics.turned(gaussians.sh[index], rotation),
-        }
-        return replace(gaussians, **{k: getattr(gaussians, k).index_copy(0, index, v) for k, v in moved.items()})
+        blend = blended(self.poses(time_s).to(self.weights), self.weights[index])
+        means, quats, sh = carried(blend, index, gaussians.means, gaussians.quats_wxyz, gaussians.sh)
+        return replace(gaussians, means=means, quats_wxyz=quats, sh=sh)
 
     def paths(self, means: Float32[Tensor, "g 3"]) -> Float32[Tensor, "t g 3"]:
         """Where Gaussians with these means at rest are at all of `time_s`."""
@@ -124,6 +119,21 @@ class BasesMotion:
         """Move to a device."""
         anchor = None if self.anchor_rest is None else self.anchor_rest.to(device)
         return BasesMotion(self.time_s.to(device), self.world_from_rest.to(device), self.weights.to(device), anchor)
+
+
+def carried(
+    motion: tuple[Tensor, Tensor], index: Tensor, means: Tensor, quats_wxyz: Tensor, sh: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Means `(g, 3)`, quaternions `(g, 4)` and coefficients `(g, k, 3)`, those of an index carried by rigid motions as
+    `blended` gives them; the others untouched.
+    """
+    quat, shift = motion
+    rotation = geometry.matrix_from_quat(quat)
+    there = (rotation @ means[index][..., None])[..., 0] + shift
+    turned = geometry.quat_product(quat, quats_wxyz[index])
+    if sh.shape[1] > 1:  # colours without direction do not turn
+        sh = sh.index_copy(0, index, spherical_harmonics.turned(sh[index], rotation))
+    return means.index_copy(0, index, there), quats_wxyz.index_copy(0, index, turned), sh
 
 
 def blended(poses: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -404,6 +404,10 @@ class Scale:
     relative_error: float | None = None
 
 
+MOVES = 0.5
+"""A pixel with at least this much of `Scene.dynamic` moves."""
+
+
 @dataclass(frozen=True, eq=False)
 class Scene:
     """Cameras, depth and points of a set of pictures, all in one world frame.
@@ -445,6 +449,12 @@ class Scene:
                 raise InputError(
                     f"the camera of {frame.name!r} is not finite", found=f"pose {camera.world_from_cam.tolist()}"
                 )
+
+    def moving_share(self, frames: Sequence[int] | None = None) -> float:
+        """Share of the pixels that move, of all frames or of some; 0 where nobody looked."""
+        chosen = range(len(self.frames)) if frames is None else frames
+        maps = [d for i in chosen if (d := self.dynamic[i]) is not None]
+        return sum(float((d >= MOVES).float().mean()) for d in maps) / max(len(maps), 1)
 
     def depth_camera(self, index: int) -> Camera:
         """Camera of the depth map of frame `index`.

@@ -135,7 +135,7 @@ def export(
     if format in IN_TIME:
         return _export_in_time(source, scene, format, out, overwrite=overwrite, progress=progress)
     wanted = format in (*GAUSSIAN_EXPORTS, "rerun") and (source / GAUSSIANS).is_file()
-    gaussians = _read_scene(source, progress) if wanted else None
+    gaussians = read_scene_noted(source, progress) if wanted else None
     if gaussians is not None and gaussians.motion is not None:
         first, last = span_of(gaussians.motion)
         more = f" (a file per time: --format {format} --times 24 -o FOLDER)" if format in PER_TIME else ""
@@ -175,8 +175,8 @@ def _check(source: Path, format: str, out: Path, times: str | None) -> None:
         )  # fmt: skip
 
 
-def _read_scene(folder: Path, progress: Progress) -> Gaussians:
-    """The Gaussians of a scene with their motion.
+def read_scene_noted(folder: Path, progress: Progress) -> Gaussians:
+    """The Gaussians of a scene with their motion; what the reader warns of becomes notes.
 
     Raises:
         InputError: there are none, or they cannot be read.
@@ -191,7 +191,7 @@ def _export_times(
     source: Path, scene: Scene, format: str, out: Path, times: str, *, overwrite: bool, progress: Progress
 ) -> dict[str, Any]:
     """A file of each time."""
-    gaussians = _read_scene(source, progress)
+    gaussians = read_scene_noted(source, progress)
     time_s = parse_times(times, scene, check_moves(gaussians, f"--times {times}", "leave --times out"))
     if format == "mesh":
         write, suffix = _mesh_writer(scene, gaussians), ".ply"
@@ -244,7 +244,7 @@ def _export_in_time(
             )  # fmt: skip
         write_tracks_json(out, scene.tracks, frames=scene.frames.names, scale=scene.scale)
         return done | {"tracks": len(scene.tracks), "times": len(scene.tracks.time_s)}
-    gaussians = _read_scene(source, progress)
+    gaussians = read_scene_noted(source, progress)
     motion = check_moves(gaussians, f"--format {format}", "--format glb")
     held = write_motion_glb(out, gaussians, up_world=scene.up_world)
     if held.blended:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -172,8 +173,7 @@ class _Inputs:
 
     def posed(self, progress: Progress) -> PosedCapture | None:
         """The dataset of a moving scene, whose cameras are given; None where the source is something else."""
-        path = Path(self.source).expanduser()
-        layout = recognise_moving(path) if path.exists() else None
+        layout = self._layout
         if layout is None:
             return None
         options = {
@@ -187,7 +187,13 @@ class _Inputs:
                 f"these options cannot be given with a dataset whose cameras are known ({layout})",
                 found=", ".join(found), accepted="the dataset alone", hint=f"leave out {' and '.join(found)}",
             )  # fmt: skip
-        return load_moving(path, progress=progress)
+        return load_moving(Path(self.source).expanduser(), progress=progress)
+
+    @functools.cached_property
+    def _layout(self) -> str | None:
+        """Of a dataset of a moving scene."""
+        path = Path(self.source).expanduser()
+        return recognise_moving(path) if path.exists() else None
 
     def _check_for_capture(self) -> None:
         options = {"--masks": self.masks is not None, "--keep-all": self.keep_all, "--keep-gps": self.keep_gps}
@@ -203,7 +209,7 @@ class _Inputs:
     def files(self) -> list[Path]:
         """The files whose content decides what the pictures show."""
         path = Path(self.source).expanduser()
-        if path.is_dir() and recognise_moving(path) is not None:
+        if path.is_dir() and self._layout is not None:
             return sorted(p for p in path.rglob("*") if p.is_file())
         if recognise_capture(self.source) is not None:
             return capture_files(self.source)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 import webbrowser
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from geo4d.core.errors import InputError
-from geo4d.core.io.gaussians import GAUSSIANS, SUFFIXES, gaussian_format, read_scene_gaussians, read_up_world
+from geo4d.core.io.gaussians import GAUSSIANS, SUFFIXES, gaussian_format, read_up_world
 from geo4d.core.io.scene import load_scene
 from geo4d.core.motion import BasesMotion
 from geo4d.core.progress import Progress
 from geo4d.core.types import Gaussians
-from geo4d.pipeline.exporting import read_noted
+from geo4d.pipeline.exporting import read_noted, read_scene_noted
 from render.player import FORMAT, Surface, write_player
 
 PAGE, MESH = "player.html", "mesh.ply"
@@ -71,7 +70,7 @@ def _write_scene_page(folder: Path, page: Path, progress: Progress) -> dict[str,
         )  # fmt: skip
     scene = load_scene(folder)
     check_page(page)
-    gaussians = _read_gaussians(folder, progress)
+    gaussians = read_scene_noted(folder, progress) if (folder / GAUSSIANS).is_file() else None
     notes: tuple[str, ...] = ()
     if gaussians is not None and not isinstance(gaussians.motion, BasesMotion | None):
         gaussians, notes = _at_first(gaussians, progress)
@@ -89,18 +88,6 @@ def _write_scene_page(folder: Path, page: Path, progress: Progress) -> dict[str,
             "moves a little otherwise than renders do"
         )
     return held
-
-
-def _read_gaussians(folder: Path, progress: Progress) -> Gaussians | None:
-    """Those of a scene folder with their motion; what the reader warns of becomes notes. None where there are none."""
-    if not (folder / GAUSSIANS).is_file():
-        return None
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        gaussians = read_scene_gaussians(folder)
-    for warning in caught:
-        progress.note(str(warning.message))
-    return gaussians
 
 
 def _at_first(gaussians: Gaussians, progress: Progress) -> tuple[Gaussians, tuple[str, ...]]:

@@ -14,7 +14,8 @@ import trimesh
 
 from geo4d.core import geometry
 from geo4d.core.errors import InputError
-from geo4d.core.io.gaussian_glb import write_gaussians_glb, write_points_glb, y_up_quaternion
+from geo4d.core.io.gaussian_glb import write_gaussians_glb, write_points_glb
+from geo4d.core.io.glb import y_up_quaternion
 from geo4d.core.types import Gaussians, PointCloud
 
 PREFIX = "KHR_gaussian_splatting:"

@@ -47,7 +47,7 @@ def turned(scene: Scene) -> Scene:
 @pytest.mark.parametrize("other_world", [False, True])
 def test_an_upright_thing_has_the_depth_of_its_foot(other_world: bool) -> None:
     scene, truth = standing()
-    found = with_contact_depth(turned(scene) if other_world else scene, 0.5)
+    found = with_contact_depth(turned(scene) if other_world else scene)
     depth, dynamic, sure = found.depth[0], scene.dynamic[0], found.confidence[0]
     assert depth is not None
     assert dynamic is not None
@@ -71,7 +71,7 @@ def test_a_thing_without_a_foot_in_the_picture_has_no_depth() -> None:
     column = int(moves.sum(0).argmax())
     cut[int(moves[:, column].nonzero()[0, 0]) :, column - 2 : column + 3] = 1  # down to the edge
     depth = torch.where(cut > 0, torch.nan, torch.ones(HW))
-    found = with_contact_depth(replace(scene, dynamic=(cut,), depth=(depth,)), 0.5)
+    found = with_contact_depth(replace(scene, dynamic=(cut,), depth=(depth,)))
     assert found.depth[0] is not None
     assert torch.isnan(found.depth[0][cut > 0]).all()
     assert found.confidence[0] is not None
@@ -80,7 +80,7 @@ def test_a_thing_without_a_foot_in_the_picture_has_no_depth() -> None:
 
 def test_without_depth_beside_it_nothing_is_known() -> None:
     scene, _ = standing()
-    found = with_contact_depth(replace(scene, depth=(torch.full(HW, math.nan),)), 0.5)
+    found = with_contact_depth(replace(scene, depth=(torch.full(HW, math.nan),)))
     assert found.depth[0] is not None
     assert torch.isnan(found.depth[0]).all()
 
@@ -88,5 +88,5 @@ def test_without_depth_beside_it_nothing_is_known() -> None:
 def test_frames_without_motion_are_untouched() -> None:
     scene, _ = standing()
     still = replace(scene, dynamic=(torch.zeros(HW),))
-    assert with_contact_depth(still, 0.5).depth[0] is still.depth[0]
-    assert with_contact_depth(replace(scene, dynamic=(None,)), 0.5).depth[0] is scene.depth[0]
+    assert with_contact_depth(still).depth[0] is still.depth[0]
+    assert with_contact_depth(replace(scene, dynamic=(None,))).depth[0] is scene.depth[0]

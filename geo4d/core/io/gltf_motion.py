@@ -7,8 +7,6 @@ the origin of its node.
 
 from __future__ import annotations
 
-import json
-import struct
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,8 +17,7 @@ from torch import Tensor
 
 from geo4d.core import geometry
 from geo4d.core.errors import InputError
-from geo4d.core.io import atomic
-from geo4d.core.io.gaussian_glb import _Buffer, _linear_colour, _points, y_up_quaternion
+from geo4d.core.io.glb import Buffer, linear_colour, point_primitive, write_glb, y_up_quaternion
 from geo4d.core.motion import BasesMotion
 from geo4d.core.types import SH_C0, Gaussians
 
@@ -62,7 +59,7 @@ def write_motion_glb(path: Path, gaussians: Gaussians, *, up_world: Tensor | Non
     group = torch.where(weights.amax(-1) > 0, weights.argmax(-1), -1)
     if not bool((group >= 0).any()):
         raise _not_rigid("none moves")
-    buffer, scene = _Buffer(), _Scene()
+    buffer, scene = Buffer(), _Scene()
     times, index = _times(motion)
     clock = _add_plain(buffer, times, min=[float(times[0])], max=[float(times[-1])])
     anchors, paths = motion.anchors.detach().cpu(), motion.anchor_paths().detach().cpu()
@@ -122,26 +119,26 @@ def _trajectory(pose: Tensor) -> np.ndarray:
     return quats.numpy()[:, [1, 2, 3, 0]].astype(np.float32)
 
 
-def _add_plain(buffer: _Buffer, values: np.ndarray, **more: Any) -> int:
+def _add_plain(buffer: Buffer, values: np.ndarray, **more: Any) -> int:
     """An accessor that is no attribute of points: its view must not name a target."""
     index = buffer.add(values, **more)
     del buffer.views[-1]["target"]
     return index
 
 
-def _add_points(buffer: _Buffer, gaussians: Gaussians, scene: _Scene, name: str) -> int:
+def _add_points(buffer: Buffer, gaussians: Gaussians, scene: _Scene, name: str) -> int:
     """A mesh of points at rest, and its node, whose index is returned."""
     rgb = gaussians.sh[:, 0].detach().cpu().numpy() * SH_C0 + 0.5
     attributes = {
         "POSITION": buffer.add_positions(gaussians.means.detach().cpu().numpy()),
-        "COLOR_0": buffer.add(_linear_colour(rgb, np.ones(len(rgb), np.float32))),
+        "COLOR_0": buffer.add(linear_colour(rgb, np.ones(len(rgb), np.float32))),
     }
     scene.nodes.append({"name": name, "mesh": len(scene.meshes)})
-    scene.meshes.append({"name": name, "primitives": [_points(attributes)]})
+    scene.meshes.append({"name": name, "primitives": [point_primitive(attributes)]})
     return len(scene.nodes) - 1
 
 
-def _write(path: Path, buffer: _Buffer, scene: _Scene, up_world: Tensor | None, start_s: float) -> None:
+def _write(path: Path, buffer: Buffer, scene: _Scene, up_world: Tensor | None, start_s: float) -> None:
     count = len(scene.nodes)
     root = {"name": "scene_world", "rotation": y_up_quaternion(up_world), "children": list(range(count))}
     animation = {
@@ -153,7 +150,4 @@ def _write(path: Path, buffer: _Buffer, scene: _Scene, up_world: Tensor | None, 
         "materials": [{"extensions": {"KHR_materials_unlit": {}}}], "animations": [animation],
         "buffers": [{"byteLength": buffer.size}], "bufferViews": buffer.views, "accessors": buffer.accessors,
     }  # fmt: skip
-    text = json.dumps(content, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 4)
-    head = struct.pack("<4sIII4s", b"glTF", 2, 28 + len(text) + buffer.size, len(text), b"JSON")
-    atomic.write_bytes(path, b"".join([head, text, struct.pack("<I4s", buffer.size, b"BIN\0"), *buffer.parts]))
+    write_glb(path, content, buffer)
