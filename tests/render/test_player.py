@@ -1045,7 +1045,7 @@ def test_another_motion_is_refused_and_viewed_at_rest(
 
     save_scene(room.scene, tmp_path / "scene")
     write_gaussians(tmp_path / "scene/gaussians.ply", replace(swirling, motion=None))
-    monkeypatch.setattr(viewing, "read_scene_gaussians", lambda folder: swirling)
+    monkeypatch.setattr(viewing, "read_scene_noted", lambda folder, progress: swirling)
     progress = Progress()
     held = viewing.write_page(tmp_path / "scene", progress=progress)
     assert held["gaussians"] == 100
