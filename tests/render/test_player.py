@@ -838,22 +838,29 @@ def test_it_plays_in_seconds(arm_page: Page) -> None:
     arm_page.run(
         "(geo4d.setLayer('gaussians', false), geo4d.setEnds('loop'), geo4d.setSpeed(0.25), geo4d.setTime(0.1))"
     )
-    arm_page.run("(window.ticks = [], geo4d.onTime(t => ticks.push([performance.now() / 1000, t])))")
-    arm_page.page.keyboard.press(" ")
-    arm_page.page.wait_for_function("ticks.length > 4 && ticks.at(-1)[0] - ticks[0][0] > 0.5")
-    arm_page.page.keyboard.press(" ")
-    assert not arm_page.state()["playing"]
-    clock, shown = torch.tensor(arm_page.run("ticks"), dtype=torch.float64).T
-    assert float((shown[-1] - shown[0]) / (clock[-1] - clock[0])) == pytest.approx(0.25, rel=0.3)
-    stands = arm_page.state()["time_s"]
-    arm_page.run("geo4d.setView({position: [0.3, -1.4, 0.9], quat_wxyz: [0.78, -0.6, 0.1, -0.1]})")  # bullet time
-    arm_page.page.wait_for_timeout(60)
-    assert arm_page.state()["time_s"] == stands
-    arm_page.page.keyboard.press(">")
-    assert arm_page.state()["speed"] == 0.5
-    arm_page.page.select_option("#speed", "0.1")
-    assert arm_page.state()["speed"] == 0.1
-    arm_page.run("geo4d.setLayer('gaussians', true)")
+    # The time of the frame that is drawn, not that of the callback, which a busy machine runs late.
+    arm_page.run("(window.ticks = [], geo4d.onTime(t => ticks.push([document.timeline.currentTime / 1000, t])))")
+    try:
+        arm_page.page.keyboard.press(" ")
+        arm_page.page.wait_for_function("ticks.length > 4 && ticks.at(-1)[0] - ticks[0][0] > 0.5")
+        arm_page.page.keyboard.press(" ")
+        assert not arm_page.state()["playing"]
+        clock, shown = torch.tensor(arm_page.run("ticks"), dtype=torch.float64).T
+        # A frame that came later than the longest step holds the scene back: those are not counted.
+        passed, played = clock.diff(), shown.diff()
+        steady = (passed > 0) & (passed < 1)
+        assert steady.any()
+        torch.testing.assert_close(played[steady], 0.25 * passed[steady], atol=2e-3, rtol=0)
+        stands = arm_page.state()["time_s"]
+        arm_page.run("geo4d.setView({position: [0.3, -1.4, 0.9], quat_wxyz: [0.78, -0.6, 0.1, -0.1]})")  # bullet time
+        arm_page.page.wait_for_timeout(60)
+        assert arm_page.state()["time_s"] == stands
+        arm_page.page.keyboard.press(">")
+        assert arm_page.state()["speed"] == 0.5
+        arm_page.page.select_option("#speed", "0.1")
+        assert arm_page.state()["speed"] == 0.1
+    finally:  # the page is shared
+        arm_page.run("(geo4d.pause(), geo4d.setLayer('gaussians', true))")
 
 
 def _middle_of(mask: Tensor) -> tuple[float, float]:
