@@ -1,18 +1,21 @@
-"""Scenes that move, with ground truth: geo4d from the command line on generated datasets, scored in cameras held out.
+"""Scenes that move, with ground truth: geo4d from the command line on generated datasets, scored in a camera held out.
 
-    python benchmarks/dynamic.py [--cases rig,still] [--seeds 11] [--minutes 5]
+    python benchmarks/dynamic.py [--cases rig,sweep,models,still] [--minutes 5]
 
 Every case is a dataset of PNG pictures of 320x240 and a transforms.json with exact cameras and times (2 s long), made
 by `geo4d.core.moving` from a seed. `geo4d reconstruct` and `geo4d fit` see nothing else. Seeds of the published figures
 are `REPORTED`; constants of geo4d were chosen on seeds from 101 on.
 
 - rig: 4 cameras that stand on an arc of 69 degrees, 24 times; a fifth between them is held out.
+- sweep: one camera that is carried along an arc of 52 degrees, 48 times; one that stands in its middle is held out.
+- models: the rig's scenes, fitted with bases and with hexplane: quality, time, and speed of playback on the CPU.
 - still: the rig's scene of which nothing moves, fitted with motion and without.
 
-Scores: PSNR of the held-out camera, mean over its pictures, of all pixels, of those that some camera of the rig sees
-too, and of those that move; error of flow from each picture to the next in that camera, mean over the pixels whose
-point the next one shows; error of 3D tracks: points that the held-out camera sees move, from its middle time to all
-others, each carried by the Gaussian that lies nearest to it then, as a share of the median depth in that camera.
+Scores: PSNR of the held-out camera, mean over its pictures, of all pixels, of those whose point some picture of the
+dataset shows too (looked for at the same and at every sixth time), and of those that move; error of flow from each
+picture to the next in that camera, mean over the pixels whose point the next one shows; error of 3D tracks: points that
+the held-out camera sees move, from its middle time to all others, each carried by the Gaussian that lies nearest to it
+then, as a share of the median depth in that camera.
 """
 
 from __future__ import annotations
@@ -24,8 +27,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,56 +38,104 @@ from common import RESULTS, ROOT, write_result
 from PIL import Image
 
 from geo4d.core import geometry, moving, procedural
+from geo4d.core.hexplane import HexPlaneMotion
 from geo4d.core.io.gaussians import read_scene_gaussians
 from geo4d.core.io.nerfstudio import write_transforms
+from geo4d.core.motion import BasesMotion
 from geo4d.core.types import Camera, Gaussians
 from render.views import render_views
 
-HW, TIMES, VIEWS, HELD_OUT = (240, 320), 24, 5, 2
+HW = (240, 320)
+RIG, RIG_TIMES, HELD_OUT = 5, 24, 2
+SWEEP_TIMES = 48
 REPORTED = {"rigid": 11, "articulated": 12, "bending": 13}
 STILL_AT_S = 1.0
+LOOKED_AT = 6
+"""Of so many times one is looked at for what a dataset shows."""
 GEO4D = [sys.executable, "-m", "geo4d.cli"]
 SOLID = 0.3
 """Opacity from which on a Gaussian may carry a track."""
+PLAYED = 24
+"""Times at which the speed of playback is taken."""
 
 
-def world_of(case: str, kind: str, seed: int) -> moving.MovingBoxes:
-    world = moving.scene(seed, kind)
-    if case != "still":
-        return world
-    return replace(world, world_from_rest=lambda _: world.world_from_rest(STILL_AT_S))
+@dataclass(frozen=True)
+class Case:
+    """A world that is filmed by cameras, each with one pose per time, and by one that stands still and is held out."""
+
+    name: str
+    world: moving.MovingBoxes
+    time_s: list[float]
+    filmed: dict[str, list[Camera]]
+    held_out: Camera
+
+
+def case_of(case: str, kind: str, seed: int) -> Case:
+    world, name = moving.scene(seed, kind), f"{case}_{kind}_{seed}"
+    if case == "sweep":
+        path = moving.sweep_cameras(SWEEP_TIMES, HW, seed=seed)
+        middle = single(procedural.arc_cameras(5, HW, seed=seed, sweep_rad=0.9), 2)
+        carried = {"camera": [single(path, k) for k in range(SWEEP_TIMES)]}
+        return Case(name, world, moving.times(world, SWEEP_TIMES), carried, middle)
+    rig, at_rest = moving.rig_cameras(RIG, HW, seed=seed), world
+    if case == "still":
+        world = replace(world, world_from_rest=lambda _: at_rest.world_from_rest(STILL_AT_S))
+    name = name if case == "still" else f"rig_{kind}_{seed}"
+    stands = {f"cam{v}": [single(rig, v)] * RIG_TIMES for v in range(RIG) if v != HELD_OUT}
+    return Case(name, world, moving.times(world, RIG_TIMES), stands, single(rig, HELD_OUT))
 
 
 def single(camera: Camera, i: int) -> Camera:
     return Camera(camera.K[i], camera.world_from_cam[i], camera.hw)
 
 
-def pictures(world: moving.MovingBoxes, camera: Camera, times: Sequence[float], cache: Path) -> np.ndarray:
-    """uint8 `(t, h, w, 3)`, made once."""
-    if cache.is_file():
-        return np.load(cache)
-    rgb = [procedural.render(world.at(t), camera)[0].numpy() for t in times]
-    made = (np.stack(rgb) * 255 + 0.5).astype(np.uint8)
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    np.save(cache, made)
+def cached(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """What was made before, or now."""
+    if path.is_file():
+        return np.load(path)
+    made = make()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, made)
     return made
 
 
-def write_dataset(folder: Path, case: str, kind: str, seed: int, cache: Path) -> None:
+def pictures(case: Case, cameras: Sequence[Camera], of: str, cache: Path) -> np.ndarray:
+    """uint8 `(t, h, w, 3)` of what a camera sees."""
+    rgb = lambda: [procedural.render(case.world.at(t), c)[0].numpy() for t, c in zip(case.time_s, cameras, strict=True)]  # noqa: E731
+    return cached(cache / f"{case.name}_{of}.npy", lambda: (np.stack(rgb()) * 255 + 0.5).astype(np.uint8))
+
+
+def truth_of(case: Case, cache: Path) -> np.ndarray:
+    """uint8 `(t, h, w, 3)` of what the held-out camera sees."""
+    return pictures(case, [case.held_out] * len(case.time_s), "held_out", cache)
+
+
+def shown_of(case: Case, cache: Path) -> np.ndarray:
+    """Bool `(t, h, w)`: which pixels of the held-out camera some picture of the dataset shows too."""
+
+    def make() -> np.ndarray:
+        times = range(len(case.time_s))
+        return np.stack([
+            torch.stack([
+                moving.flow(case.world, case.held_out, case.time_s[k], cameras[j], case.time_s[j])[1]
+                for cameras in case.filmed.values() for j in sorted({k, *times[::LOOKED_AT]})
+            ]).any(0).numpy() for k in times
+        ])  # fmt: skip
+
+    return cached(cache / f"{case.name}_shown.npy", make)
+
+
+def write_dataset(folder: Path, case: Case, cache: Path) -> None:
     """Pictures of the cameras that are not held out, and transforms.json."""
-    world, cameras = world_of(case, kind, seed), moving.rig_cameras(VIEWS, HW, seed=seed)
-    times = moving.times(world, TIMES)
     named: dict[str, Camera] = {}
     when: dict[str, float] = {}
-    for v in range(VIEWS):
-        if v == HELD_OUT:
-            continue
-        rgb = pictures(world, single(cameras, v), times, cache / f"{case}_{kind}_{seed}_{v}.npy")
-        for k, t in enumerate(times):
-            name = f"cam{v}/{k:03d}.png"
+    for sensor, cameras in case.filmed.items():
+        rgb = pictures(case, cameras, sensor, cache)
+        for k, t in enumerate(case.time_s):
+            name = f"{sensor}/{k:03d}.png"
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(rgb[k]).save(folder / name)
-            named[name], when[name] = single(cameras, v), t
+            named[name], when[name] = cameras[k], t
     write_transforms(folder / "transforms.json", named, time_s=when)
 
 
@@ -95,55 +146,49 @@ def geo4d(*args: str) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-def scores(gaussians: Gaussians, case: str, kind: str, seed: int, cache: Path) -> dict[str, Any]:
+def scores(gaussians: Gaussians, case: Case, cache: Path) -> dict[str, Any]:
     """What the held-out camera says."""
-    world, camera = world_of(case, kind, seed), single(moving.rig_cameras(VIEWS, HW, seed=seed), HELD_OUT)
-    times = moving.times(world, TIMES)
-    truth = pictures(world, camera, times, cache / f"{case}_{kind}_{seed}_{HELD_OUT}.npy")
-    rig = moving.rig_cameras(VIEWS, HW, seed=seed)
-    others = [single(rig, v) for v in range(VIEWS) if v != HELD_OUT]
-    still, psnr, psnr_seen, psnr_moving, flow_px, flow_moving_px = gaussians.motion is None, [], [], [], [], []
+    world, camera, times = case.world, case.held_out, case.time_s
+    truth, shown = truth_of(case, cache), torch.from_numpy(shown_of(case, cache))
+    still, errors, flow_px = gaussians.motion is None, [], []
     for k, t in enumerate(times):
         # The motion of one time and the next gives the flow.
-        pair = [t, times[min(k + 1, TIMES - 1)]]
+        pair = [t, times[min(k + 1, len(times) - 1)]]
         batch = Camera(camera.K.expand(2, 3, 3), camera.world_from_cam.expand(2, 4, 4), camera.hw)
-        seen = render_views(
-            gaussians, batch, time_s=None if still else pair, buffers=("rgb", "alpha", "depth", "flow_px")
-        )
-        error = (seen.rgb[0] - torch.from_numpy(truth[k]).float() / 255).square().mean(-1)
+        seen = render_views(gaussians, batch, time_s=None if still else pair, buffers=("rgb", "flow_px"))
+        error = (seen.rgb[0].clamp(0, 1) - torch.from_numpy(truth[k]).float() / 255).square().mean(-1)
         moves = moving.dynamic(world, camera, t)
-        seen_too = torch.stack([moving.flow(world, camera, t, other, t)[1] for other in others]).any(0)
-        psnr.append(float(-10 * torch.log10(error.mean())))
-        psnr_seen.append(float(-10 * torch.log10(error[seen_too].mean())))
-        if bool(moves.any()):
-            psnr_moving.append(float(-10 * torch.log10(error[moves].mean())))
-        if k + 1 < TIMES and seen.flow_px is not None:
-            true, shown = moving.flow(world, camera, t, camera, pair[1])
-            gap = (seen.flow_px[0].double() - true).norm(dim=-1)
-            both = shown & torch.isfinite(gap)
-            flow_px.append(float(gap[both].mean()))
-            if bool((both & moves).any()):
-                flow_moving_px.append(float(gap[both & moves].mean()))
-    mean = lambda values: float(np.mean(values)) if values else None  # noqa: E731
+        errors.append([psnr(error), psnr(error[shown[k]]), psnr(error[moves])])
+        if k + 1 < len(times):
+            true, visible = moving.flow(world, camera, t, camera, pair[1])
+            said = torch.zeros_like(true) if seen.flow_px is None else seen.flow_px[0].double()
+            gap = (said - true).norm(dim=-1)
+            both = visible & torch.isfinite(gap)
+            flow_px.append([float(gap[both].mean()), float(gap[both & moves].mean())])
+    mean, flow = np.nanmean(errors, 0), np.nanmean(flow_px, 0)
     return {
-        "psnr": mean(psnr), "psnr_seen": mean(psnr_seen), "psnr_moving": mean(psnr_moving), "flow_px": mean(flow_px),
-        "flow_moving_px": mean(flow_moving_px), "tracks": track_error(gaussians, world, camera, times),
+        "psnr": mean[0], "psnr_shown": mean[1], "psnr_moving": mean[2], "flow_px": flow[0], "flow_moving_px": flow[1],
+        "tracks": track_error(gaussians, case), "psnr_shown_at": [e[1] for e in errors],
+        "psnr_moving_at": [e[2] for e in errors],
     }  # fmt: skip
 
 
-def track_error(
-    gaussians: Gaussians, world: moving.MovingBoxes, camera: Camera, times: Sequence[float]
-) -> dict[str, float] | None:
+def psnr(error: torch.Tensor) -> float:
+    """Of square errors; NaN of none."""
+    return float(-10 * torch.log10(error.mean())) if error.numel() else float("nan")
+
+
+def track_error(gaussians: Gaussians, case: Case) -> dict[str, float] | None:
     """Median and mean error of points that move, over all times, as shares of the median depth; None without any."""
-    start = TIMES // 2
+    world, camera, times = case.world, case.held_out, case.time_s
+    start = len(times) // 2
     moves = moving.dynamic(world, camera, times[start])
-    if not bool(moves.any()):
+    if not bool(moves.any()) or gaussians.motion is None:
         return None
     v, u = moves.nonzero()[::7].unbind(-1)
-    truth = moving.tracks(world, [camera] * TIMES, times, start, torch.stack([u, v], -1).double() + 0.5)
+    truth = moving.tracks(world, [camera] * len(times), times, start, torch.stack([u, v], -1).double() + 0.5)
     solid = gaussians.subset(gaussians.opacity > SOLID)
-    path = torch.stack([solid.at(t).means for t in times]).double()
-    nearest = torch.cdist(truth.p_world[:, start], path[start]).argmin(-1)
+    nearest = torch.cdist(truth.p_world[:, start], solid.at(times[start]).means.double()).argmin(-1)
     # Points of a Gaussian move with it; its turn between two times moves what lies beside its mean.
     moved = torch.stack([carried(solid, nearest, truth.p_world[:, start], times[start], t) for t in times], 1)
     error = (moved - truth.p_world).norm(dim=-1) / float(procedural.cast_depth(world.at(times[start]), camera).median())
@@ -158,34 +203,65 @@ def carried(gaussians: Gaussians, index: torch.Tensor, p_world: torch.Tensor, th
     return (turn @ (p_world - a.means.double())[..., None])[..., 0] + b.means.double()
 
 
-def run(case: str, kind: str, seed: int, minutes: float, cache: Path, keep: Path | None) -> dict[str, Any]:
+def playback_ms(gaussians: Gaussians, last_s: float) -> float:
+    """Milliseconds of the CPU to move the Gaussians to a time: median over some times."""
+    taken = []
+    for t in np.linspace(0, last_s, PLAYED):
+        start = time.perf_counter()
+        gaussians.at(float(t))
+        taken.append(1000 * (time.perf_counter() - start))
+    return float(np.median(taken))
+
+
+def fitted(scene: Path, case: Case, motion: str, minutes: float, cache: Path) -> dict[str, Any]:
+    """A fit of a scene, and its scores."""
+    start = time.perf_counter()
+    geo4d("fit", str(scene), "--minutes", str(minutes), "--holdout", "0", "--motion", motion, "--overwrite")
+    found: dict[str, Any] = {"fit_s": time.perf_counter() - start}
+    gaussians = read_scene_gaussians(scene)
+    assert isinstance(gaussians.motion, BasesMotion | HexPlaneMotion | None)
+    moves = gaussians.motion.moving.float().mean() if gaussians.motion is not None else 0.0
+    found |= {
+        "gaussians": len(gaussians),
+        "moving": float(moves),
+        "playback_ms": playback_ms(gaussians, case.time_s[-1]),
+    }
+    return found | scores(gaussians, case, cache)
+
+
+def sheet(scene: Path, case: Case, cache: Path) -> np.ndarray:
+    """uint8: the truth, the render and four times their difference, at four times."""
+    gaussians, truth = read_scene_gaussians(scene), truth_of(case, cache)
+    rows = []
+    for k in np.linspace(0, len(case.time_s) - 1, 6).round().astype(int)[1:-1]:
+        seen = render_views(gaussians.at(case.time_s[k]), case.held_out).rgb.clamp(0, 1).numpy()
+        gap = (4 * np.abs(seen - truth[k] / 255)).clip(0, 1)
+        rows.append(np.concatenate([truth[k], *((255 * x + 0.5).astype(np.uint8) for x in (seen, gap))], 0))
+    return np.concatenate(rows, 1)
+
+
+def run(name: str, kind: str, seed: int, minutes: float, cache: Path, keep: Path | None) -> dict[str, Any]:
     """One dataset, from the command line to scores."""
+    case = case_of(name, kind, seed)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        write_dataset(folder / "dataset", case, kind, seed, cache)
-        scene = (keep or folder) / f"{case}_{kind}_{seed}"
+        write_dataset(folder / "dataset", case, cache)
+        scene = (keep or folder) / f"{name}_{kind}_{seed}"
         start = time.perf_counter()
         geo4d("reconstruct", str(folder / "dataset"), "-o", str(scene), "--overwrite")
-        made_s = time.perf_counter() - start
-        result: dict[str, Any] = {"kind": kind, "seed": seed, "reconstruct_s": made_s}
-        for motion in ("auto", "none"):
-            start = time.perf_counter()
-            geo4d("fit", str(scene), "--minutes", str(minutes), "--holdout", "0", "--motion", motion, "--overwrite")
-            fitted_s = time.perf_counter() - start
-            gaussians = read_scene_gaussians(scene)
-            found: dict[str, Any] = {"fit_s": fitted_s, "gaussians": len(gaussians)}
-            found["moving"] = float(gaussians.motion.moving.float().mean()) if gaussians.motion is not None else 0.0  # pyright: ignore
-            result["fit" if motion == "auto" else "static fit"] = {
-                **found,
-                **scores(gaussians, case, kind, seed, cache),
-            }
-            print(case, kind, seed, motion, json.dumps(result, default=float), flush=True)
+        result: dict[str, Any] = {"kind": kind, "seed": seed, "reconstruct_s": time.perf_counter() - start}
+        for motion in ("bases", "hexplane") if name == "models" else ("none", "auto"):
+            result[motion] = fitted(scene, case, motion, minutes, cache)
+            short = {k: v for k, v in result[motion].items() if not isinstance(v, list)}
+            print(name, kind, seed, motion, json.dumps(short, default=float), flush=True)
+            if keep is not None:
+                Image.fromarray(sheet(scene, case, cache)).save(keep / f"{scene.name}_{motion}.png")
         return result
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", default="rig,still")
+    parser.add_argument("--cases", default="rig,sweep,models,still")
     parser.add_argument("--kinds", default=",".join(REPORTED))
     parser.add_argument("--seed", type=int, help="of all kinds, instead of the published ones; nothing is written")
     parser.add_argument("--minutes", type=float, default=5.0, help="of every fit")
@@ -195,13 +271,13 @@ def main() -> None:
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "geo4d" / "dynamic"
     path = RESULTS / "dynamic.json"
     cases: dict[str, Any] = json.loads(path.read_text())["cases"] if path.exists() else {}
-    for case in args.cases.split(","):
-        kinds = args.kinds.split(",") if case != "still" else args.kinds.split(",")[:1]
+    for name in args.cases.split(","):
+        kinds = args.kinds.split(",") if name != "still" else args.kinds.split(",")[:1]
         seeds = {k: REPORTED[k] if args.seed is None else args.seed for k in kinds}
-        done = [run(case, kind, seed, args.minutes, cache, args.keep) for kind, seed in seeds.items()]
-        cases[case] = {"minutes": args.minutes, "scenes": done}
+        done = [run(name, kind, seed, args.minutes, cache, args.keep) for kind, seed in seeds.items()]
+        cases[name] = {"minutes": args.minutes, "scenes": done}
         if args.seed is None:
-            print(write_result("dynamic", {"hw": list(HW), "times": TIMES, "cases": cases}))
+            print(write_result("dynamic", {"hw": list(HW), "cases": cases}))
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def fitted_scene(folder: Path, steps: int) -> Path:
     from geo4d.pipeline.fitting import fit_folder
     from geo4d.pipeline.reconstruction import reconstruct_folder
     from recon.options import ReconstructOptions
-    from render.fitting import FitOptions
+    from render.fit_options import FitOptions
 
     reconstruct_folder(str(SAMPLE / "images"), folder, options=ReconstructOptions(scale=("marker:DICT_4X4_50:0.05",)))
     fit_folder(folder, options=FitOptions(steps=steps))

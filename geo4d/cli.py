@@ -203,10 +203,11 @@ def fit(
     max_gaussians: int = 100_000,
     image_size: int = 960,
     holdout: int = 8,
+    holdout_by: Literal["photo", "time", "camera"] = "photo",
     sh_degree: Literal[0, 1, 2, 3] = 2,
     exposure: bool = True,
     refine_cameras: bool = False,
-    motion: Literal["auto", "none", "bases"] = "auto",
+    motion: Literal["auto", "none", "bases", "hexplane"] = "auto",
     overwrite: bool = False,
     resume: bool = False,
     device: Literal["auto", "cpu", "cuda"] = "auto",
@@ -222,12 +223,14 @@ def fit(
         max_gaussians: the most Gaussians.
         image_size: longer side of the photos in pixels while fitting.
         holdout: hold back every k-th photo (0, k, 2k, ... of the sorted names) and score on them; 0 learns from all.
+        holdout_by: hold back all photos of every k-th time, or of every k-th camera, instead.
         sh_degree: how much colours depend on the direction.
         exposure: estimate the exposure and white balance of every photo (--no-exposure takes them as they are).
         refine_cameras: let the poses of the photos move a little, for scenes whose cameras are not exact: where they
             are, it costs quality. The moved poses stand in metrics.json.
-        motion: how Gaussians move: bases (a few rigid paths that each may blend), none (everything stands still), or
-            auto: bases where the scene has points that were followed and move.
+        motion: how Gaussians move: bases (a few rigid paths that each may blend), hexplane (a field, for what flows;
+            slow to play), none (everything stands still), or auto: bases where the scene has points that were followed
+            and move.
         overwrite: replace Gaussians that are already there.
         resume: go on with a fit that was stopped.
         device: where to compute; cuda needs gsplat.
@@ -244,12 +247,12 @@ def fit(
             "cannot use --minutes", found=f"{minutes:g}", accepted="more than 0, and finite", hint="--minutes 10"
         )
     from geo4d.pipeline import fitting
-    from render.fitting import FitOptions
+    from render.fit_options import FitOptions
 
     options = FitOptions(
         steps=steps, time_budget_s=None if minutes is None else 60 * minutes, max_gaussians=max_gaussians,
-        image_size=image_size, holdout=holdout, sh_degree=sh_degree, exposure=exposure, refine_cameras=refine_cameras,
-        motion=motion, seed=seed,
+        image_size=image_size, holdout=holdout, holdout_by=holdout_by, sh_degree=sh_degree, exposure=exposure,
+        refine_cameras=refine_cameras, motion=motion, seed=seed,
     )  # fmt: skip
     with _terminal(quiet=json) as progress:
         return fitting.fit_folder(

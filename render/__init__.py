@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 from geo4d.core.lazy import exporter
 
 if TYPE_CHECKING:
-    from render.fitting import FitOptions, fit
+    from render.fit_options import FitOptions
+    from render.fitting import fit
     from render.rasterizer.api import rasterization
     from render.views import iterate_views, render_views
 
 _EXPORTS = {
-    "FitOptions": "render.fitting",
+    "FitOptions": "render.fit_options",
     "fit": "render.fitting",
     "iterate_views": "render.views",
     "rasterization": "render.rasterizer.api",

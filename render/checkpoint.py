@@ -7,7 +7,7 @@ import io
 import json
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from geo4d.core.errors import InputError
 from geo4d.core.io import atomic
 from geo4d.core.io.scene import StoredMask, StoredPicture
 from geo4d.core.types import Scene
-from render.fitting import FitOptions, Fitter
+from render.fit_options import FitOptions
+from render.fitting import Fitter
 
 FORMAT, VERSION = "geo4d-fit", 2
 ENDS = ("steps", "time_budget_s")
@@ -72,7 +73,7 @@ def load_checkpoint(path: Path, fitter: Fitter) -> None:
             raise ValueError(f"format {header['format']!r}, version {header['version']!r}")
         run, seconds, first = header["run"], float(header["seconds"]), int(header["first"])
         state = _state(arrays, header["state"])
-        _check(state)
+        _check(state, fitter.params)
     except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise InputError(
@@ -108,14 +109,16 @@ def _state(arrays: Mapping[str, np.ndarray], numbers: Mapping[str, Any]) -> dict
     }  # fmt: skip
 
 
-def _check(state: Mapping[str, Any]) -> None:
-    """Raise `ValueError` where parameters and moments do not fit each other, or are not finite."""
+def _check(state: Mapping[str, Any], of_each: Collection[str]) -> None:
+    """Raise `ValueError` where parameters and moments do not fit each other, or are not finite; `of_each` are those per
+    Gaussian.
+    """
     rows = len(state["params"]["means"])
     for name, value in state["params"].items():
         tensors = [value, *(v for v in state["optimizers"][name].values() if isinstance(v, Tensor))]
         if any(v.shape != value.shape or not bool(torch.isfinite(v).all()) for v in tensors):
             raise ValueError(f"{name} is damaged")
-        if name not in ("exposure", "cameras", "turns", "shifts") and len(value) != rows:
+        if name in of_each and len(value) != rows:
             raise ValueError(f"{len(value)} {name} of {rows} Gaussians")
 
 

@@ -15,25 +15,18 @@ from geo4d.core import geometry, threads
 from geo4d.core.errors import Geo4DError, InputError
 from geo4d.core.memory import peak_memory_gib
 from geo4d.core.progress import Progress
-from geo4d.core.types import SH_C0, Camera, Gaussians, PointTracks, Scene
+from geo4d.core.types import SH_C0, Camera, Gaussians, Scene
 from render.density import MCMC
+from render.fit_options import FitOptions, HoldoutBy
 from render.initialise import initial_gaussians
 from render.losses import photometric
-from render.motion import (
-    FitMotion,
-    Neighbours,
-    begin,
-    first_logits,
-    first_moving,
-    moving_index,
-    still_logits,
-    undecided,
-)
+from render.motion import TRACKS, Beginning, FitMotion, Moved, begin, miss
+from render.motion_bases import FitBases
+from render.motion_field import FitField
 from render.optimiser import Adam
 from render.photos import DEPTH_STRIDE, Photo, Photos
 from render.rasterizer.api import rasterization
 from render.rasterizer.cuda import choose_device
-from render.rigid_groups import RigidGroups, rigid_groups
 from render.views import near_plane
 from render.warm_up import compile_kernels
 
@@ -48,16 +41,8 @@ MAX_ROLLBACKS = 5
 WATCHED = 8
 """Photos that tell, before there is a copy to compare with."""
 FEW_PHOTOS = 3
-NOT_NEGATIVE = (
-    "means_lr", "means_lr_end", "scales_lr", "quats_lr", "opacities_lr", "colour_lr", "exposure_lr", "cameras_lr",
-    "opacity_weight", "scale_weight", "depth_weight", "ssim_weight", "noise_lr", "turns_lr", "shifts_lr", "weights_lr",
-    "smooth_weight", "alike_weight", "decided_weight",
-)  # fmt: skip
-MOTIONS = ("auto", "none", "bases")
 MOVING_SHARE = 0.5
 """Of the first Gaussians, at most, are of what moves."""
-PAIRS = 2048
-"""Neighbours that are compared in a step."""
 DECAYING = ("means", "cameras", "turns", "shifts")
 """Whose rates go down."""
 LEAST_EXTENT = 0.1
@@ -68,94 +53,6 @@ class FitError(Geo4DError):
     """The loss diverges whatever the rate; exit code 3."""
 
     exit_code = 3
-
-
-@dataclass(frozen=True)
-class FitOptions:
-    """How to fit; it ends after `steps`, or else after `time_budget_s` (10 minutes where neither is given).
-
-    `image_size` is the longer side of the photos in pixels, `max_gaussians` the most that there may be, `sh_degree` 0
-    to 3 how much colour depends on the direction; `holdout` k holds back the photos 0, k, 2k, ... of the sorted names
-    (0: none). What was tried of the others, and what it gave, is in docs/design/0007-fitting.md.
-    """
-
-    steps: int | None = None
-    time_budget_s: float | None = None
-    image_size: int = 960
-    max_gaussians: int = 100_000
-    sh_degree: int = 2
-    holdout: int = 0
-    exposure: bool = True
-    refine_cameras: bool = False
-    random_background: bool = True
-    seed: int = 0
-    first_gaussians: float = 0.4
-    means_lr: float = 1.6e-4
-    means_lr_end: float = 0.01
-    scales_lr: float = 5e-3
-    quats_lr: float = 1e-3
-    opacities_lr: float = 5e-2
-    colour_lr: float = 2.5e-3
-    exposure_lr: float = 1e-3
-    cameras_lr: float = 5e-4
-    opacity_weight: float = 0.01
-    scale_weight: float = 0.01
-    depth_weight: float = 0.1
-    ssim_weight: float = 0.2
-    grown_at: float = 0.5
-    sizes: tuple[tuple[float, int], ...] = ((0.0, 4), (0.1, 2), (0.4, 1))
-    refine_every: int = 100
-    noise_lr: float = 5e5
-    motion: str = "auto"
-    motion_groups: int = 16
-    turns_lr: float = 1e-3
-    shifts_lr: float = 5e-4
-    weights_lr: float = 1e-2
-    smooth_weight: float = 1.0
-    alike_weight: float = 0.01
-    decided_weight: float = 1e-3
-
-    def __post_init__(self) -> None:
-        positive = {"steps": self.steps, "time_budget_s": self.time_budget_s, "image_size": self.image_size,
-                    "max_gaussians": self.max_gaussians}  # fmt: skip
-        for name, value in positive.items():
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise InputError(f"{name} must be positive", found=str(value), accepted="more than 0")
-        if self.seed < 0:
-            raise InputError("seed must not be negative", found=str(self.seed), accepted="0 or more")
-        if not 0 < self.first_gaussians <= 1:
-            raise InputError(
-                "first_gaussians is a part of max_gaussians", found=str(self.first_gaussians), accepted="0 to 1"
-            )
-        for name in NOT_NEGATIVE:
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise InputError(f"{name} must not be negative", found=str(value), accepted="0 or more")
-        for name in ("steps", "image_size", "max_gaussians", "refine_every"):
-            value = getattr(self, name)
-            if value is not None and not (isinstance(value, int) and value > 0):
-                raise InputError(f"{name} must be a whole number", found=str(value), accepted="1 or more")
-        if not 0 < self.grown_at <= 1 or self.ssim_weight > 1:
-            raise InputError(
-                "grown_at and ssim_weight are parts of a whole", found=f"{self.grown_at}, {self.ssim_weight}",
-                accepted="0 to 1, grown_at more than 0",
-            )  # fmt: skip
-        if not self.sizes or self.sizes[0][0] > 0 or any(division < 1 for _, division in self.sizes):
-            raise InputError(
-                "sizes says from when on photos are divided by how much", found=str(self.sizes),
-                accepted="pairs (part of the fit, whole number of 1 or more), the first from 0 on",
-            )  # fmt: skip
-        if self.sh_degree not in (0, 1, 2, 3):
-            raise InputError("unknown sh_degree", found=str(self.sh_degree), accepted="0, 1, 2, 3")
-        if self.motion not in MOTIONS:
-            raise InputError("unknown motion", found=repr(self.motion), accepted=", ".join(MOTIONS))
-        if self.motion_groups < 1:
-            raise InputError("motion_groups must be positive", found=str(self.motion_groups), accepted="1 or more")
-        if self.holdout < 0 or self.holdout == 1:
-            raise InputError(
-                "holdout must leave photos to train on", found=str(self.holdout),
-                accepted="0 (none is held out), or k >= 2 (every k-th is)",
-            )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,13 +108,13 @@ def fit(
         return Fitter(scene, options, device=device, progress=progress).run().gaussians
 
 
-def split(scene: Scene, holdout: int) -> tuple[list[int], list[int]]:
-    """Indices of training and held-out photos: of the sorted names 0, k, 2k, ... are held out.
+def split(scene: Scene, holdout: int, by: HoldoutBy = "photo") -> tuple[list[int], list[int]]:
+    """Indices of training and held-out photos: of the sorted names (or times, or cameras) 0, k, 2k, ... are held out.
 
     Raises:
         InputError: nothing would be left to train on.
     """
-    test = sorted(scene.frames.held_out(holdout)) if holdout else []
+    test = sorted(scene.frames.held_out(holdout, by)) if holdout else []
     train = [i for i in range(len(scene.frames)) if i not in set(test)]
     if not train:
         raise InputError(
@@ -244,11 +141,11 @@ class Fitter:
         self.start, self.spent = time.perf_counter(), 0.0
         self.scene, self.options, self.progress = scene, options, progress or Progress()
         self.device = choose_device(device)
-        self.train, self.test = split(scene, options.holdout)
+        self.train, self.test = split(scene, options.holdout, options.holdout_by)
         if len(self.train) < FEW_PHOTOS:
             self.progress.note(f"only {len(self.train)} photos to fit to: views far from them will be wrong")
         self.photos = Photos(scene, self.train, options.image_size, self.device)
-        first, weights, groups = self._first()
+        first, start = self._first()
         self.first, self.extent = len(first), _extent(scene, self.train, first)
         self.near = near_plane(first.means)
         self.params = _parameters(first.to(self.device))
@@ -258,8 +155,8 @@ class Fitter:
             "cameras": torch.nn.Parameter(torch.zeros(n, 6, device=self.device)),
         }
         self.motion: FitMotion | None = None
-        if weights is not None and groups is not None:
-            self._begin_motion(weights, groups)
+        if start is not None:
+            self._begin_motion(start)
         self.rates = self._rates()
         self.optimizers = {k: Adam([p], self.rates[k]) for k, p in (self.params | self.views).items()}
         self.strategy = MCMC(
@@ -277,26 +174,19 @@ class Fitter:
         self.history: list[dict[str, float]] = []
         self.stopped = False
 
-    def _first(self) -> tuple[Gaussians, Tensor | None, RigidGroups | None]:
-        """The first Gaussians; where some move, the weights of all, and the groups that they follow."""
+    def _first(self) -> tuple[Gaussians, Beginning | None]:
+        """The first Gaussians, those that stand still before those that move; and how these do, where some do."""
         o, scene = self.options, self.scene
         count = max(1, int(o.first_gaussians * o.max_gaussians))
-        groups = self._groups()
-        share = min(MOVING_SHARE, 2 * scene.moving_share(self.train)) if groups is not None else 0.0
-        moving = None
-        if groups is not None:
-            moving = first_moving(scene, groups, self.train, int(share * count), o.sh_degree, o.seed)
+        start = self._start(count)
         still = initial_gaussians(
-            scene, count - (len(moving[0]) if moving else 0), frames=self.train, sh_degree=o.sh_degree, seed=o.seed,
-            still=moving is not None,
+            scene, count - (len(start.gaussians) if start else 0), frames=self.train, sh_degree=o.sh_degree,
+            seed=o.seed, still=start is not None,
         )  # fmt: skip
-        if moving is None or groups is None:
-            return still, None, None
-        logits = torch.cat([still_logits(len(still), len(groups)), first_logits(moving[1])])
-        return still.joined(moving[0]), logits, groups
+        return (still, None) if start is None else (still.joined(start.gaussians), start)
 
-    def _groups(self) -> RigidGroups | None:
-        """The rigid groups of the scene's tracks, without what is known of held-out times; None where nothing moves."""
+    def _start(self, count: int) -> Beginning | None:
+        """What moves, of so many Gaussians in all; None where nothing does."""
         o, tracks = self.options, self.scene.tracks
         if o.motion == "none":
             return None
@@ -307,37 +197,29 @@ class Fitter:
                     accepted="a scene whose frames have times and that has tracks", hint="leave out --motion",
                 )  # fmt: skip
             return None
-        used = {self.scene.frames[i].time_s for i in self.train}
-        index = torch.tensor([k for k, t in enumerate(tracks.time_s.tolist()) if t in used], dtype=torch.int64)
-        known = PointTracks(tracks.time_s[index], tracks.p_world[:, index], tracks.uv_px[:, index],
-                            tracks.frame_id[:, index], tracks.rgb)  # fmt: skip
+        share = min(MOVING_SHARE, 2 * self.scene.moving_share(self.train))
         with self.progress.stage("what moves together"):
-            groups = rigid_groups(known, most=o.motion_groups, seed=o.seed)
-        if not len(groups):
+            start = begin(self.scene, self.train, int(share * count), o)
+        if start is None:
             self.progress.note("no points were found that move together for long: everything is taken to stand still")
-            return None
-        return groups
+        return start
 
-    def _begin_motion(self, weights: Tensor, groups: RigidGroups) -> None:
-        times = sorted({t for i in self.train if (t := self.scene.frames[i].time_s) is not None})
-        self.motion = begin(groups, times, self.extent, self.device)
-        self.time_of = [times.index(self.scene.frames[i].time_s or times[0]) for i in self.train]
-        self.params["weights"] = torch.nn.Parameter(weights.to(self.device))
-        self.views |= self.motion.parameters()
-        self._note_moving()
-
-    @torch.no_grad()
-    def _note_moving(self) -> None:
-        """After Gaussians came or went: which take part in motion, and their neighbours."""
-        self.moving = moving_index(self.params["weights"])
-        self.neighbours = Neighbours.of(self.params["means"], self.moving)
+    def _begin_motion(self, start: Beginning) -> None:
+        times = start.paths.time_s.tolist()
+        model = FitField if self.options.motion == "hexplane" else FitBases
+        self.motion = model(start, self.first - len(start.gaussians), self.extent, self.options, self.device)
+        self.tracks = start.tracks.to(self.device)
+        self.time_of = [times.index(self.scene.frames[i].time_s) for i in self.train]
+        for group, values in ((self.params, self.motion.of_each()), (self.views, self.motion.of_all())):
+            group |= {k: torch.nn.Parameter(v.clone()) for k, v in values.items()}
+        self.motion.counted(self.params)
 
     def _rates(self) -> dict[str, float]:
         o = self.options
         return {
             "means": o.means_lr * self.extent, "scales": o.scales_lr, "quats": o.quats_lr, "opacities": o.opacities_lr,
             "sh0": o.colour_lr, "shN": o.colour_lr / 20, "exposure": o.exposure_lr, "cameras": o.cameras_lr,
-            "turns": o.turns_lr, "shifts": o.shifts_lr, "weights": o.weights_lr,
+            **(self.motion.rates(o) if self.motion else {}),
         }  # fmt: skip
 
     @property
@@ -432,21 +314,15 @@ class Fitter:
         row[k] = True
         rows = {"exposure": row, "cameras": row}
         wanted = {"exposure": o.exposure and passed > 0.05, "cameras": o.refine_cameras}
-        touched = None if self.motion is None else self._touched(self.motion, k)
         for name, param in self.views.items():
             if wanted.get(name, True):
-                self.optimizers[name].step(seen=rows.get(name, touched))
+                told = rows[name] if name in rows or not self.motion else self.motion.rows(name, self.time_of[k])
+                self.optimizers[name].step(seen=told)
             param.grad = None
         self.steps += 1
         self.mean_square.pop(k, None)  # the latest comes last
         self.mean_square[k] = float(square)
         self._refine(passed)
-
-    def _touched(self, motion: FitMotion, k: int) -> Tensor:
-        """Which times a look at photo `k` tells something about: its own and those around."""
-        touched = torch.zeros(len(motion.time_s), dtype=torch.bool, device=self.device)
-        touched[max(0, self.time_of[k] - 2) : self.time_of[k] + 3] = True
-        return touched
 
     def _next(self) -> int:
         if not self.order:
@@ -463,16 +339,17 @@ class Fitter:
         o, p = self.options, self.params
         weight = o.depth_weight * max(0.0, 1 - 2 * passed) if photo.depth is not None else 0.0
         h, w = photo.camera.hw
-        scales, opacities = p["scales"].exp(), p["opacities"].sigmoid()
+        opacities = p["opacities"].sigmoid()
         sh = torch.cat([p["sh0"], p["shN"]], 1) if degree else p["sh0"]
         viewmat = photo.camera.cam_from_world.float()
         if o.refine_cameras:
             viewmat = _moved(self.views["cameras"][k], self.extent) @ viewmat
-        means, quats = p["means"], p["quats"]
+        there = Moved(p["means"], p["quats"], p["scales"], sh)
         if self.motion is not None:
-            means, quats, sh = self.motion.at(p, self.views, self.time_of[k], self.moving, sh)
+            there = self.motion.at(p | self.views, self.time_of[k], sh)
+        scales = there.scales.exp()
         picture, alpha, meta = rasterization(
-            means, quats, scales, opacities, sh, viewmat[None], photo.camera.K.float()[None], w, h,
+            there.means, there.quats, scales, opacities, there.sh, viewmat[None], photo.camera.K.float()[None], w, h,
             near_plane=self.near, sh_degree=degree, render_mode="RGB+D" if weight else "RGB",
             backgrounds=torch.rand(1, 3, generator=self.random).to(self.device) if o.random_background else None,
         )  # fmt: skip
@@ -482,18 +359,19 @@ class Fitter:
             loss = loss + weight * _depth_loss(picture[0, ::s, ::s, 3], alpha[0, ::s, ::s, 0], photo)
         loss = loss + o.opacity_weight * opacities.mean() + o.scale_weight * scales.mean() / self.extent
         if self.motion is not None and torch.is_grad_enabled():
-            loss = loss + self._implausible(self.motion, k)
+            loss = loss + self._of_motion(self.motion, k, there, photo, passed)
         return loss, square, (meta["radii"][0] > 0).any(-1)
 
-    def _implausible(self, motion: FitMotion, k: int) -> Tensor:
-        """What makes motion unlikely: paths that bend, neighbours that move apart, Gaussians that half move."""
-        o, logits = self.options, self.params["weights"]
-        loss = o.smooth_weight * motion.smoothness(self.views, self.time_of[k])
-        if len(self.neighbours.first):
-            pairs = torch.randint(len(self.neighbours.first), (PAIRS,), generator=self.random).to(self.device)
-            loss = loss + o.alike_weight * self.neighbours.apart(logits, pairs)
-        if len(self.moving):
-            loss = loss + o.decided_weight * undecided(logits[self.moving])
+    def _of_motion(self, motion: FitMotion, k: int, there: Moved, photo: Photo, passed: float) -> Tensor:
+        """What is unlikely of a motion, and how far it takes tracks from where this photo saw them."""
+        o, params, time = self.options, self.params | self.views, self.time_of[k]
+        loss = motion.unlikely(o, params, there, time, self.random)
+        weight = o.track_weight * max(0.0, 1 - 2 * passed)
+        if weight:
+            i = self.train[k]
+            points, uv_share = self.tracks.seen_by(i, self.scene.camera[i].hw, TRACKS, self.random)
+            if len(uv_share):
+                loss = loss + weight * miss(motion.points_at(params, points, time), photo.camera, uv_share)
         return loss
 
     @torch.no_grad()
@@ -511,7 +389,7 @@ class Fitter:
         lr = self.optimizers["means"].param_groups[0]["lr"]
         strategy.step_post_backward(self.params, self.optimizers, self.strategy_state, self.steps, {}, lr)
         if self.motion is not None and self.steps % o.refine_every == 0:
-            self._note_moving()
+            self.motion.counted(self.params)
 
     # Safety
 
@@ -585,7 +463,7 @@ class Fitter:
         self.at_first = dict(state["at_first"])
         self.history, self.division = list(state["history"]), state["division"]
         if self.motion is not None:
-            self._note_moving()
+            self.motion.counted(self.params)
         self.steps, self.rate, self.rollbacks = state["steps"], state["rate"], state["rollbacks"]
 
     # Results
@@ -605,9 +483,10 @@ class Fitter:
         ).to("cpu")  # fmt: skip
         if self.motion is None:
             return still
-        views = {k: v.detach().cpu() for k, v in self.views.items()}
+        params = {k: p[k][keep] for k in self.motion.of_each()} | self.views
         cameras = [self.photos.camera(k) for k in range(len(self.train))]
-        return self.motion.to("cpu").result(still, p["weights"][keep].detach().cpu(), views, _pixels(still, cameras))
+        on_cpu = {k: v.detach().cpu() for k, v in params.items()}
+        return self.motion.result(still, on_cpu, _pixels(still, cameras))
 
     def cameras(self) -> tuple[Camera, ...]:
         """Those of the training photos as they are now; on the CPU."""

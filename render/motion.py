@@ -1,13 +1,13 @@
-"""Motion in a fit: where it begins, the parameters that a fit moves, and what keeps it plausible.
+"""Motion in a fit: where it begins, and what a model of motion has to say to the loop.
 
-Every Gaussian has weights over bases, the first of which stands still. Those that begin without motion take no part in
-it; what moves is drawn from the pixels that do, at all times, and carried to rest by the rigid groups of the tracks.
+What moves is drawn from the pixels that do, at all times, and carried to rest by the rigid groups of the tracks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -15,116 +15,182 @@ from scipy.spatial import KDTree
 from torch import Tensor
 
 from geo4d.core import geometry
-from geo4d.core.motion import BasesMotion, blended, carried
-from geo4d.core.types import MOVES, Gaussians, Scene
+from geo4d.core.motion import BasesMotion, blended
+from geo4d.core.types import MOVES, Camera, Gaussians, PointTracks, Scene
+from render.fit_options import FitOptions
 from render.initialise import gaussians_on, surface
-from render.rigid_groups import RigidGroups, weights_at
+from render.rigid_groups import RigidGroups, rigid_groups, weights_at
 
-STILL = 12.0
-"""Logit of the still basis of Gaussians that do not move."""
-LEAST_WEIGHT = 1e-3
 SEEN_PX = 0.3
 """What never moves by more than that in any picture stands still."""
-MOSTLY_STILL = 0.5
-"""A Gaussian with so much weight of the still basis stands still."""
-SMALL = 0.01
-"""Weights below are left out of the result."""
+PAIRS = 2048
+"""Neighbours that are compared in a step."""
+TRACKS = 2048
+"""Tracks that are compared in a step, at most."""
+TRACK_PX = 1.0
+"""Beyond so many pixels of a picture 1000 pixels long a track counts less."""
+LEAST_TRACKS = 8
+"""A group is seen at a time when so many of its tracks are."""
+
+Params = Mapping[str, Tensor]
+"""All that a fit moves, by name."""
 
 
-@dataclass(frozen=True, eq=False)
-class FitMotion:
-    """What stays as it is of the motion in a fit.
+class Moved(NamedTuple):
+    """Gaussians at a time: all of them, as a fit has them."""
 
-    A fit moves `weights (g, m + 1)` (logits, the still basis first), `turns (t, m, 3)` (rotation vectors, rad) and
-    `shifts (t, m, 3)` (in `unit`): a basis carries p to exp(turn) R (p - anchor) + centre + shift.
-    """
+    means: Tensor
+    quats: Tensor
+    scales: Tensor
+    """Logarithms."""
+    sh: Tensor
+
+
+class FitMotion(Protocol):
+    """A model of motion in a fit. Times are places in `time_s`."""
 
     time_s: Tensor
     """`(t,)` float64: when there are photos to fit to."""
-    rotation: Tensor
-    """`(t, m, 3, 3)` R of the beginning."""
-    centre: Tensor
-    """`(t, m, 3)`."""
-    anchor: Tensor
-    """`(m, 3)`: middle of each group at rest."""
-    unit: float
 
-    def parameters(self) -> dict[str, torch.nn.Parameter]:
-        """`turns` and `shifts` of the beginning: none."""
-        return {k: torch.nn.Parameter(torch.zeros_like(self.centre)) for k in ("turns", "shifts")}
+    def of_each(self) -> dict[str, Tensor]:
+        """What is kept per Gaussian, of the first ones: `(g, ...)` by name."""
+        ...
 
-    def poses(self, views: Mapping[str, Tensor], time: int | slice) -> Tensor:
-        """`world_from_rest` of the still basis and the others at the time of a place: `([t,] m + 1, 4, 4)`."""
-        rotation = geometry.matrix_from_rotvec(views["turns"][time]) @ self.rotation[time]
-        centre = self.centre[time] + self.unit * views["shifts"][time]
-        moved = geometry.rigid(rotation, centre - (rotation @ self.anchor[..., None])[..., 0])
-        still = torch.eye(4).to(moved).expand(*moved.shape[:-3], 1, 4, 4)
-        return torch.cat([still, moved], -3)
+    def of_all(self) -> dict[str, Tensor]:
+        """What else a fit moves, as it is at first."""
+        ...
 
-    def at(
-        self, params: Mapping[str, Tensor], views: Mapping[str, Tensor], time: int, moving: Tensor, sh: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Means, quaternions and coefficients of all Gaussians at the time of a place; `moving` are indices."""
-        means, quats = params["means"], params["quats"]
-        if not len(moving):
-            return means, quats, sh
-        blend = blended(self.poses(views, time), params["weights"][moving].softmax(-1))
-        return carried(blend, moving, means, quats, sh)
+    def rates(self, options: FitOptions) -> dict[str, float]:
+        """Learning rates, of `of_each` and `of_all`."""
+        ...
 
-    def smoothness(self, views: Mapping[str, Tensor], time: int) -> Tensor:
-        """Mean square bend of the bases' paths around a time: of centres in `unit`, of rotations about in rad."""
-        if len(self.time_s) < 3:
-            return views["turns"].new_zeros(())
-        k = min(max(time, 1), len(self.time_s) - 2)
-        before, after = (self.time_s[k] - self.time_s[k - 1]), (self.time_s[k + 1] - self.time_s[k])
-        share = float(before / (before + after))
-        rotation = geometry.matrix_from_rotvec(views["turns"][k - 1 : k + 2]) @ self.rotation[k - 1 : k + 2]
-        centre = self.centre[k - 1 : k + 2] / self.unit + views["shifts"][k - 1 : k + 2]
-        bend = [x[1] - (1 - share) * x[0] - share * x[2] for x in (centre, rotation)]
-        return bend[0].square().sum(-1).mean() + 0.5 * bend[1].square().sum((-1, -2)).mean()
+    def rows(self, name: str, time: int) -> Tensor | None:
+        """Which rows of something of `of_all` a photo of a time tells of; None for all."""
+        ...
 
-    def to(self, device: str) -> FitMotion:
-        """Move to a device; times stay."""
-        rotation, centre, anchor = (t.to(device) for t in (self.rotation, self.centre, self.anchor))
-        return FitMotion(self.time_s, rotation, centre, anchor, self.unit)
+    def counted(self, params: Params) -> None:
+        """After Gaussians came or went."""
+        ...
 
-    def result(self, gaussians: Gaussians, logits: Tensor, views: Mapping[str, Tensor], still_px: Tensor) -> Gaussians:
-        """The Gaussians with their motion; those that nobody sees move, or whose still basis weighs most, stand still.
+    def at(self, params: Params, time: int, sh: Tensor) -> Moved:
+        """The Gaussians at a time, with these spherical harmonics at rest."""
+        ...
 
-        Args:
-            gaussians: at rest.
-            logits: `(g, m + 1)`.
-            views: `turns` and `shifts`.
-            still_px: `(g,)`: pixels that a length of 1 covers where each Gaussian is seen from nearest.
+    def points_at(self, params: Params, points: MovingPoints, time: int) -> Tensor:
+        """Where points `(n, 3)` of the groups are at a time."""
+        ...
+
+    def unlikely(self, options: FitOptions, params: Params, moved: Moved, time: int, random: torch.Generator) -> Tensor:
+        """What a loss has to say of a motion that is not plausible."""
+        ...
+
+    def result(self, gaussians: Gaussians, params: Params, pixels: Tensor) -> Gaussians:
+        """Gaussians at rest with their motion; those that nobody sees move stand still.
+
+        `params` are of these Gaussians; `pixels (g,)` is what a length of 1 covers where each is seen from nearest.
         """
-        weights = logits.softmax(-1)
-        weights = torch.where(weights < SMALL, 0.0, weights)
-        weights = weights / weights.sum(-1, keepdim=True)
-        pose = self.poses(views, slice(None)).transpose(0, 1)
-        exact = geometry.rigid(geometry.project_to_so3(pose[..., :3, :3].double()), pose[..., :3, 3].double())
-        index = (weights[:, 0] < MOSTLY_STILL).nonzero()[:, 0]
-        path = BasesMotion(self.time_s, exact, weights[index]).paths(gaussians.means[index])
-        reach = (path - path.mean(0)).norm(dim=-1).amax(0)
-        stays = reach * still_px[index] <= SEEN_PX
-        means, moving = gaussians.means.clone(), torch.zeros_like(weights)
-        means[index[stays]] = path.mean(0)[stays]
-        moving[index[~stays]] = weights[index[~stays]]
-        anchors = torch.cat([torch.zeros(1, 3), self.anchor]).double()
-        return replace(gaussians, means=means, motion=BasesMotion(self.time_s, exact, moving, anchors))
+        ...
 
 
-def begin(groups: RigidGroups, times: Sequence[float], unit: float, device: str) -> FitMotion:
-    """The motion that the rigid groups of a scene's tracks make, at the times of the photos to fit to."""
-    anchor = np.stack([np.nanmedian(groups.p_rest[groups.group == k], 0) for k in range(len(groups))])
-    known = BasesMotion(
-        torch.from_numpy(groups.time_s), torch.from_numpy(groups.world_from_rest), torch.zeros(0, len(groups)),
-        torch.from_numpy(anchor),
-    )  # fmt: skip
-    pose = np.stack([known.poses(t).numpy() for t in times])
-    rotation = pose[:, :, :3, :3]
-    centre = np.einsum("tmij,mj->tmi", rotation, anchor) + pose[:, :, :3, 3]
-    r, c, a = (torch.from_numpy(x).float().to(device) for x in (rotation, centre, anchor))
-    return FitMotion(torch.tensor(times, dtype=torch.float64), r, c, a, unit)
+# Where it begins
+
+
+@dataclass(frozen=True, eq=False)
+class MovingPoints:
+    """Points at rest `p_rest (n, 3)` float32, each of a group `group (n,)`."""
+
+    p_rest: Tensor
+    group: Tensor
+
+    def of(self, index: Tensor) -> MovingPoints:
+        """Some of them."""
+        return MovingPoints(self.p_rest[index], self.group[index])
+
+
+@dataclass(frozen=True, eq=False)
+class GroupPaths:
+    """How the rigid groups of a scene's tracks move, at the times of the photos to fit to."""
+
+    time_s: Tensor
+    """`(t,)` float64."""
+    world_from_rest: Tensor
+    """`(t, m, 4, 4)` float32."""
+    anchor: Tensor
+    """`(m, 3)` float32: middle of each group at rest."""
+    seen: Tensor
+    """`(t, m)` bool: where a group is told by its tracks."""
+
+    @staticmethod
+    def of(groups: RigidGroups, tracks: PointTracks, times: Sequence[float]) -> GroupPaths:
+        """Between times of tracks as `BasesMotion` is."""
+        anchor = np.stack([np.nanmedian(groups.p_rest[groups.group == k], 0) for k in range(len(groups))])
+        known = BasesMotion(
+            torch.from_numpy(groups.time_s), torch.from_numpy(groups.world_from_rest), torch.zeros(0, len(groups)),
+            torch.from_numpy(anchor),
+        )  # fmt: skip
+        there = torch.isfinite(tracks.p_world).all(-1).numpy()
+        count = np.stack([there[groups.group == k].sum(0) for k in range(len(groups))], 1)
+        nearest = np.abs(groups.time_s[:, None] - np.asarray(times)).argmin(0)
+        return GroupPaths(
+            torch.tensor(times, dtype=torch.float64), torch.stack([known.poses(t) for t in times]).float(),
+            torch.from_numpy(anchor).float(), torch.from_numpy(count[nearest] >= LEAST_TRACKS),
+        )  # fmt: skip
+
+    def to(self, device: str) -> GroupPaths:
+        """Move to a device; times stay."""
+        pose, anchor, seen = (t.to(device) for t in (self.world_from_rest, self.anchor, self.seen))
+        return GroupPaths(self.time_s, pose, anchor, seen)
+
+
+@dataclass(frozen=True, eq=False)
+class Beginning:
+    """What moves at first: Gaussians at rest, how much of each group they follow `(n, m)`, and the groups' tracks."""
+
+    gaussians: Gaussians
+    weights: np.ndarray
+    paths: GroupPaths
+    tracks: TrackedPoints
+
+
+def begin(scene: Scene, train: Sequence[int], count: int, options: FitOptions) -> Beginning | None:
+    """What moves, from the tracks that the training photos tell of; None where nothing is known to move as one.
+
+    Args:
+        scene: with tracks and pixels that move.
+        train: indices of the training photos.
+        count: the most Gaussians.
+        options: of the fit.
+    """
+    tracks = _known_tracks(scene, train)
+    if tracks is None:
+        return None
+    groups = rigid_groups(tracks, most=options.motion_groups, seed=options.seed)
+    if not len(groups):
+        return None
+    first = first_moving(scene, groups, train, count, options.sh_degree, options.seed)
+    if first is None:
+        return None
+    times = sorted({t for i in train if (t := scene.frames[i].time_s) is not None})
+    return Beginning(*first, GroupPaths.of(groups, tracks, times), TrackedPoints.of(groups, tracks))
+
+
+def _known_tracks(scene: Scene, train: Sequence[int]) -> PointTracks | None:
+    """What training photos tell of the tracks of a scene, at their times; None where that is nothing."""
+    tracks = scene.tracks
+    if tracks is None:
+        return None
+    used = {scene.frames[i].time_s for i in train}
+    times = torch.tensor([k for k, t in enumerate(tracks.time_s.tolist()) if t in used], dtype=torch.int64)
+    frame_id = tracks.frame_id[:, times]
+    told = (frame_id < 0) | torch.isin(frame_id, torch.tensor(list(train)))
+    # What was seen only by photos that are held out is not known.
+    some = ((frame_id >= 0) & told).any(1)
+    p_world = torch.where(told[..., None], tracks.p_world[:, times], torch.nan)
+    uv_px = torch.where(told[..., None], tracks.uv_px[:, times], torch.nan)
+    frame_id = torch.where(told, frame_id, -1)
+    if not bool(some.any()) or not len(times):
+        return None
+    return PointTracks(tracks.time_s[times], p_world[some], uv_px[some], frame_id[some], tracks.rgb[some])
 
 
 def first_moving(
@@ -162,23 +228,58 @@ def _to_rest(
     )  # fmt: skip
 
 
-def first_logits(weights: np.ndarray) -> Tensor:
-    """Logits `(n, m + 1)` of Gaussians with these weights of the groups."""
-    moving = np.log(np.maximum(weights, LEAST_WEIGHT))
-    still = np.full((len(weights), 1), np.log(LEAST_WEIGHT))
-    return torch.from_numpy(np.concatenate([still, moving], 1)).float()
+# What photos say of it
 
 
-def still_logits(count: int, bases: int) -> Tensor:
-    """Logits `(n, m + 1)` of Gaussians that stand still."""
-    logits = torch.zeros(count, bases + 1)
-    logits[:, 0] = STILL
-    return logits
+@dataclass(frozen=True, eq=False)
+class TrackedPoints:
+    """Tracks that obey a group, and where photos saw them."""
+
+    points: MovingPoints
+    uv_px: Tensor
+    """`(n, t, 2)` float32: in the frame's working picture."""
+    frame_id: Tensor
+    """`(n, t)`; -1 where not seen."""
+
+    def to(self, device: str) -> TrackedPoints:
+        """Move to a device."""
+        points = MovingPoints(self.points.p_rest.to(device), self.points.group.to(device))
+        return TrackedPoints(points, self.uv_px.to(device), self.frame_id.to(device))
+
+    @staticmethod
+    def of(groups: RigidGroups, tracks: PointTracks) -> TrackedPoints:
+        """Those of the groups."""
+        index = torch.from_numpy(np.flatnonzero((groups.group >= 0) & np.isfinite(groups.p_rest).all(-1)))
+        points = MovingPoints(torch.from_numpy(groups.p_rest).float(), torch.from_numpy(groups.group))
+        return TrackedPoints(points.of(index), tracks.uv_px[index].float(), tracks.frame_id[index])
+
+    def seen_by(
+        self, frame: int, hw: tuple[int, int], most: int, random: torch.Generator
+    ) -> tuple[MovingPoints, Tensor]:
+        """At most `most` points that a frame of a size saw, and where, as shares of its longer side `(n, 2)`."""
+        track, time = (self.frame_id == frame).nonzero(as_tuple=True)
+        if len(track) > most:
+            some = torch.randperm(len(track), generator=random)[:most].to(track.device)
+            track, time = track[some], time[some]
+        return self.points.of(track), self.uv_px[track, time] / max(hw)
 
 
-def moving_index(logits: Tensor) -> Tensor:
-    """Which Gaussians take part in motion at all."""
-    return (logits[:, 0] - logits[:, 1:].amax(-1) < STILL / 2).nonzero()[:, 0]
+def miss(points: Tensor, camera: Camera, uv_share: Tensor) -> Tensor:
+    """How far points `(n, 3)` are seen from where they should be, given as shares of the picture's longer side.
+
+    Mean of sqrt(d^2 + s^2) - s with s = `TRACK_PX` / 1000: square of the distance when small, itself when large.
+    """
+    p_cam = geometry.transform_points(camera.cam_from_world.to(points), points)
+    ahead = p_cam[:, 2] > 1e-6 * p_cam.norm(dim=-1)
+    p_cam = p_cam[ahead]
+    K = camera.K.to(points)
+    uv = (p_cam[:, :2] / p_cam[:, 2:]) * torch.stack([K[0, 0], K[1, 1]]) + K[:2, 2]
+    soft = TRACK_PX / 1000
+    distance = (uv / max(camera.hw) - uv_share[ahead]).square().sum(-1)
+    return ((distance + soft**2).sqrt() - soft).mean() if len(uv) else points.new_zeros(())
+
+
+# What makes motion unlikely
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,13 +299,36 @@ class Neighbours:
         second = torch.from_numpy(np.asarray(index)[:, 1:].reshape(-1)).to(moving.device)
         return Neighbours(moving.repeat_interleave(count), moving[second])
 
-    def apart(self, logits: Tensor, pairs: Tensor) -> Tensor:
-        """Mean square difference of the weights of some pairs: neighbours move alike (as rigid as possible)."""
-        a, b = (logits[i[pairs]].softmax(-1) for i in (self.first, self.second))
-        return (a - b).square().sum(-1).mean()
+    def drawn(self, count: int, random: torch.Generator) -> Neighbours:
+        """So many of them, with replacement; none of none."""
+        if not len(self.first):
+            return self
+        index = torch.randint(len(self.first), (count,), generator=random).to(self.first.device)
+        return Neighbours(self.first[index], self.second[index])
+
+    def stretched(self, rest: Tensor, moved: Tensor) -> Tensor:
+        """By how much distances change, as shares of them: mean of min(change^2, 1); 0 of none.
+
+        As rigid as possible means that neighbours keep their distances.
+        """
+        if not len(self.first):
+            return rest.new_zeros(())
+        before, after = ((p[self.first] - p[self.second]).norm(dim=-1) for p in (rest, moved))
+        return ((after - before) / before.detach().clamp_min(1e-9)).square().clamp_max(1.0).mean()
 
 
-def undecided(logits: Tensor) -> Tensor:
-    """Mean entropy of whether Gaussians move or stand still."""
-    still = logits.softmax(-1)[:, 0].clamp(1e-6, 1 - 1e-6)
-    return -(still * still.log() + (1 - still) * (1 - still).log()).mean()
+def standing(gaussians: Gaussians, path: Tensor, index: Tensor, pixels: Tensor) -> tuple[Gaussians, Tensor]:
+    """Gaussians of which those that hardly move stand in the middle of their way, and which do: bool `(n,)`.
+
+    Args:
+        gaussians: at rest.
+        path: `(t, n, 3)`: where those of an index are.
+        index: `(n,)`.
+        pixels: `(g,)`: what a length of 1 covers where each Gaussian is seen from nearest.
+    """
+    middle = path.mean(0)
+    reach = (path - middle).norm(dim=-1).amax(0)
+    stands = reach * pixels[index] <= SEEN_PX
+    means = gaussians.means.clone()
+    means[index[stands]] = middle[stands]
+    return replace(gaussians, means=means), stands

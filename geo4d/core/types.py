@@ -8,7 +8,7 @@ float64.
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol, overload, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, overload, runtime_checkable
 
 import numpy as np
 import torch
@@ -288,15 +288,23 @@ class Frames(Sequence[Frame]):
         """The frames' names, in order."""
         return tuple(f.name for f in self._frames)
 
-    def held_out(self, every: int) -> list[int]:
-        """Indices of the frames that a fit holds back: 0, `every`, 2 `every`, ... of the sorted names.
+    def held_out(self, every: int, by: Literal["photo", "time", "camera"] = "photo") -> list[int]:
+        """Indices of the frames that a fit holds back: of the sorted names 0, `every`, 2 `every`, ...; or all frames of
+        so many of the sorted times, or of the sorted cameras (`Frame.sensor`).
 
         Raises:
-            InputError: `every` is less than 1.
+            InputError: `every` is less than 1, or times are not known.
         """
         if every < 1:
-            raise InputError("cannot hold out", found=f"every {every}th photo", accepted="1 or more, usually 8")
-        return sorted(range(len(self)), key=self.names.__getitem__)[::every]
+            raise InputError("cannot hold out", found=f"every {every}th {by}", accepted="1 or more, usually 8")
+        if by == "time" and any(f.time_s is None for f in self):
+            raise InputError(
+                "cannot hold out by time", found="photos whose time is not known",
+                accepted="a scene whose frames have times", hint="--holdout-by photo",
+            )  # fmt: skip
+        keys: list[Any] = [{"photo": f.name, "time": f.time_s, "camera": f.sensor}[by] for f in self]
+        chosen = set(sorted(set(keys))[::every])
+        return sorted((i for i, key in enumerate(keys) if key in chosen), key=self.names.__getitem__)
 
     def subset(self, indices: Sequence[int]) -> "Frames":
         """The frames at these indices."""
@@ -613,11 +621,75 @@ class Gaussians:
         still = replace(self, motion=None)
         return still if self.motion is None else self.motion.at(still, time_s)
 
+    def edit(
+        self,
+        objects: int | Sequence[int],
+        *,
+        move: Tensor | None = None,
+        copy: Tensor | None = None,
+        remove: bool = False,
+        about: Tensor | Literal["origin", "objects"] = "origin",
+    ) -> "Edited":
+        """Objects moved, copied or removed; exactly one of the three. All else stays as it is.
+
+        What moves is moved with all of its path: at every time it is where the transform brings the place that it had
+        then. That is a demonstration seen from elsewhere: a cup that starts 10 cm to the left, turned by 30 degrees, is
+        carried the same way as seen from the cup, to a goal that is moved and turned alike; what acts on it has to be
+        moved by the same transform. A copy goes its own way and can be moved on. Colours by direction turn with their
+        object; light, shadows and what was hidden behind it do not follow.
+
+        Args:
+            objects: an id of `object_id`, or several, which are moved together; `geo4d.core.editing.motion_groups`
+                gives ids to what moves together.
+            move: rigid transform `world_from_world` `(4, 4)` of a point of the objects from where it is.
+            copy: the same of a second one, with new ids and after all other Gaussians.
+            remove: leave the objects out. Trajectories of a motion stay, also if nothing follows them any more.
+            about: which point the transform takes for the origin, with the axes of the world: its origin, the middle of
+                the objects at the first time, or a point `(3,)`.
+
+        Example:
+            >>> turn = geometry.matrix_from_rotvec(torch.tensor([0.0, 0.0, math.radians(30)]))
+            >>> to_the_left = geometry.rigid(turn, torch.tensor([0.0, 0.1, 0.0]))
+            >>> one = torch.ones(1, 3)
+            >>> cup = Gaussians(one, torch.ones(1, 4), one, one[:, 0], one[:, None], torch.tensor([1]))
+            >>> cup.edit(1, move=to_the_left, about="objects").gaussians.means
+            tensor([[1.0000, 1.1000, 1.0000]])
+
+        Raises:
+            InputError: no such object, no object ids, a transform that is not rigid, nothing left, objects that move by
+                a `HexPlaneMotion`, or not one thing to do.
+        """
+        from geo4d.core import editing
+
+        said = {"move": move is not None, "copy": copy is not None, "remove": remove}
+        if sum(said.values()) != 1:
+            raise InputError(
+                "cannot tell what to do with the objects",
+                found=" and ".join(name for name, asked in said.items() if asked) or "nothing",
+                accepted="one of move=TRANSFORM, copy=TRANSFORM, remove=True",
+            )  # fmt: skip
+        if move is not None:
+            return editing.moved(self, objects, move, about=about)
+        return editing.removed(self, objects) if copy is None else editing.copied(self, objects, copy, about=about)
+
     def _each(self, change: Callable[[Tensor], Tensor], motion: Motion | None) -> "Gaussians":
         return Gaussians(
             change(self.means), change(self.quats_wxyz), change(self.scales), change(self.opacity), change(self.sh),
             None if self.object_id is None else change(self.object_id), motion,
         )  # fmt: skip
+
+
+class Edited(NamedTuple):
+    """What `Gaussians.edit` gives.
+
+    `ids` has for each of the objects its id now: its own after a move, that of the copy after a copy, none when
+    removed. `world_from_world` `(4, 4)` float64 was applied, about the origin of the world: what acts on the objects is
+    moved by it.
+    """
+
+    gaussians: Gaussians
+    ids: Mapping[int, int]
+    world_from_world: Tensor
 
 
 SH_C0 = 0.28209479177387814

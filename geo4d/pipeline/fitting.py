@@ -26,7 +26,8 @@ from geo4d.evaluation import lpips
 from geo4d.evaluation.view_scores import score_views
 from geo4d.evaluation.views import METRICS
 from render.checkpoint import load_checkpoint, save_checkpoint
-from render.fitting import SNAPSHOT_EVERY, Fit, FitOptions, Fitter
+from render.fit_options import FitOptions
+from render.fitting import SNAPSHOT_EVERY, Fit, Fitter
 
 CHECKPOINT = "fit.checkpoint.npz"
 CHECKPOINT_EVERY_S = 60.0
@@ -58,7 +59,7 @@ def fit_folder(
     options, progress = options or FitOptions(), progress or Progress()
     checkpoint = folder / CHECKPOINT
     _check(folder, checkpoint, overwrite=overwrite, resume=resume)
-    with progress.stage("load the scene"):
+    with progress.stage("load the scene"), threads.kernels_only():
         scene = load_scene(folder)
         network = lpips.load_network()  # for the end, but a damaged file should not cost a fit
         fitter = Fitter(scene, options, device=device, progress=progress)
@@ -161,7 +162,8 @@ def _metrics(
         "corrected": held_out["corrected"], "images": held_out["images"],
         "image_size": held_out["image_size"] or train["image_size"],
         "cameras": _poses(scene, fit) if options.refine_cameras else None,
-        "train": train, "holdout": options.holdout, "test": [scene.frames[i].name for i in fit.test],
+        "train": train, "holdout": options.holdout,
+        "holdout_by": options.holdout_by, "test": [scene.frames[i].name for i in fit.test],
         "seed": options.seed, "command": command_line(command),
         "complete": fit.complete, "steps": fit.steps, "seconds": fit.seconds,
         "gaussians": len(fit.gaussians), "peak_memory_gib": peak_memory_gib(), "device": device,

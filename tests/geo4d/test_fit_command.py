@@ -27,7 +27,8 @@ from geo4d.core.io.scene import load_scene, save_scene
 from geo4d.core.types import Frames, Scene
 from render import rasterization
 from render.checkpoint import load_checkpoint, save_checkpoint
-from render.fitting import FitOptions, Fitter
+from render.fit_options import FitOptions
+from render.fitting import Fitter
 
 SMALL = ("--steps", "60", "--max-gaussians", "500", "--image-size", "40", "--holdout", "3", "--sh-degree", "1")
 RESULTS = ("gaussians.ply", "metrics.json", "fit.checkpoint.npz")

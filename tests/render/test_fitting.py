@@ -21,7 +21,8 @@ from geo4d.core.types import Frame, Frames, Gaussians, Scene
 from geo4d.evaluation.view_scores import score_views
 from render import fitting
 from render.checkpoint import load_checkpoint, save_checkpoint
-from render.fitting import Fit, FitError, FitOptions, Fitter, fit, split
+from render.fit_options import FitOptions
+from render.fitting import Fit, FitError, Fitter, fit, split
 
 HW = (60, 80)
 SMALL = FitOptions(steps=100, holdout=3, max_gaussians=600, refine_every=20, sh_degree=1)

@@ -1,0 +1,117 @@
+"""What a fit may be told."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from geo4d.core.errors import InputError
+
+HoldoutBy = Literal["photo", "time", "camera"]
+NOT_NEGATIVE = (
+    "means_lr", "means_lr_end", "scales_lr", "quats_lr", "opacities_lr", "colour_lr", "exposure_lr", "cameras_lr",
+    "opacity_weight", "scale_weight", "depth_weight", "ssim_weight", "noise_lr", "turns_lr", "shifts_lr", "weights_lr",
+    "smooth_weight", "calm_weight", "alike_weight", "rigid_weight", "decided_weight", "track_weight", "planes_lr",
+    "networks_lr", "even_weight",
+)  # fmt: skip
+MOTIONS = ("auto", "none", "bases", "hexplane")
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """How to fit; it ends after `steps`, or else after `time_budget_s` (10 minutes where neither is given).
+
+    `image_size` is the longer side of the photos in pixels, `max_gaussians` the most that there may be, `sh_degree` 0
+    to 3 how much colour depends on the direction; `holdout` k holds back the photos 0, k, 2k, ... of the sorted names
+    (0: none), or with `holdout_by` all photos of so many times or cameras. What was tried of the others, and what it
+    gave, is in docs/design/0007-fitting.md and 0014-moving-scenes.md.
+    """
+
+    steps: int | None = None
+    time_budget_s: float | None = None
+    image_size: int = 960
+    max_gaussians: int = 100_000
+    sh_degree: int = 2
+    holdout: int = 0
+    holdout_by: HoldoutBy = "photo"
+    exposure: bool = True
+    refine_cameras: bool = False
+    random_background: bool = True
+    seed: int = 0
+    first_gaussians: float = 0.4
+    means_lr: float = 1.6e-4
+    means_lr_end: float = 0.01
+    scales_lr: float = 5e-3
+    quats_lr: float = 1e-3
+    opacities_lr: float = 5e-2
+    colour_lr: float = 2.5e-3
+    exposure_lr: float = 1e-3
+    cameras_lr: float = 5e-4
+    opacity_weight: float = 0.01
+    scale_weight: float = 0.01
+    depth_weight: float = 0.1
+    ssim_weight: float = 0.2
+    grown_at: float = 0.5
+    sizes: tuple[tuple[float, int], ...] = ((0.0, 4), (0.1, 2), (0.4, 1))
+    refine_every: int = 100
+    noise_lr: float = 5e5
+    motion: str = "auto"
+    motion_groups: int = 16
+    turns_lr: float = 1e-3
+    shifts_lr: float = 5e-4
+    weights_lr: float = 1e-2
+    planes: tuple[int, ...] = (64, 128)
+    planes_lr: float = 5e-3
+    networks_lr: float = 1e-3
+    smooth_weight: float = 1.0
+    calm_weight: float = 0.01
+    alike_weight: float = 0.01
+    rigid_weight: float = 0.0
+    decided_weight: float = 1e-3
+    even_weight: float = 1e-3
+    track_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        positive = {"steps": self.steps, "time_budget_s": self.time_budget_s, "image_size": self.image_size,
+                    "max_gaussians": self.max_gaussians}  # fmt: skip
+        for name, value in positive.items():
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise InputError(f"{name} must be positive", found=str(value), accepted="more than 0")
+        if self.seed < 0:
+            raise InputError("seed must not be negative", found=str(self.seed), accepted="0 or more")
+        if not 0 < self.first_gaussians <= 1:
+            raise InputError(
+                "first_gaussians is a part of max_gaussians", found=str(self.first_gaussians), accepted="0 to 1"
+            )
+        for name in NOT_NEGATIVE:
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise InputError(f"{name} must not be negative", found=str(value), accepted="0 or more")
+        for name in ("steps", "image_size", "max_gaussians", "refine_every"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int) and value > 0):
+                raise InputError(f"{name} must be a whole number", found=str(value), accepted="1 or more")
+        if not 0 < self.grown_at <= 1 or self.ssim_weight > 1:
+            raise InputError(
+                "grown_at and ssim_weight are parts of a whole", found=f"{self.grown_at}, {self.ssim_weight}",
+                accepted="0 to 1, grown_at more than 0",
+            )  # fmt: skip
+        if not self.sizes or self.sizes[0][0] > 0 or any(division < 1 for _, division in self.sizes):
+            raise InputError(
+                "sizes says from when on photos are divided by how much", found=str(self.sizes),
+                accepted="pairs (part of the fit, whole number of 1 or more), the first from 0 on",
+            )  # fmt: skip
+        if self.sh_degree not in (0, 1, 2, 3):
+            raise InputError("unknown sh_degree", found=str(self.sh_degree), accepted="0, 1, 2, 3")
+        if self.motion not in MOTIONS:
+            raise InputError("unknown motion", found=repr(self.motion), accepted=", ".join(MOTIONS))
+        if self.motion_groups < 1:
+            raise InputError("motion_groups must be positive", found=str(self.motion_groups), accepted="1 or more")
+        if self.holdout_by not in get_args(HoldoutBy):
+            raise InputError("unknown holdout_by", found=repr(self.holdout_by), accepted=", ".join(get_args(HoldoutBy)))
+        if self.holdout < 0 or self.holdout == 1:
+            raise InputError(
+                "holdout must leave photos to train on", found=str(self.holdout),
+                accepted="0 (none is held out), or k >= 2 (every k-th is)",
+            )  # fmt: skip
