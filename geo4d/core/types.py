@@ -641,8 +641,8 @@ class Gaussians:
         Args:
             objects: an id of `object_id`, or several, which are moved together; `geo4d.core.editing.motion_groups`
                 gives ids to what moves together.
-            move: rigid transform `world_from_world` `(4, 4)` of a point of the objects from where it is.
-            copy: the same of a second one, with new ids and after all other Gaussians.
+            move: rigid transform `world_from_world` `(4, 4)` of points from where they are to where they shall be.
+            copy: as `move`, of second ones with new ids, after all other Gaussians; the first ones stay.
             remove: leave the objects out. Trajectories of a motion stay, also if nothing follows them any more.
             about: which point the transform takes for the origin, with the axes of the world: its origin, the middle of
                 the objects at the first time, or a point `(3,)`.
