@@ -46,7 +46,7 @@ class Clip:
         here = np.stack([u, v], -1).reshape(-1, 2) + np.float32(0.5)
         there = here.copy()
         for now in _steps(start, end):
-            there = self._step(there, now, 1 if end > start else -1)
+            there = self.step(there, now, 1 if end > start else -1)
         return (there - here).reshape(h, w, 2)
 
     def follow(self, uv_px: np.ndarray, start: int) -> np.ndarray:
@@ -57,12 +57,13 @@ class Clip:
         places = np.full((len(self), len(uv_px), 2), np.nan, np.float32)
         places[start] = uv_px
         for now in _steps(start, len(self) - 1):
-            places[now + 1] = self._step(places[now], now, 1)
+            places[now + 1] = self.step(places[now], now, 1)
         for now in _steps(start, 0):
-            places[now - 1] = self._step(places[now], now, -1)
+            places[now - 1] = self.step(places[now], now, -1)
         return places
 
-    def _step(self, uv_px: np.ndarray, now: int, direction: int) -> np.ndarray:
+    def step(self, uv_px: np.ndarray, now: int, direction: int) -> np.ndarray:
+        """Where points `(n, 2)` of picture `now` are in the next (1) or the one before (-1); NaN where lost."""
         there_flow, back_flow = (
             (self.forward[now], self.backward[now])
             if direction > 0

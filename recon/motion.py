@@ -79,7 +79,7 @@ def with_motion(scene: Scene, *, stands: bool = False, threads: int = 2, progres
     ]
     scene = replace(scene, dynamic=tuple(dynamic))
     if stands:
-        scene = with_contact_depth(scene)
+        scene = with_contact_depth(scene, clips)
     with progress.stage("tracks", total=len(clips)) as advance:
         times = sorted({float(t) for one in clips for i in one.frame if (t := scene.frames[i].time_s) is not None})
         tracks = _joined([_tracks(scene, one, moving, times, advance) for one in clips])

@@ -12,7 +12,8 @@ import torch
 from geo4d.core import geometry, procedural
 from geo4d.core.procedural import Boxes
 from geo4d.core.types import Camera, Frame, Frames, Observations, PointCloud, Scale, Scene
-from recon.contact import CONFIDENCE, with_contact_depth
+from recon.contact import CONFIDENCE, settled, with_contact_depth
+from recon.flow import Clip
 
 HW = (120, 160)
 
@@ -90,3 +91,63 @@ def test_frames_without_motion_are_untouched() -> None:
     still = replace(scene, dynamic=(torch.zeros(HW),))
     assert with_contact_depth(still).depth[0] is still.depth[0]
     assert with_contact_depth(replace(scene, dynamic=(None,))).depth[0] is scene.depth[0]
+
+
+def approaching(wrong: dict[int, float], count: int = 8, growth: float = 1.05) -> tuple[Scene, Clip, list[float]]:
+    """A thing that comes nearer to a camera that stands, in pictures whose ground is known but for some that are wrong
+    by a factor; the flow of its pictures; and its distances.
+    """
+    scene, _ = standing()
+    K = scene.camera[0].K
+    upright = Camera(K, torch.eye(4).double(), HW)  # +y is down
+    distance = [4.0 / growth**k for k in range(count)]
+    v, u = (torch.arange(n) + 0.5 for n in HW)
+    u, v = u - 80, v[:, None] - 60
+    moves = [((u.abs() < 15 * growth**k) & (v.abs() < 20 * growth**k)).float() for k in range(count)]
+    depth = [
+        torch.where(m > 0, torch.nan, torch.full(HW, z * wrong.get(k, 1.0)))
+        for k, (z, m) in enumerate(zip(distance, moves, strict=True))
+    ]
+    towards = np.stack(np.broadcast_arrays(u.numpy(), v.numpy()), -1).astype(np.float32)
+    flow = [(growth - 1) * towards] * (count - 1), [(1 / growth - 1) * towards] * (count - 1)
+    frames = [replace(scene.frames[0], name=f"{k}.png", time_s=0.1 * k) for k in range(count)]
+    filmed = replace(
+        scene, frames=Frames(frames), camera=(upright,) * count, original=(upright,) * count, depth=tuple(depth),
+        confidence=(torch.ones(HW),) * count, dynamic=tuple(moves), up_world=torch.tensor([0.0, -1.0, 0.0]).double(),
+    )  # fmt: skip
+    grey = (np.zeros(HW, np.uint8),) * count
+    return filmed, Clip(tuple(range(count)), grey, tuple(flow[0]), tuple(flow[1])), distance
+
+
+def middles(scene: Scene) -> list[float]:
+    return [float(d[60, 80]) for d in scene.depth if d is not None]
+
+
+def test_how_a_thing_grows_mends_what_contact_gets_wrong() -> None:
+    scene, clip, distance = approaching({2: 1.6, 5: math.nan, 0: math.nan})
+    alone, together = middles(with_contact_depth(scene)), middles(with_contact_depth(scene, [clip]))
+    assert math.isnan(alone[5])
+    assert alone[2] == pytest.approx(1.6 * distance[2], rel=0.02)
+    assert together == pytest.approx(distance, rel=0.02)
+
+
+def test_a_thing_that_is_lost_begins_anew() -> None:
+    """Where flow does not lead into the next region it is another thing."""
+    scene, clip, distance = approaching({k: 1.5 for k in range(4)})
+    away = np.full((*HW, 2), 500, np.float32)
+    forward = tuple(away if k == 3 else f for k, f in enumerate(clip.forward))
+    found = middles(with_contact_depth(scene, [replace(clip, forward=forward)]))
+    assert found[:4] == pytest.approx([1.5 * z for z in distance[:4]], rel=0.02)
+    assert found[4:] == pytest.approx(distance[4:], rel=0.02)
+
+
+def test_settled_distances() -> None:
+    change = np.array([0.02, -0.05, 0.0, 0.03, math.nan, 0.01, 0.04])
+    truth = 1.5 - np.concatenate([[0], np.nan_to_num(change).cumsum()])
+    assert settled(truth, change) == pytest.approx(truth, abs=1e-6)
+    rough = truth + np.array([0, 0.5, 0, 0, -0.4, 0, 0, 0])
+    assert settled(rough, change) == pytest.approx(truth, abs=0.02)
+    unknown = np.where(np.arange(8) == 3, 2.0, math.nan)
+    assert settled(unknown, change)[3] == pytest.approx(2.0)
+    assert np.isnan(settled(np.full(3, math.nan), np.zeros(2))).all()
+    assert settled(np.array([0.7]), np.zeros(0)) == pytest.approx([0.7])
