@@ -99,8 +99,13 @@ class BasesMotion:
         index = self.moving.nonzero()[:, 0]
         if not len(index):
             return gaussians
-        blend = blended(self.poses(time_s).to(self.weights), self.weights[index])
-        means, quats, sh = carried(blend, index, gaussians.means, gaussians.quats_wxyz, gaussians.sh)
+        rest, poses = (gaussians.means, gaussians.quats_wxyz, gaussians.sh), self.poses(time_s).to(self.weights)
+        if any(t.is_cuda or t.requires_grad for t in (*rest, poses, self.weights)):
+            means, quats, sh = carried(blended(poses, self.weights[index]), index, *rest)
+        else:
+            from geo4d.core.motion_kernels import carry
+
+            means, quats, sh = carry(*dual_quaternions(poses), self.weights, index, *rest)
         return replace(gaussians, means=means, quats_wxyz=quats, sh=sh)
 
     def paths(self, means: Float32[Tensor, "g 3"]) -> Float32[Tensor, "t g 3"]:
@@ -142,9 +147,7 @@ def blended(poses: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
 
     Of the two quaternions of a pose the one counts that is nearer to that of the heaviest pose.
     """
-    real = geometry.quat_from_matrix(poses[:, :3, :3])
-    zero = torch.zeros_like(poses[:, :1, 3])
-    dual = 0.5 * geometry.quat_product(torch.cat([zero, poses[:, :3, 3]], -1), real)
+    real, dual = dual_quaternions(poses)
     signs = torch.sign(real @ real.mT + 1e-12)[weights.argmax(-1)]
     signed = weights * signs.to(weights)
     q, d = signed @ real, signed @ dual
@@ -152,3 +155,10 @@ def blended(poses: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     q, d = q / norm, d / norm
     conjugate = q * q.new_tensor([1.0, -1.0, -1.0, -1.0])
     return q, 2 * geometry.quat_product(d, conjugate)[:, 1:]
+
+
+def dual_quaternions(poses: Tensor) -> tuple[Tensor, Tensor]:
+    """Unit quaternions `(m, 4)` wxyz of rigid motions `(m, 4, 4)`, and their dual parts: half of the shifts times them."""
+    real = geometry.quat_from_matrix(poses[:, :3, :3])
+    zero = torch.zeros_like(poses[:, :1, 3])
+    return real, 0.5 * geometry.quat_product(torch.cat([zero, poses[:, :3, 3]], -1), real)

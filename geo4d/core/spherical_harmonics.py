@@ -57,7 +57,7 @@ def turned(sh: Tensor, rotation: Tensor) -> Tensor:
     degree = math.isqrt(sh.shape[1]) - 1
     parts = [sh[:, :1]]
     for band in range(1, degree + 1):
-        direction, inverse = (t.to(sh) for t in _probes(band))
+        direction, inverse = (t.to(sh) for t in probes(band))
         own = slice(band**2, (band + 1) ** 2)
         before = basis(band, direction @ rotation.to(sh))[..., own]  # rows R^T d
         parts.append(inverse @ (before @ sh[:, own]))
@@ -65,7 +65,7 @@ def turned(sh: Tensor, rotation: Tensor) -> Tensor:
 
 
 @functools.cache
-def _probes(band: int) -> tuple[Tensor, Tensor]:
+def probes(band: int) -> tuple[Tensor, Tensor]:
     """Directions `(2 band + 1, 3)` that tell the functions of a degree apart, and the inverse of their values."""
     g = torch.Generator().manual_seed(band)
     own = slice(band**2, (band + 1) ** 2)

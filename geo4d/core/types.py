@@ -583,7 +583,9 @@ class Gaussians:
                 accepted="1, 4, 9 or 16 (degree 0 to 3)",
             )  # fmt: skip
         for name, value in arrays.items():
-            bad = int((~torch.isfinite(value.reshape(n, -1))).any(-1).sum()) if n else 0
+            if not n or bool(torch.isfinite(value.sum())):  # one pass; of finite numbers it may overflow
+                continue
+            bad = int((~torch.isfinite(value.reshape(n, -1))).any(-1).sum())
             if bad:
                 raise InputError(f"{name} of Gaussians must be finite", found=f"{bad} of {n} are not")
         if n and (bool((self.opacity < 0).any()) or bool((self.opacity > 1).any())):

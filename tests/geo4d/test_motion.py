@@ -168,6 +168,27 @@ def test_gradients_reach_poses_and_weights() -> None:
     assert torch.isfinite(poses.grad).all()
 
 
+@pytest.mark.parametrize("degree", [0, 1, 2, 3])
+def test_playback_is_what_gradients_go_through(degree: int) -> None:
+    """The kernel without gradients and torch with them, of Gaussians that follow one, several, and no bases."""
+    g = torch.Generator().manual_seed(degree)
+    weights = torch.rand(600, 4, generator=g)
+    weights = torch.where(weights > 0.5, weights, 0.0)
+    weights[300:] = weights[300:].round()  # equally heavy, where the first one counts
+    weights = weights / weights.sum(-1, keepdim=True).clamp_min(1e-9)
+    motion = BasesMotion(torch.arange(3).double(), some_poses(4, 3), weights)
+    gaussians = replace(some_gaussians(600, degree), motion=motion)
+    played = gaussians.at(0.7)
+    means = gaussians.means.clone().requires_grad_()
+    learnt = replace(gaussians, means=means).at(0.7)
+    assert learnt.means.requires_grad
+    assert not played.means.requires_grad
+    for name in ("means", "quats_wxyz", "sh"):
+        torch.testing.assert_close(getattr(played, name), getattr(learnt, name).detach(), atol=2e-5, rtol=2e-5)
+    assert bool((played.means[~motion.moving] == gaussians.means[~motion.moving]).all())
+    assert 20 < int((~motion.moving).sum()) < 580
+
+
 def test_the_generated_bar_is_a_motion_of_bases() -> None:
     """Points on its pieces, each with the pose of its piece, are where the generator has them."""
     scene = moving.scene(2, "bending")
