@@ -158,7 +158,7 @@ def blended(poses: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def dual_quaternions(poses: Tensor) -> tuple[Tensor, Tensor]:
-    """Unit quaternions `(m, 4)` wxyz of rigid motions `(m, 4, 4)`, and their dual parts: half of the shifts times them."""
+    """Unit quaternions `(m, 4)` wxyz of rigid motions `(m, 4, 4)`, and their dual parts: half of shifts times them."""
     real = geometry.quat_from_matrix(poses[:, :3, :3])
     zero = torch.zeros_like(poses[:, :1, 3])
     return real, 0.5 * geometry.quat_product(torch.cat([zero, poses[:, :3, 3]], -1), real)
