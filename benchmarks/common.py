@@ -22,6 +22,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 SOURCES = {
     "fox": "instant-ngp (NVlabs), data/nerf/fox: 50 phone photos with transforms.json",
     "herz_jesus_p8": "Strecha et al. 2008, HerzJesu-P8: 8 photos with surveyed cameras",
+    "duck": "50 frames of 854x480 at 24 per second: a duck as large as a house walks down a street, the camera follows",
     "redkitchen": "7-Scenes (Shotton et al. 2013), RedKitchen, first 480 frames of a sequence, every 2nd",
 }
 

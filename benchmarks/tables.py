@@ -165,10 +165,78 @@ def feedforward() -> str:
     return markdown(rows)
 
 
+NAMES = {"rig": "4 cameras, 24 times", "sweep": "1 camera carried along, 48 times"}
+
+
+def dynamic() -> str:
+    """A row per generated scene: with motion, and what moves in a fit without."""
+    rows = [[
+        "filmed by", "what moves", "PSNR", "where shown", "what moves", "the same, fitted without motion", "flow px",
+        "flow px, what moves", "3D tracks, median", "minutes",
+    ]]  # fmt: skip
+    for case, name in NAMES.items():
+        for scene in result("dynamic")["cases"][case]["scenes"]:
+            fit, still = scene["auto"], scene["none"]
+            rows.append([
+                name, scene["kind"], *(f"{fit[k]:.1f}" for k in ("psnr", "psnr_shown", "psnr_moving")),
+                f"{still['psnr_moving']:.1f}", f"{fit['flow_px']:.2f}", f"{fit['flow_moving_px']:.2f}",
+                f"{100 * fit['tracks']['median']:.2f} %" if fit["tracks"] else "",
+                f"{(scene['reconstruct_s'] + fit['fit_s']) / 60:.1f}",
+            ])  # fmt: skip
+    return markdown(rows)
+
+
+def dynamic_models() -> str:
+    """Bases against the field: a row per scene and model."""
+    rows = [
+        [
+            "what moves",
+            "model",
+            "PSNR where shown",
+            "what moves",
+            "fit minutes",
+            "Gaussians that move",
+            "ms",
+            "times faster",
+        ]
+    ]
+    for scene in result("dynamic")["cases"]["models"]["scenes"]:
+        for model in ("bases", "hexplane"):
+            fit = scene[model]
+            faster = scene["hexplane"]["playback_ms"] / fit["playback_ms"]
+            rows.append([
+                scene["kind"], model, *(f"{fit[k]:.1f}" for k in ("psnr_shown", "psnr_moving")),
+                f"{fit['fit_s'] / 60:.1f}", f"{fit['moving'] * fit['gaussians']:,.0f}", f"{fit['playback_ms']:.1f}", f"{faster:.1f}",
+            ])  # fmt: skip
+    return markdown(rows)
+
+
+def dynamic_others() -> str:
+    """The scene that stands still, and the film."""
+    cases, rows = result("dynamic")["cases"], [["what", "with motion", "without"]]
+    if "still" in cases:
+        (still,) = cases["still"]["scenes"]
+        both = [still[k] for k in ("auto", "none")]
+        rows.append(["nothing moves: PSNR where shown", *(f"{f['psnr_shown']:.2f}" for f in both)])
+        rows.append(["nothing moves: Gaussians that move", *(f"{100 * f['moving']:.2f} %" for f in both)])
+    if "duck" in cases:
+        film = cases["duck"]
+        both = [film[k] for k in ("auto", "none")]
+        rows.append(["duck, times held out: PSNR", *(f"{f['psnr']:.1f}" for f in both)])
+        rows.append(
+            [
+                "duck: minutes of reconstruct and fit",
+                *(f"{(film['reconstruct_s'] + f['fit_s']) / 60:.1f}" for f in both),
+            ]
+        )
+    return markdown(rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "cameras": cameras, "depth": depth, "scale": scale, "rasterizer": rasterizer, "fit": fit,
     "sparse_views": sparse_views,
     "feedforward": feedforward,
+    "dynamic": dynamic, "dynamic_models": dynamic_models, "dynamic_others": dynamic_others,
 }  # fmt: skip
 
 
