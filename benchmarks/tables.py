@@ -206,7 +206,8 @@ def dynamic_models() -> str:
             faster = scene["hexplane"]["playback_ms"] / fit["playback_ms"]
             rows.append([
                 scene["kind"], model, *(f"{fit[k]:.1f}" for k in ("psnr_shown", "psnr_moving")),
-                f"{fit['fit_s'] / 60:.1f}", f"{fit['moving'] * fit['gaussians']:,.0f}", f"{fit['playback_ms']:.1f}", f"{faster:.1f}",
+                f"{fit['fit_s'] / 60:.1f}", f"{fit['moving'] * fit['gaussians']:,.0f}",
+                f"{fit['playback_ms']:.1f}", f"{faster:.1f}",
             ])  # fmt: skip
     return markdown(rows)
 
