@@ -54,7 +54,11 @@ def reconstruct(
     image_size: int = 1920,
     feature_size: int = 2400,
     max_frames: int | None = None,
+    start: float | None = None,
+    end: float | None = None,
+    cuts: Literal["auto", "none"] = "auto",
     fps: float | None = None,
+    align_times: bool = False,
     motion: Literal["auto", "none"] = "auto",
     keep_all: bool = False,
     keep_gps: bool = False,
@@ -72,7 +76,8 @@ def reconstruct(
             Polycam, Stray Scanner), or a dataset of a moving scene with its cameras (D-NeRF, Nerfies, HyperNeRF,
             DyCheck, N3V, transforms.json with times, videos beside cameras).
         out: the scene folder to make.
-        masks: folder with one mask per photo (white = use, black = ignore).
+        masks: folder with one mask per photo (white = use, black = ignore); for a video a video of masks, or a folder,
+            with one for each of its pictures.
         scale: where metres come from: marker:DICT_4X4_50:0.05, or distance:A.jpg:x,y:x,y:0.30; several
             in one list.
         intrinsics: known intrinsics: fx,fy,cx,cy[,k1,k2,p1,p2]@WIDTHxHEIGHT, a transforms.json, a COLMAP folder or a
@@ -100,7 +105,11 @@ def reconstruct(
         image_size: longer side of the scene's pictures in pixels (0 = as photographed).
         feature_size: longer side in pixels at which features are found.
         max_frames: at most this many frames of a video.
+        start: use a video from this second on.
+        end: use a video up to this second.
+        cuts: of a video that was cut, auto uses the longest piece and says what to type for the others; none uses all.
         fps: the photos are the pictures of a film, so many per second in the order of their names; all are kept.
+        align_times: move the clocks of cameras that stand still where what they show moving disagrees.
         motion: whether to look for what moves: auto does in pictures that follow each other within half a second.
         keep_all: keep blurred and duplicate photos too.
         keep_gps: let GPS positions pass into the scene.
@@ -111,6 +120,7 @@ def reconstruct(
         seed: of everything random.
         json: print the result as one JSON object on stdout.
     """
+    from geo4d.core.io.film import VideoPart
     from geo4d.pipeline import reconstruction
     from recon.options import ReconstructOptions
 
@@ -152,7 +162,9 @@ def reconstruct(
             priors=priors,
             masks=masks,
             max_frames=max_frames,
+            part=VideoPart(start, end, cuts),
             fps=fps,
+            align_times=align_times,
             keep_all=keep_all,
             keep_gps=keep_gps,
             overwrite=overwrite,

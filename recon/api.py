@@ -26,6 +26,7 @@ from recon.feedforward.views import pick_dtype
 from recon.options import ReconstructOptions
 from recon.prior_files import check_registered
 from recon.priors import Priors, match_priors, with_depth
+from recon.rolling_shutter import what_to_say
 from recon.scale import (
     DistanceSpec,
     MarkerSpec,
@@ -149,6 +150,8 @@ def reconstruct(
         if options.dense:
             scene = _with_depth(scene, solution, known, options, work / DEPTH, progress)
         scene, scale_facts = _with_scale(frames, scene, solution, known, specs, options, progress)
+        for line in what_to_say(scene):
+            progress.note(line)
         if options.dense:
             scene = _with_motion(scene, solution, options, progress)
             scene = _with_points(scene, progress)
@@ -299,11 +302,13 @@ def _with_depth(
 def _with_motion(scene: Scene, solution: CameraSolution, options: ReconstructOptions, progress: Progress) -> Scene:
     """What moves, where pictures follow each other; its depth is a network's, or else that of what it stands on."""
     from recon.motion import is_filmed, with_motion
+    from recon.stillness import judged
 
     if options.motion == "none" or not is_filmed(scene):
         return scene
     stands = not any(d is not None for d in solution.depth.values())
-    return with_motion(scene, stands=stands, threads=options.num_threads, progress=progress)
+    moved = with_motion(scene, stands=stands, threads=options.num_threads, progress=progress)
+    return judged(scene, moved, progress=progress)
 
 
 def _with_points(scene: Scene, progress: Progress) -> Scene:
@@ -425,7 +430,7 @@ def _photo_facts(frames: Frames, unregistered: Mapping[str, str]) -> list[dict[s
 
 def _with_report(scene: Scene, frames: Frames, solution: CameraSolution, scale_facts: dict[str, Any]) -> Scene:
     unregistered = {frames[i].name: why for i, why in solution.unregistered.items()}
-    facts: dict[str, Any] = dict(report.facts_from_scene(scene, unregistered=unregistered))
+    facts: dict[str, Any] = {**scene.report, **report.facts_from_scene(scene, unregistered=unregistered)}
     for key, value in solution.facts.items():
         facts[key] = {**(facts.get(key) or {}), **value} if isinstance(value, dict) else value
     facts["scale"] = {**(facts.get("scale") or {}), **scale_facts.get("scale", {})}

@@ -22,11 +22,10 @@ from recon.options import ReconstructOptions
 from recon.priors import Priors
 from recon.scale import find_up
 from recon.solution import CameraSolution
+from recon.stillness import judged
 from recon.working import sparse_scene
 
 TRAIN = "train"
-ALL_MOVES = 0.6
-"""Share of the pixels above which nothing is left that stands still."""
 
 
 def reconstruct_posed(
@@ -64,7 +63,7 @@ def reconstruct_posed(
     up_world, up_source = find_up(capture.frames, {i: c.world_from_cam for i, c in solution.cameras.items()})
     whole = replace(whole, up_world=up_world)
     scene = _spread(whole, _learnt(_only(whole, train), options, work_dir, progress), train)
-    facts: dict[str, Any] = dict(report.facts_from_scene(scene, unregistered={}))
+    facts: dict[str, Any] = {**scene.report, **report.facts_from_scene(scene, unregistered={})}
     facts |= {
         "held_out": [f.name for i, f in enumerate(capture.frames) if i not in set(train)], "layout": capture.layout,
         "up_source": up_source,
@@ -83,17 +82,9 @@ def _learnt(scene: Scene, options: ReconstructOptions, work_dir: Path, progress:
     else:
         depth, confidence = dense_depth(scene, Priors(), options, work_dir, progress)
         scene = with_dynamic(replace(scene, depth=tuple(depth), confidence=tuple(confidence)))
-    scene = with_motion(scene, stands=not rig, threads=options.num_threads, progress=progress)
-    _say_what_moves(scene, progress)
+    moved = with_motion(scene, stands=not rig, threads=options.num_threads, progress=progress)
+    scene = judged(scene, moved, progress=progress)
     return replace(scene, points=dense_points(_still(scene), progress))
-
-
-def _say_what_moves(scene: Scene, progress: Progress) -> None:
-    share = scene.moving_share()
-    count = 0 if scene.tracks is None else len(scene.tracks)
-    progress.note(f"{share:.1%} of the pixels move; {count} points were followed")
-    if share > ALL_MOVES:
-        progress.note("nearly everything seems to move: are the cameras those of these pictures? geo4d doctor checks")
 
 
 def _still(scene: Scene) -> Scene:
@@ -127,5 +118,5 @@ def _spread(whole: Scene, learnt: Scene, index: Sequence[int]) -> Scene:
     points: PointCloud = learnt.points
     return replace(
         whole, depth=tuple(maps["depth"]), confidence=tuple(maps["confidence"]), dynamic=tuple(maps["dynamic"]),
-        points=points, tracks=tracks,
+        points=points, tracks=tracks, report=learnt.report,
     )  # fmt: skip

@@ -11,15 +11,13 @@ import numpy as np
 import torch
 
 from geo4d.core.errors import Geo4DError, InputError
-from geo4d.core.io.moving import PosedCapture, estimate_time_offsets, load_moving, recognise_moving
-from geo4d.core.io.moving_capture import interval_s, steps
+from geo4d.core.io.moving import PosedCapture, disagreement, load_moving, quick_time_offsets, recognise_moving
+from geo4d.core.io.moving_capture import doubtful_unit, interval_s, steps
 from geo4d.core.progress import Progress
 from geo4d.core.types import Camera
 from geo4d.doctor.findings import Finding, some
 from geo4d.doctor.moving_axes import judge_axes
 
-LOOKED_AT = 600
-"""Pictures at most that are decoded to compare the clocks of cameras."""
 _FEW_TIMES = 3
 _GAP = 4.0
 
@@ -39,7 +37,7 @@ def look_at_moving(path: Path) -> tuple[dict[str, Any], list[Finding]]:
     facts |= describe(capture)
     findings = [*_left_out(capture), *judge(capture)]
     wrong = any(f.level == "error" for f in findings)  # with wrong cameras clocks cannot be compared
-    offsets = {} if wrong else time_offsets(capture)
+    offsets = {} if wrong else quick_time_offsets(capture)
     findings += _judge_offsets(capture, offsets)
     for sensor, offset in offsets.items():
         facts["cameras"][sensor]["time_offset_s"] = None if math.isnan(offset) else offset
@@ -151,18 +149,13 @@ def _amount(capture: PosedCapture) -> Iterator[Finding]:
 
 
 def _units(capture: PosedCapture) -> Iterator[Finding]:
-    found = [s for s in steps(capture.time_s, [f.sensor for f in capture.frames]) if s > 0]
-    if len(found) < 2:
-        return
-    step = float(np.median(found))
-    whole = all(float(t).is_integer() for t in capture.time_s)
-    if whole and step == 1 and len(found) >= _FEW_TIMES:
-        yield Finding("warning", "times are whole numbers, one per picture: frame numbers, or one picture per second?",
-                      "divide frame numbers by the pictures per second")  # fmt: skip
-    elif not whole and step > 5:
-        yield Finding("warning", f"pictures are {step:.4g} s apart: milliseconds?", "times are in seconds")
-    elif max(found) > _GAP * step:
-        where = f"{max(found):.3g} s, {step:.3g} s in most places"
+    sensors = [f.sensor for f in capture.frames]
+    doubt = doubtful_unit(capture.time_s, sensors)
+    found = [s for s in steps(capture.time_s, sensors) if s > 0]
+    if doubt is not None:
+        yield Finding("warning", *doubt)
+    elif len(found) > 1 and max(found) > _GAP * float(np.median(found)):
+        where = f"{max(found):.3g} s, {float(np.median(found)):.3g} s in most places"
         yield Finding("note", f"times are uneven: pictures are up to {where}")
 
 
@@ -204,21 +197,8 @@ def _depth_scale(capture: PosedCapture) -> Iterator[Finding]:
 # --- clocks
 
 
-def time_offsets(capture: PosedCapture) -> dict[str, float]:
-    """Offsets of the cameras' clocks, from a bounded number of pictures; empty for one camera."""
-    groups = capture.by_sensor()
-    if len(groups) < 2:
-        return {}
-    try:
-        return estimate_time_offsets(capture, most=max(24, LOOKED_AT // len(groups)))
-    except InputError:  # a picture that cannot be decoded, which a fit would name
-        return {}
-
-
 def _judge_offsets(capture: PosedCapture, offsets: dict[str, float]) -> Iterator[Finding]:
-    step = interval_s(capture.time_s, [f.sensor for f in capture.frames])
-    off = {s: o for s, o in offsets.items() if abs(o) > step / 2}
-    if off:
-        listed = [f"{s} {1000 * o:+.0f} ms" for s, o in off.items()]
-        what = f"clocks of cameras disagree, by the motion that they show; to add to their times: {some(listed, 8)}"
-        yield Finding("warning", what, "shift their times, or trim the videos to a common start (a clap)")
+    what = disagreement(capture, offsets)
+    if what:
+        hint = "geo4d reconstruct --align-times moves them; or trim the videos to a common start (a clap)"
+        yield Finding("warning", what, hint)

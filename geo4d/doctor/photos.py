@@ -18,12 +18,14 @@ FEW, SMALL_PX = 8, 640
 
 def look_at_photos(path: Path) -> tuple[dict[str, Any], list[Finding]]:
     """Load the input as `geo4d reconstruct` would and say what was found; positions are noticed, never shown."""
-    from geo4d.core.io.frames import load_frames
+    from geo4d.core.io.frames import VIDEO_SUFFIXES, load_frames
     from recon.captures import load_capture, recognise_capture
 
     progress = Progress()
     app = recognise_capture(path)
-    kind = f"capture of {app}" if app else "video" if path.is_file() else "photos"
+    if not app and path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES:
+        return look_at_video(path)
+    kind = f"capture of {app}" if app else "photos"
     with tempfile.TemporaryDirectory(prefix="geo4d-doctor-") as cache:
         try:
             if app:
@@ -34,6 +36,25 @@ def look_at_photos(path: Path) -> tuple[dict[str, Any], list[Finding]]:
             return {"path": str(path), "kind": kind}, [Finding.of(error), *_notes(progress, {})]
         facts = {"path": str(path), "kind": kind, **describe(frames)}
         return facts, [*judge(frames, kind), *_notes(progress, frames.dropped)]
+
+
+def look_at_video(path: Path) -> tuple[dict[str, Any], list[Finding]]:
+    """Facts of a video: its times, the pieces between cuts, and the pictures that would be used."""
+    from geo4d.core.io import film, video
+
+    progress, facts = Progress(), {"path": str(path), "kind": "video"}
+    with tempfile.TemporaryDirectory(prefix="geo4d-doctor-") as cache:
+        try:
+            seen = video.analyse(path, progress)
+            facts |= film.describe(seen)
+            said = film.remarks(seen, path.name)
+            findings = [Finding("warning" if r.spoils else "note", r.what, r.next) for r in said]
+            frames = video.keyframes(path, cache_dir=Path(cache), film=seen, progress=progress)
+        except Geo4DError as error:
+            return facts, [Finding.of(error), *_notes(progress, {})]
+        progress.notes = [n for n in progress.notes if n not in [str(r) for r in said]]
+        facts |= describe(frames)
+        return facts, [*findings, *judge(frames, "video"), *_notes(progress, frames.dropped)]
 
 
 def _notes(progress: Progress, dropped: dict[str, str]) -> list[Finding]:

@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,17 @@ import numpy as np
 from geo4d.core.errors import Geo4DError, InputError, ReconstructionError
 from geo4d.core.io import atomic
 from geo4d.core.io.decoding import decode, read_header
-from geo4d.core.io.frames import load_frames, source_files
-from geo4d.core.io.moving import PosedCapture, load_moving, recognise_moving
+from geo4d.core.io.film import VideoPart
+from geo4d.core.io.frames import VIDEO_SUFFIXES, load_frames, source_files
+from geo4d.core.io.moving import (
+    PosedCapture,
+    aligned_in_time,
+    disagreement,
+    load_moving,
+    quick_time_offsets,
+    recognise_moving,
+)
+from geo4d.core.io.moving_capture import doubtful_unit
 from geo4d.core.io.scene import MARKER, command_line, load_scene, package_version, write_scene_files
 from geo4d.core.memory import peak_memory_gib
 from geo4d.core.progress import Progress
@@ -30,6 +39,7 @@ from geo4d.core.types import Camera, Frames, Scene
 from recon import report
 from recon.api import BACKENDS, CAMERAS, DEPTH, check_request, reconstruct
 from recon.captures import MAX_FRAMES, capture_files, load_capture, merge_priors, recognise_capture
+from recon.motion import FEWEST_FILMED, MOST_APART_S
 from recon.options import ReconstructOptions
 from recon.posed import reconstruct_posed
 from recon.priors import Priors, read_priors
@@ -83,7 +93,9 @@ def reconstruct_folder(
     priors: PriorPaths | None = None,
     masks: Path | None = None,
     max_frames: int | None = None,
+    part: VideoPart | None = None,
     fps: float | None = None,
+    align_times: bool = False,
     keep_all: bool = False,
     keep_gps: bool = False,
     overwrite: bool = False,
@@ -94,7 +106,8 @@ def reconstruct_folder(
     """Photos or a video to a scene folder, whole or not at all; returns what the command line shows.
 
     The work happens in `out`.partial; an interrupted run leaves it for `resume`. With `fps` the photos are pictures of
-    a film, in the order of their names.
+    a film, in the order of their names. `part` is of a video. With `align_times` the clocks of cameras that stand still
+    are moved where they disagree.
 
     Raises:
         InputError: the input or an option does not fit, or the output must not be replaced.
@@ -107,8 +120,18 @@ def reconstruct_folder(
     with _partial(out, resume, progress) as partial:
         work = partial / STAGES
         least = BACKENDS[backend].least
-        inputs = _Inputs(source, priors or PriorPaths(), masks, max_frames, keep_all, keep_gps, least, fps)
+        inputs = _Inputs(
+            source, priors or PriorPaths(), masks, max_frames, keep_all, keep_gps, least, fps, part or VideoPart()
+        )
         posed = inputs.posed(progress)
+        clocks = {} if posed is None else _clocks(posed, align_times, progress)
+        posed = aligned_in_time(posed) if posed is not None and align_times else posed
+        if align_times and posed is None:
+            raise InputError(
+                "--align-times compares the clocks of several cameras", found=source,
+                accepted="a dataset of a moving scene whose cameras are known and stand still",
+                hint="leave it out: one camera has one clock",
+            )  # fmt: skip
         frames, known = (posed.frames, Priors()) if posed else inputs.load(work / "video", progress)
         _check_same_run(work, _fingerprint(inputs, frames, known, options, backend), progress)
         times = _Times.of(work / "seconds.json", start)
@@ -123,8 +146,15 @@ def reconstruct_folder(
                     )
         except ReconstructionError as error:
             raise _with_failure_report(error, source, out, frames, run(progress), progress) from error
+        _say_why_still(scene, inputs, options, progress)
         with progress.stage("writing the scene"):
-            facts: Any = {**scene.report, "title": _title(source), "run": run(progress), "warnings": [*progress.notes]}
+            facts: Any = {
+                **scene.report,
+                **clocks,
+                "title": _title(source),
+                "run": run(progress),
+                "warnings": [*progress.notes],
+            }
             scene = replace(scene, report=facts)
             write_scene_files(scene, partial, command=command_line(command), keep_gps=keep_gps)
             report.write_report(
@@ -146,6 +176,13 @@ class _Inputs:
     keep_gps: bool
     least: int = 2
     fps: float | None = None
+    part: VideoPart = field(default_factory=VideoPart)
+
+    @property
+    def is_video(self) -> bool:
+        """Whether the source is a video file."""
+        path = Path(self.source).expanduser()
+        return path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES
 
     def load(self, video_dir: Path, progress: Progress) -> tuple[Frames, Priors]:
         given = self.priors.read(progress)
@@ -155,7 +192,7 @@ class _Inputs:
             return frames, merge_priors(given, measured, progress=progress)
         frames = load_frames(
             self.source, masks=self.masks, keep_all=self.keep_all or self.fps is not None, keep_gps=self.keep_gps,
-            max_frames=self.max_frames, least=self.least, cache_dir=video_dir, progress=progress,
+            max_frames=self.max_frames, least=self.least, part=self.part, cache_dir=video_dir, progress=progress,
         )  # fmt: skip
         return frames if self.fps is None else self._filmed(frames, self.fps), given
 
@@ -178,7 +215,7 @@ class _Inputs:
             return None
         options = {
             "--masks": self.masks is not None, "--keep-gps": self.keep_gps, "--max-frames": self.max_frames is not None,
-            "--fps": self.fps is not None,
+            "--fps": self.fps is not None, "--start, --end or --cuts": self.part != VideoPart(),
             "what is known of cameras or depth": self.priors != PriorPaths(),
         }  # fmt: skip
         found = [name for name, given in options.items() if given]
@@ -196,7 +233,10 @@ class _Inputs:
         return recognise_moving(path) if path.exists() else None
 
     def _check_for_capture(self) -> None:
-        options = {"--masks": self.masks is not None, "--keep-all": self.keep_all, "--keep-gps": self.keep_gps}
+        options = {
+            "--masks": self.masks is not None, "--keep-all": self.keep_all, "--keep-gps": self.keep_gps,
+            "--start, --end or --cuts": self.part != VideoPart(),
+        }  # fmt: skip
         found = [name for name, given in options.items() if given]
         if found:
             raise InputError(
@@ -213,8 +253,31 @@ class _Inputs:
             return sorted(p for p in path.rglob("*") if p.is_file())
         if recognise_capture(self.source) is not None:
             return capture_files(self.source)
-        masks = [] if self.masks is None else sorted(p for p in self.masks.expanduser().rglob("*") if p.is_file())
-        return [*source_files(self.source), *masks]
+        masks = [] if self.masks is None else [self.masks.expanduser(), *sorted(self.masks.expanduser().rglob("*"))]
+        return [*source_files(self.source), *(p for p in masks if p.is_file())]
+
+
+def _clocks(posed: PosedCapture, align_times: bool, progress: Progress) -> dict[str, Any]:
+    """By how much the clocks of cameras disagree, for the report, and said."""
+    offsets = quick_time_offsets(posed, progress=progress)
+    disagree = disagreement(posed, offsets)
+    if disagree and not align_times:
+        progress.note(f"{disagree}; --align-times moves them")
+    doubt = doubtful_unit(posed.time_s, [f.sensor for f in posed.frames])
+    if doubt is not None:
+        progress.note("; ".join(doubt))
+    known = {sensor: offset for sensor, offset in offsets.items() if math.isfinite(offset)}
+    return {"time_offset_s": known} if known else {}
+
+
+def _say_why_still(scene: Scene, inputs: _Inputs, options: ReconstructOptions, progress: Progress) -> None:
+    """Of a video in which nothing was looked for that moves."""
+    if not inputs.is_video or not options.dense or options.motion == "none" or "motion" in scene.report:
+        return
+    progress.note(
+        f"what moves was not looked for, the scene is taken to stand still: {len(scene.frames)} pictures of the video "
+        f"are used; it takes {FEWEST_FILMED} that follow each other within {MOST_APART_S:g} s"
+    )
 
 
 def _fingerprint(inputs: _Inputs, frames: Frames, known: Priors, options: ReconstructOptions, backend: str) -> str:
@@ -403,6 +466,7 @@ def _summary(scene: Scene, out: Path, seconds: float) -> dict[str, Any]:
         "points": len(scene.points.p_world) or len(scene.observations.p_world),
         "cameras by": (facts.get("choice") or {}).get("chosen"),
         "reprojection error px": errors.get("mean_px"),
+        "motion": (facts.get("motion") or {}).get("words"),
         "scale": f"{scale.kind}{f' ({scale.source}){percent}' if scale.kind == 'metric' else ''}",
         "seconds": round(seconds, 1),
         "report": str(out / "report.html"),

@@ -244,6 +244,10 @@ class ReportFacts(TypedDict, total=False):
     scale: ScaleFacts | None
     up_source: str | None
     covariance_gauge: str | None
+    motion: dict[str, Any] | None
+    """Of a film: what moves, in `words`, `share` of the pixels, number of `tracks`, share `explained` by cameras."""
+    time_offset_s: dict[str, float] | None
+    """Camera -> what to add to its times for all to agree."""
     warnings: list[str]
     run: RunFacts | None
 

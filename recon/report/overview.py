@@ -39,7 +39,8 @@ def verdict(facts: ReportFacts) -> Verdict:
     fit, fit_words = _fit(facts)
     steady, steady_words = _steadiness(facts)
     known, lens_words = _calibrated(facts)
-    grade = max(fit, steady, known, int(alone), 0 if share >= 0.9 else 1 if share >= 0.5 else 2)
+    moves, motion_words = _motion(facts)
+    grade = max(fit, steady, known, moves, int(alone), 0 if share >= 0.9 else 1 if share >= 0.5 else 2)
     headline = f"All {used} photos registered" if not missing else f"{used} of {tried} photos registered"
     if alone:
         headline = f"{used} photo{'s' * (used > 1)} as a network predicts, nothing adjusted"
@@ -49,7 +50,9 @@ def verdict(facts: ReportFacts) -> Verdict:
         headline += f", {dropped} left out"
     level: tuple[Level, ...] = ("good", "fair", "poor")
     return Verdict(
-        level[grade], headline, " ".join(filter(None, [fit_words, steady_words, lens_words, _scale_words(facts)]))
+        level[grade],
+        headline,
+        " ".join(filter(None, [fit_words, steady_words, lens_words, motion_words, _scale_words(facts)])),
     )
 
 
@@ -91,6 +94,15 @@ def _calibrated(facts: ReportFacts) -> tuple[int, str]:
         return 0, ""
     words = f"The focal length is uncertain by {html.percent(doubt)}, and depth with it: take photos from all round"
     return (1 if doubt <= 0.15 else 2), f"{words}, or give --intrinsics."
+
+
+def _motion(facts: ReportFacts) -> tuple[int, str]:
+    """Whether what moves leaves cameras that can be trusted: 0 yes, 2 no."""
+    motion = facts.get("motion") or {}
+    words = motion.get("words") or ""
+    if motion.get("trusted") is False:
+        return 2, f"{words}, so cameras and depth are not to be trusted.".capitalize()
+    return 0, f"{words}.".capitalize() if words else ""
 
 
 def _scale_words(facts: ReportFacts) -> str:

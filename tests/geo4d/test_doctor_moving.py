@@ -232,7 +232,7 @@ def test_the_report_has_the_offsets_unless_the_cameras_are_wrong(
     capture: PosedCapture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = {"0": 0.0, "1": -0.15, "2": float("nan")}
-    monkeypatch.setattr(doctor_moving, "estimate_time_offsets", lambda capture, most: found)
+    monkeypatch.setattr(doctor_moving, "quick_time_offsets", lambda capture: found)
     facts, findings = doctor_moving.look_at_moving(write(tmp_path / "right", capture))
     assert [facts["cameras"][s]["time_offset_s"] for s in "012"] == [0.0, -0.15, None]
     assert "1 -150 ms" in said(findings, "warning")

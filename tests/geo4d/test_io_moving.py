@@ -559,21 +559,32 @@ def test_synchronised_videos_take_cameras_from(listed: str, filmed: Filmed, tmp_
     assert (capture.camera[6].distortion is not None) == (listed == "cameras.json")
 
 
-def test_mask_videos_go_with_videos_and_their_lengths_are_compared(filmed: Filmed, tmp_path: Path) -> None:
+def test_mask_videos_go_with_videos(filmed: Filmed, tmp_path: Path) -> None:
     write_rig(tmp_path, filmed)
     masks = [np.zeros((*HW, 3), np.uint8) for _ in range(COUNT)]
     for t, mask in enumerate(masks):
         mask[: 8 * t] = 255
-    write_video(tmp_path / "masks" / "gopro0.mp4", masks[:-1], filmed.time_s[:-1])
+    write_video(tmp_path / "masks" / "gopro0.mp4", masks, filmed.time_s)
     write_video(tmp_path / "masks" / "gopro1.mp4", [m[:24, :32] for m in masks], filmed.time_s)
     capture = load_moving(tmp_path)
-    (short,) = [name for name in capture.frames.dropped if name.startswith("gopro0")]
-    assert capture.frames.dropped[short] == "its mask video ends after 5 pictures, the video has 6"
     assert [r for n, r in capture.frames.dropped.items() if n.startswith("gopro1")] == [
         "the mask is 32x24, the picture 64x48"
     ] * COUNT
-    for t in range(COUNT - 1):
+    for t in range(COUNT):
         np.testing.assert_array_equal(capture.frames[t].read_mask(), masks[t][..., 0] > 0)
+
+
+@pytest.mark.parametrize("more", [-1, 1])
+def test_a_mask_video_of_another_length_is_refused(filmed: Filmed, tmp_path: Path, more: int) -> None:
+    write_rig(tmp_path, filmed)
+    times = np.arange(COUNT + more) / 30
+    write_video(tmp_path / "masks" / "gopro0.mp4", [np.zeros((*HW, 3), np.uint8)] * (COUNT + more), times)
+    with pytest.raises(InputError) as told:
+        load_moving(tmp_path)
+    assert "masks of 'gopro0.mp4' are not as many as its pictures" in told.value.asked
+    assert told.value.found.startswith(f"{COUNT + more} masks")
+    assert told.value.accepted.startswith(f"{COUNT}, one for each picture")
+    assert "make the masks again" in told.value.hint
 
 
 def test_cameras_without_videos_and_videos_without_cameras_are_said(filmed: Filmed, tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def test_trembling_is_not_motion(tmp_path):
     rng = np.random.default_rng(0)
     still = 300 + rng.normal(0, 3, 100)
     path = encode(tmp_path / "a.mp4", [view(o) for o in [*still, *np.arange(300, 900, 5)]])
-    glimpses = video.analyse(path)
+    glimpses = video.analyse(path).glimpses
     chosen = video.choose(glimpses)
     assert sum(glimpses[i].time_s < 98 / RATE for i in chosen) <= 2
 
@@ -235,12 +235,6 @@ def test_the_temporary_folder_lives_as_long_as_a_frame(tmp_path):
     del last
     gc.collect()
     assert not folder.exists()
-
-
-def test_masks_with_a_video_are_refused(tmp_path):
-    path = encode(tmp_path / "a.mp4", [view(12 * i) for i in range(10)])
-    with pytest.raises(InputError, match="masks"):
-        load_frames(path, masks=tmp_path)
 
 
 # --- colours

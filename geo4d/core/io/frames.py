@@ -17,6 +17,7 @@ import numpy as np
 from geo4d.core import selection
 from geo4d.core.errors import InputError
 from geo4d.core.io.decoding import PHOTO_SUFFIXES, Header, decode, decode_rgba, read_header
+from geo4d.core.io.film import VideoPart
 from geo4d.core.io.masks import Mask, find_masks
 from geo4d.core.io.sensors import Mounting, mount
 from geo4d.core.progress import Progress
@@ -39,6 +40,7 @@ def load_frames(
     keep_gps: bool = False,
     max_frames: int | None = None,
     least: int = 2,
+    part: VideoPart | None = None,
     cache_dir: Path | None = None,
     progress: Progress | None = None,
 ) -> Frames:
@@ -51,40 +53,51 @@ def load_frames(
 
     Args:
         source: a folder, a glob, or a video file.
-        masks: folder with one mask per photo, white where pixels may be used.
+        masks: folder with one mask per photo, white where pixels may be used; for a video also a video of masks, with
+            one for each of its pictures.
         keep_all: keep blurred photos and near-duplicates.
         keep_gps: read the position where the photo was taken into `Frame.info.gps`.
         max_frames: at most this many, evenly spread.
         least: fewer usable photos than this are an error.
+        part: of a video.
         cache_dir: where the pictures of a video are written; default: a folder that lives as long as the frames.
         progress: hears of stages and of photos that were left out.
 
     Raises:
-        InputError: nothing there, fewer than `least` usable photos, two photos of one name, a mask of another size.
+        InputError: nothing there, fewer than `least` usable photos, two photos of one name, a mask of another size, a
+            part of what is no video.
     """
     progress = progress or Progress()
     if max_frames is not None and max_frames < 2:
         raise InputError("cannot work with so few frames", found=f"max_frames = {max_frames}", accepted="2 or more")
     path = Path(source).expanduser()
     if path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES:
-        return _load_video(path, masks, max_frames, cache_dir, keep_gps, progress)
+        return _load_video(path, masks, max_frames, part, cache_dir, progress)
+    if part is not None and part != VideoPart():
+        raise InputError(
+            "only a video has a part", found=f"{source} with --start, --end or --cuts", accepted="a video file",
+            hint="leave them out; of photos give a glob: 'photos/IMG_01*.jpg'",
+        )  # fmt: skip
     paths = _find(source, path, progress)
     return _load_photos(paths, masks, keep_all, keep_gps, max_frames, least, progress)
 
 
 def _load_video(
-    path: Path, masks: Path | None, max_frames: int | None, cache_dir: Path | None, keep_gps: bool, progress: Progress
+    path: Path,
+    masks: Path | None,
+    max_frames: int | None,
+    part: VideoPart | None,
+    cache_dir: Path | None,
+    progress: Progress,
 ) -> Frames:
+    """A video's position is never read."""
     from geo4d.core.io import video
+    from geo4d.core.io.mask_video import with_video_masks
 
-    if masks is not None:
-        raise InputError(
-            "masks cannot be given with a video", found=f"{path}", accepted="masks with a folder of photos",
-            hint="load the video once with a cache folder, then reconstruct that folder with masks",
-        )  # fmt: skip
-    del keep_gps  # a video's position is never read
-    options = {} if max_frames is None else {"max_frames": max_frames}
-    return video.keyframes(path, cache_dir=cache_dir, progress=progress, **options)
+    frames = video.keyframes(
+        path, cache_dir=cache_dir, max_frames=max_frames or video.MAX_FRAMES, part=part, progress=progress
+    )
+    return frames if masks is None else with_video_masks(frames, path, masks.expanduser())
 
 
 # --- finding files
@@ -130,7 +143,7 @@ def _find(source: str | Path, path: Path, progress: Progress) -> dict[str, Path]
         progress.note(f"ignored files that are not photos geo4d reads: {kinds}")
     named = {unicodedata.normalize("NFC", p.relative_to(folder).as_posix()): p for p in photos}
     _check_names(photos)
-    return {name: named[name] for name in sorted(named, key=_natural)}
+    return {name: named[name] for name in sorted(named, key=natural)}
 
 
 def _visible(paths: Iterable[Path]) -> list[Path]:
@@ -154,7 +167,7 @@ def _nearest(path: Path) -> str:
     return f"nothing at {path}; the part of it that exists is {parent.resolve()}"
 
 
-def _natural(name: str) -> tuple[list[tuple[int, int | str]], str]:
+def natural(name: str) -> tuple[list[tuple[int, int | str]], str]:
     """Sorts numbers inside names by value."""
     pieces = re.split(r"([0-9]+)", name.casefold())
     return [(0, int(p)) if p.isdecimal() else (1, p) for p in pieces if p], name

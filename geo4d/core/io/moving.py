@@ -8,10 +8,18 @@ from pathlib import Path
 from geo4d.core.errors import InputError
 from geo4d.core.io import moving_json, moving_nerfies, moving_rig
 from geo4d.core.io.moving_capture import PosedCapture
-from geo4d.core.io.moving_offsets import aligned_in_time, estimate_time_offsets
+from geo4d.core.io.moving_offsets import (
+    aligned_in_time,
+    disagreement,
+    estimate_time_offsets,
+    quick_time_offsets,
+)
 from geo4d.core.progress import Progress
 
-__all__ = ["LAYOUTS", "PosedCapture", "aligned_in_time", "estimate_time_offsets", "load_moving", "recognise_moving"]
+__all__ = [
+    "LAYOUTS", "PosedCapture", "aligned_in_time", "disagreement", "estimate_time_offsets", "load_moving",
+    "quick_time_offsets", "recognise_moving",
+]  # fmt: skip
 
 LAYOUTS: dict[str, tuple[Callable[[Path], bool], Callable[[Path, Progress], PosedCapture]]] = {
     moving_nerfies.LAYOUT: (moving_nerfies.is_nerfies, moving_nerfies.load_nerfies),

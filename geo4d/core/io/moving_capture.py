@@ -248,6 +248,20 @@ def seconds(times: Sequence[float], sensors: Sequence[str], unit: str | None = N
     return [(t - first) / factor for t in times], notes
 
 
+def doubtful_unit(times: Sequence[float], sensors: Sequence[str]) -> tuple[str, str] | None:
+    """What times that are taken for seconds look like instead, and what to do; None where nothing speaks against it."""
+    found = [s for s in steps(times, sensors) if s > 0]
+    if len(found) < 2:
+        return None
+    step, whole = float(np.median(found)), all(float(t).is_integer() for t in times)
+    if whole and step == 1 and len(found) >= 3:
+        return ("times are whole numbers, one per picture: frame numbers, or one picture per second?",
+                "divide frame numbers by the pictures per second")  # fmt: skip
+    if not whole and step > _SHORTEST_STEP:
+        return f"pictures are {step:.4g} s apart: milliseconds?", "times are in seconds: divide milliseconds by 1000"
+    return None
+
+
 def steps(times: Sequence[float], sensors: Sequence[str]) -> list[float]:
     """Differences of the times of each camera's pictures, in their order."""
     last: dict[str, float] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import cv2
@@ -10,12 +10,15 @@ import numpy as np
 import torch
 
 from geo4d.core import pictures
+from geo4d.core.errors import InputError
 from geo4d.core.io.moving_capture import PosedCapture, interval_s
 from geo4d.core.progress import Progress
 from geo4d.core.types import Camera, Frame, Frames
 
 MOST = 240
 """Pictures of a camera that are looked at, from the first on."""
+MOST_IN_ALL, FEWEST_EACH = 600, 24
+"""Pictures of all cameras together, and of each at least, for a quick look."""
 _LOOK_PX = 96
 _FEWEST = 8
 _PLANES = 24
@@ -68,6 +71,25 @@ def estimate_time_offsets(
     pairs = {(a, b): _lag(changes[a], changes[b], step) for i, a in enumerate(names) for b in names[i + 1 :]}
     clear = {pair: lag for pair, lag in pairs.items() if lag is not None}
     return unknown | _solved(names, clear, step)
+
+
+def quick_time_offsets(capture: PosedCapture, *, progress: Progress | None = None) -> dict[str, float]:
+    """`estimate_time_offsets` of a bounded number of pictures; empty for one camera, and where one is damaged."""
+    cameras = len(capture.by_sensor())
+    if cameras < 2:
+        return {}
+    try:
+        return estimate_time_offsets(capture, most=max(FEWEST_EACH, MOST_IN_ALL // cameras), progress=progress)
+    except InputError:  # a picture that cannot be decoded, which is said where it is used
+        return {}
+
+
+def disagreement(capture: PosedCapture, offsets: Mapping[str, float]) -> str:
+    """A line on the clocks that are off by more than half a picture; "" where none is."""
+    step = interval_s(capture.time_s, [f.sensor for f in capture.frames])
+    off = [f"{s} {1000 * o:+.0f} ms" for s, o in offsets.items() if abs(o) > step / 2]  # False where it is NaN
+    listed = ", ".join(off[:8]) + (f" and {len(off) - 8} more" if len(off) > 8 else "")
+    return f"clocks of cameras disagree, by the motion that they show; to add to their times: {listed}" if off else ""
 
 
 def aligned_in_time(capture: PosedCapture, *, progress: Progress | None = None) -> PosedCapture:

@@ -20,6 +20,7 @@ from geo4d.core import geometry
 from geo4d.core.errors import InputError
 from geo4d.core.io import atomic, nerfstudio
 from geo4d.core.io.decoding import PHOTO_SUFFIXES
+from geo4d.core.io.mask_video import check_as_many
 from geo4d.core.io.moving_capture import Picture, PosedCapture, Shot, gather, picture_of
 from geo4d.core.io.moving_video import VIDEO_SUFFIXES, Video, VideoPool, open_video
 from geo4d.core.progress import Progress
@@ -137,11 +138,7 @@ def _video_shots(video: Video, sensor: str, camera: Camera, split: str, mask: Vi
     for i, time in enumerate(video.time_s):
         picture = Picture(video.hw, functools.partial(video.read, i))
         plain = Shot(f"{sensor}_{i:06d}.jpg", sensor, float(time), camera, picture, split)
-        if mask is not None and i >= len(mask):
-            plain = replace(
-                plain, trouble=f"its mask video ends after {len(mask)} pictures, the video has {len(video)}"
-            )
-        elif mask is not None:
+        if mask is not None:
             plain = replace(plain, mask=Picture(mask.hw, functools.partial(_read_mask, mask, i)))
         shots.append(plain)
     return shots
@@ -172,7 +169,7 @@ def load_rig(path: Path, progress: Progress) -> PosedCapture:
     """Read videos and their cameras; `masks/NAME.mp4`, white where pixels may be used, goes with `NAME.mp4`.
 
     Raises:
-        InputError: the cameras are malformed, or none of them is of a video.
+        InputError: the cameras are malformed, none of them is of a video, or a mask video has more or fewer pictures.
     """
     listed = _listed(path)
     files = _listed_videos(path, listed.file)
@@ -192,9 +189,9 @@ def load_rig(path: Path, progress: Progress) -> PosedCapture:
         for name in sorted(set(videos) & set(listed.cameras)):
             mask = _mask_video(path, name, pool)
             video = open_video(videos[name], pool)
+            if mask is not None:
+                check_as_many(len(mask), len(video), str(mask.path), video.path.name)
             shots += _video_shots(video, name, listed.cameras[name], listed.split.get(name, "train"), mask)
-            if mask is not None and len(mask) > len(video):
-                notes.append(f"the mask video of {name} has {len(mask)} pictures, the video {len(video)}")
             advance()
     counts = {len([s for s in shots if s.sensor == n and not s.trouble]) for n in videos}
     if len(counts) > 1:

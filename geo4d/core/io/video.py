@@ -17,10 +17,12 @@ from av.video.frame import VideoFrame
 from PIL import Image
 
 from geo4d.core import pictures, selection
+from geo4d.core.cuts import CutFinder
 from geo4d.core.errors import InputError
 from geo4d.core.io import transfer
 from geo4d.core.io.decoding import decode, read_header
 from geo4d.core.io.exif import TURNS_OF_ORIENTATION
+from geo4d.core.io.film import Film, Glimpse, VideoPart, remarks
 from geo4d.core.progress import Progress
 from geo4d.core.types import Frame, Frames
 
@@ -35,22 +37,13 @@ SPACING = 0.08
 
 _DENSEST = 0.02
 _STATIC = 0.01
+_STIRS, _STIRS_BY = 0.005, 20
+"""Share of the pixels that change by more than so many grey levels before a camera that stands still."""
 _ANALYSED_PER_S = 15.0
 _MOST_ANALYSED = 2400
 _ANALYSIS_PX = 640
 _UNMATCHED = 0.5
 _WINDOW = (0.6, 1.25)
-
-
-@dataclass(frozen=True, eq=False)
-class Glimpse:
-    """One analysed video frame: its number in decoding order, presentation time, and a look at it (not turned
-    upright).
-    """
-
-    index: int
-    time_s: float
-    look: selection.Look
 
 
 def keyframes(
@@ -59,9 +52,13 @@ def keyframes(
     cache_dir: Path | None = None,
     max_frames: int = MAX_FRAMES,
     spacing: float = SPACING,
+    part: VideoPart | None = None,
+    film: Film | None = None,
     progress: Progress | None = None,
 ) -> Frames:
     """Choose sharp, well-spaced frames of a video and write them upright to `cache_dir` as JPEG of quality 97.
+
+    Of a video that was cut, the longest piece is taken (`VideoPart.cuts`), and the others are told of.
 
     A frame is chosen as soon as half of the picture has moved by `spacing` since the frame before: the sharpest of
     those that moved by 0.6 to 1.25 times as much. While a clip gives fewer than 24, the spacing shrinks, to no less
@@ -72,7 +69,9 @@ def keyframes(
         cache_dir: where the pictures go; by default a temporary folder that is removed with the last of the frames.
         max_frames: at most so many.
         spacing: median motion between chosen frames, as a fraction of the picture's longer side.
-        progress: hears of the stages, and of a broken end of the video.
+        part: which part of the video; default: all.
+        film: what `analyse` found in this part, where that is known.
+        progress: hears of the stages, of cuts and uneven times, and of a broken end of the video.
 
     Returns:
         Frames named `STEM_000123.jpg` after their number in the video; `time_s` is the presentation time from the
@@ -83,13 +82,13 @@ def keyframes(
     """
     progress = progress or Progress()
     with progress.stage("video") as advance:
-        glimpses = analyse(path, progress, advance)
+        film = film or analyse(path, progress, advance, part=part)
+        glimpses = film.used()
         chosen = choose(glimpses, max_frames=max_frames, spacing=spacing)
+    for remark in remarks(film, path.name):
+        progress.note(str(remark))
     if len(chosen) < 2:
-        found = (
-            "1 frame" if len(glimpses) == 1 else f"the picture stays the same in all {len(glimpses)} frames looked at"
-        )
-        raise _not_usable(path, found, "a video of a few seconds in which the camera moves through the scene")
+        raise _does_not_move(path, glimpses)
     owner = tempfile.TemporaryDirectory(prefix="geo4d-video-") if cache_dir is None else None
     folder = Path(owner.name) if owner is not None else Path(cache_dir or "").expanduser()
     folder.mkdir(parents=True, exist_ok=True)
@@ -171,29 +170,49 @@ class _Trouble:
     end_s: float = field(default=-math.inf)
 
 
-def analyse(path: Path, progress: Progress | None = None, advance: Callable[[], None] = lambda: None) -> list[Glimpse]:
-    """Look at up to 15 frames per second (fewer of a long video), in presentation order.
+def analyse(
+    path: Path,
+    progress: Progress | None = None,
+    advance: Callable[[], None] = lambda: None,
+    *,
+    part: VideoPart | None = None,
+) -> Film:
+    """Look at up to 15 frames per second (fewer of a long video), in presentation order, and for cuts at all.
 
     Raises:
-        InputError: not a video, or no frame can be decoded.
+        InputError: not a video, or no frame of the part can be decoded.
     """
+    part = part or VideoPart()
     glimpses: list[Glimpse] = []
-    trouble = _Trouble()
+    times: list[float] = []
+    finder, trouble = CutFinder(), _Trouble()
     with _opened(path) as container:
         length_s = _length_s(container)
         step_s = max(1 / _ANALYSED_PER_S, length_s / _MOST_ANALYSED)
         for index, time_s, picture in _decoded(container, trouble):
+            if part.end_s is not None and time_s > part.end_s and not part.holds(time_s):
+                break
+            times.append(time_s)
+            if not part.holds(time_s):
+                continue
+            finder.add(index, time_s, _grey(picture))
             if not glimpses or time_s >= glimpses[-1].time_s + 0.99 * step_s:
                 glimpses.append(Glimpse(index, time_s, selection.look(_small(picture), time_s)))
                 advance()
     if not glimpses:
+        if times:
+            raise InputError(
+                f"this part of {path.name!r} has no pictures", found=f"from {part.start_s or 0:g} s on; it ends at "
+                f"{times[-1]:.2f} s", accepted="an earlier start", hint="--start and --end are in seconds",
+            )  # fmt: skip
         raise _not_usable(path, "no frame that can be decoded", "a video that other programs play")
-    if trouble.broken or trouble.end_s < length_s - max(1.0, 0.1 * length_s):
+    ended_early = part.end_s is not None and trouble.end_s > part.end_s
+    if trouble.broken or (not ended_early and trouble.end_s < length_s - max(1.0, 0.1 * length_s)):
         ends = f"the file says {length_s:.1f} s, frames end at {trouble.end_s:.1f} s"
         (progress or Progress()).note(
             f"{path.name} is damaged: {ends}, {trouble.broken} parts unreadable; went on with the rest"
         )
-    return glimpses
+    return Film(tuple(glimpses), np.array(times), tuple(finder.cuts()), part)
 
 
 def _opened(path: Path) -> InputContainer:
@@ -254,6 +273,11 @@ def _small(picture: VideoFrame) -> np.ndarray:
     return picture.reformat(width=w, height=h, format="rgb24", interpolation="AREA").to_ndarray()
 
 
+def _grey(picture: VideoFrame) -> np.ndarray:
+    h, w = pictures.fit_hw((picture.height, picture.width), selection.LOOK_PX)
+    return picture.reformat(width=w, height=h, format="gray", interpolation="AREA").to_ndarray()
+
+
 def _extract(
     path: Path, chosen: Sequence[Glimpse], folder: Path, owner: object, advance: Callable[[], None]
 ) -> list[Frame]:
@@ -304,6 +328,31 @@ def _display(picture: VideoFrame) -> tuple[bool, int]:
         if np.array_equal(np.linalg.matrix_power(turn, turns) @ np.diag([-1 if mirrored else 1, 1]), wanted):
             return mirrored, turns
     return False, 0
+
+
+def _does_not_move(path: Path, glimpses: Sequence[Glimpse]) -> InputError:
+    """Why no frames were chosen: one picture, nothing that changes, or a camera that stands still."""
+    accepted = "a video of a few seconds in which the camera moves through the scene"
+    if len(glimpses) == 1:
+        return _not_usable(path, "1 frame", accepted)
+    changed = max(_changed(glimpses[0], g) for g in glimpses[1 :: max(1, len(glimpses) // 40)])
+    if changed < _STIRS:
+        return _not_usable(path, f"the picture stays the same in all {len(glimpses)} frames looked at", accepted)
+    return InputError(
+        f"cannot use the video {path.name!r}",
+        found=f"{path}: the camera stands still while up to {changed:.0%} of its picture changes; from one place "
+        "nothing tells how far away things are",
+        accepted=accepted,
+        hint="film again while walking sideways, or film with several cameras at once and give the videos beside "
+        "their cameras (cameras.json)",
+    )  # fmt: skip
+
+
+def _changed(a: Glimpse, b: Glimpse) -> float:
+    """Share of the pixels that differ by more than noise and compression make them."""
+    if a.look.grey.shape != b.look.grey.shape:
+        return 1.0
+    return float((np.abs(a.look.grey.astype(np.int16) - b.look.grey) > _STIRS_BY).mean())
 
 
 def _not_usable(path: Path, found: str, accepted: str) -> InputError:

@@ -1,0 +1,202 @@
+"""Whether anything moves in a film, or nearly everything: both are judged after `recon.motion`, and said in words.
+
+Nothing moves where points that stand still explain nearly all points that were followed and stand out. Everything moves
+where little of the flow between pictures leads along the epipolar lines of the cameras: these were then found in
+pictures that nothing at rest holds together.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from geo4d.core import pictures
+from geo4d.core.progress import Progress
+from geo4d.core.types import Camera, PointTracks, Scene
+from recon.flow import FLOW_PX, RETURNS_PX, RETURNS_SHARE, at, flow
+from recon.motion import CELL_PX, clips_of
+
+MISS_PX = 3.0
+"""A point that stands still explains places that it misses by no more (root mean square), at the size of the flow: so
+far flow drifts in a film."""
+CORNER = 50.0
+"""Least eigenvalue of the gradients around a point, in grey levels squared: of smoother ones, such as of polished
+cupboards, flow is a guess, or of what they mirror."""
+LEAST_SHARE, LEAST = 5e-3, 4.0
+"""Points that move, on average in a picture: as a share of the cells from which points are followed, and at least so
+many. Of films of a still kitchen it was up to 0.0034, of a street with cars 0.04, of generated scenes 0.12."""
+GUESSED = 1e-3
+"""Weight of the guess of where a point is, beside its places."""
+ACROSS_PX = 1.5
+"""Flow that misses its epipolar line by no more may be of a scene that stands still."""
+LEAST_EXPLAINED = 0.5
+"""Share of the flow that has to be so for cameras to be trusted."""
+PAIRS = 8
+"""Pairs of pictures that are looked at."""
+RETURNS = 0.3
+"""Share of a picture whose flow has to return: two pictures of less in common do not follow each other."""
+
+
+def judged(before: Scene, scene: Scene, *, progress: Progress) -> Scene:
+    """A scene after `recon.motion.with_motion`, with what its motion amounts to in `report["motion"]`, and said.
+
+    Where nothing moves, it is the scene as it was before, with no tracks.
+
+    Args:
+        before: the scene before motion was looked for.
+        scene: the same with `tracks`.
+        progress: hears what moves.
+    """
+    if not clips_of(scene):
+        progress.note("what moves cannot be told: no camera has pictures of two times")
+        return scene
+    share, explained = scene.moving_share(), explained_share(scene)
+    tracks = scene.tracks
+    count = 0 if tracks is None else len(tracks)
+    facts: dict[str, Any] = {"share": share, "tracks": count, "explained": explained}
+    if explained is not None and explained < LEAST_EXPLAINED:
+        facts |= {"words": "nearly everything moves", "trusted": False}
+        progress.note(
+            f"nearly everything seems to move: only {explained:.0%} of the pictures' motion fits the cameras and a "
+            "scene that stands still, so that cameras and depth are not to be trusted; film with more of the picture "
+            "at rest, leave out what moves (--masks), or give the cameras (--poses, or a dataset with cameras, which "
+            "geo4d doctor checks)"
+        )
+    elif tracks is None or not anything_moves(scene, tracks):
+        facts = {"share": 0.0, "tracks": 0, "explained": explained, "words": "nothing moves"}
+        progress.note("nothing moves: it is a still scene")
+        scene = replace(before, tracks=None)
+    else:
+        facts["words"] = f"{share:.1%} of the pixels move"
+        progress.note(f"{share:.1%} of the pixels move; {count} points were followed")
+    return replace(scene, report={**scene.report, "motion": facts})
+
+
+def anything_moves(scene: Scene, tracks: PointTracks) -> bool:
+    """Whether more points move than are followed wrongly in a scene that stands still."""
+    cells = max(h * w for h, w in (_flow_hw(scene, i) for i in range(len(scene.frames)))) / CELL_PX**2
+    return moving_count(scene, tracks) >= max(LEAST, LEAST_SHARE * cells)
+
+
+def moving_count(scene: Scene, tracks: PointTracks) -> float:
+    """How many followed points a picture has, on average, that stand out and that no still point explains."""
+    matrix = np.stack([(c.K @ c.cam_from_world[:3]).numpy() for c in scene.camera])
+    inverse = np.linalg.inv(matrix[:, :, :3])
+    scale = np.array([max(1.0, max(f.hw) / FLOW_PX) for f in scene.frames])
+    frame, uv_px = tracks.frame_id.numpy(), tracks.uv_px.numpy()
+    usual, found = _usual_depth(scene), 0
+    for track in np.flatnonzero(_corners(scene, tracks) > CORNER):
+        seen = np.flatnonzero(frame[track] >= 0)
+        if len(seen) > 1:
+            taken, places = frame[track, seen], uv_px[track, seen]
+            ahead = usual * np.append(places[0], 1.0) - matrix[taken[0], :, 3]
+            miss = _miss_px(matrix[taken], places, scale[taken], inverse[taken[0]] @ ahead)
+            found += len(seen) * (miss > MISS_PX)
+    return found / len(scene.frames)
+
+
+def _corners(scene: Scene, tracks: PointTracks) -> np.ndarray:
+    """Of every track the median over its pictures of the least eigenvalue of the gradients around it."""
+    frame, uv_px = tracks.frame_id.numpy(), tracks.uv_px.numpy()
+    out = np.full(frame.shape, np.nan)
+    for i in np.unique(frame[frame >= 0]).tolist():
+        hw, mine = _flow_hw(scene, i), np.nonzero(frame == i)
+        grey = cv2.cvtColor(pictures.resize(scene.frames[i].read(), hw), cv2.COLOR_RGB2GRAY).astype(np.float32)
+        response = cv2.cornerMinEigenVal(cv2.GaussianBlur(grey, (0, 0), 1.0), 7, ksize=3)
+        out[mine] = at(response, (uv_px[mine] * hw[1] / scene.frames[i].hw[1]).astype(np.float32))
+    known = np.isfinite(out).any(1)
+    middle = np.zeros(len(out))
+    middle[known] = np.nanmedian(out[known], 1)
+    return middle
+
+
+def _flow_hw(scene: Scene, i: int) -> tuple[int, int]:
+    hw = scene.frames[i].hw
+    return pictures.fit_hw(hw, min(FLOW_PX, max(hw)))
+
+
+def _usual_depth(scene: Scene) -> float:
+    known = [d[torch.isfinite(d)] for d in scene.depth if d is not None]
+    known = [d.median() for d in known if len(d)]
+    return float(torch.stack(known).median()) if known else 1.0
+
+
+def _miss_px(matrix: np.ndarray, uv_px: np.ndarray, scale: np.ndarray, guess: np.ndarray) -> float:
+    """By how much the best still point misses places `(n, 2)` of cameras `(n, 3, 4)`, in units of `scale` `(n,)`.
+
+    Linear least squares, reweighted by depth so that it is the error in the pictures (Hartley and Sturm 1997); what
+    cameras in one place do not tell is as guessed.
+    """
+    rows = uv_px[..., None] * matrix[:, 2:] - matrix[:, :2]
+    point = guess
+    for _ in range(4):
+        z = matrix[:, 2, :3] @ point + matrix[:, 2, 3]
+        if (z <= 0).any():
+            return float("inf")
+        weighted = (rows / (scale * z)[:, None, None]).reshape(-1, 4)
+        firm = GUESSED * np.linalg.norm(weighted[:, :3])
+        left = np.concatenate([weighted[:, :3], firm * np.eye(3)])
+        right = np.concatenate([-weighted[:, 3], firm * guess])
+        point = np.linalg.lstsq(left, right, rcond=None)[0]
+    miss = (rows @ np.append(point, 1.0)) / (scale * z)[:, None]
+    return float(np.sqrt((miss**2).sum(-1).mean()))
+
+
+# Flow along epipolar lines
+
+
+def explained_share(scene: Scene) -> float | None:
+    """Share of the flow between neighbouring pictures of a sensor that leads along epipolar lines; None without any.
+
+    Flow counts where it returns to where it began.
+    """
+    pairs = [pair for index in clips_of(scene) for pair in itertools.pairwise(index)]
+    chosen = [pairs[round(k)] for k in np.linspace(0, len(pairs) - 1, min(PAIRS, len(pairs)))]
+    along = [_along(scene, i, j) for i, j in chosen]
+    values = np.concatenate(along) if along else np.zeros(0, bool)
+    return float(values.mean()) if len(values) else None
+
+
+def _along(scene: Scene, i: int, j: int) -> np.ndarray:
+    """Whether each pixel's flow that returns leads along its epipolar line."""
+    hw = _flow_hw(scene, i)
+    grey = [cv2.cvtColor(pictures.resize(scene.frames[k].read(), hw), cv2.COLOR_RGB2GRAY) for k in (i, j)]
+    step = flow(grey[0], grey[1])
+    v, u = np.mgrid[: hw[0], : hw[1]].astype(np.float32)
+    here = (np.stack([u, v], -1) + np.float32(0.5)).reshape(-1, 2)
+    there = here + step.reshape(-1, 2)
+    gap = np.linalg.norm(there + at(flow(grey[1], grey[0]), there) - here, axis=-1)
+    kept = gap <= RETURNS_PX + RETURNS_SHARE * np.linalg.norm(there - here, axis=-1)  # False where it is NaN
+    for k, place in ((i, here), (j, there)):
+        mask = scene.frames[k].read_mask
+        if mask is not None:
+            kept &= at(pictures.resize_mask(mask(), hw).astype(np.float32), place.astype(np.float32)) > 0.5
+    if kept.mean() < RETURNS:
+        return np.zeros(0, bool)
+    cameras = [scene.camera[k].resize(hw) for k in (i, j)]
+    return _across_px(cameras[0], cameras[1], here[kept], there[kept]) <= ACROSS_PX
+
+
+def _across_px(camera: Camera, other: Camera, here: np.ndarray, there: np.ndarray) -> np.ndarray:
+    """Distance of places of another picture from the epipolar lines of pixels `(n, 2)`.
+
+    Of cameras in one place it is that from where the turn leads.
+    """
+    other_from_camera = (other.cam_from_world @ camera.world_from_cam).numpy()
+    K, K_other = camera.K.numpy(), other.K.numpy()
+    ray = (
+        np.concatenate([here, np.ones((len(here), 1))], -1) @ (K_other @ other_from_camera[:3, :3] @ np.linalg.inv(K)).T
+    )
+    turned = ray[:, :2] / ray[:, 2:]
+    shift = K_other @ other_from_camera[:3, 3]
+    if np.linalg.norm(shift) < 1e-9:
+        return np.linalg.norm(there - turned, axis=-1)
+    line = np.cross(shift, ray)
+    length = np.linalg.norm(line[:, :2], axis=-1)
+    off = np.abs((np.concatenate([there, np.ones((len(there), 1))], -1) * line).sum(-1))
+    return off / np.maximum(length, 1e-12)
