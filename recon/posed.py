@@ -52,7 +52,8 @@ def reconstruct_posed(
             "cannot reconstruct from so few pictures", found=f"{len(train)} to learn from", accepted="2 or more",
         )  # fmt: skip
     for note in capture.notes:
-        progress.note(note)
+        if note not in progress.notes:  # reading says them too
+            progress.note(note)
     nothing, index = torch.zeros(0, 3, dtype=torch.float64), torch.zeros(0, dtype=torch.int64)
     solution = CameraSolution(
         cameras=dict(enumerate(capture.camera)),

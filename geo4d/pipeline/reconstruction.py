@@ -31,7 +31,7 @@ from geo4d.core.io.moving import (
     quick_time_offsets,
     recognise_moving,
 )
-from geo4d.core.io.moving_capture import doubtful_unit
+from geo4d.core.io.moving_capture import doubtful_unit, on_one_clock
 from geo4d.core.io.scene import MARKER, command_line, load_scene, package_version, write_scene_files
 from geo4d.core.memory import peak_memory_gib
 from geo4d.core.progress import Progress
@@ -125,7 +125,7 @@ def reconstruct_folder(
         )
         posed = inputs.posed(progress)
         clocks = {} if posed is None else _clocks(posed, align_times, progress)
-        posed = aligned_in_time(posed) if posed is not None and align_times else posed
+        posed = _aligned(posed) if posed is not None and align_times else posed
         if align_times and posed is None:
             raise InputError(
                 "--align-times compares the clocks of several cameras", found=source,
@@ -268,6 +268,14 @@ def _clocks(posed: PosedCapture, align_times: bool, progress: Progress) -> dict[
         progress.note("; ".join(doubt))
     known = {sensor: offset for sensor, offset in offsets.items() if math.isfinite(offset)}
     return {"time_offset_s": known} if known else {}
+
+
+def _aligned(posed: PosedCapture) -> PosedCapture:
+    """With clocks that agree, and pictures of about one time sharing it, without which nothing is seen in stereo."""
+    moved = aligned_in_time(posed)
+    times, said = on_one_clock(moved.time_s, [f.sensor for f in moved.frames])
+    frames = [replace(f, time_s=t) for f, t in zip(moved.frames, times, strict=True)]
+    return replace(moved, frames=Frames(frames, moved.frames.dropped), notes=(*moved.notes, *said))
 
 
 def _say_why_still(scene: Scene, inputs: _Inputs, options: ReconstructOptions, progress: Progress) -> None:

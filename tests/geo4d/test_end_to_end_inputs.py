@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -343,3 +344,22 @@ def test_photos_of_different_places_say_so_and_leave_the_old_scene(
         assert name in report
     assert (out / "scene.json").read_text() == '{"format": "geo4d-scene"}'
     assert sorted(p.name for p in tmp_path.iterdir()) == ["photos", "scene", "scene.failed"]
+
+
+def test_a_video_of_two_pictures_is_a_still_scene_and_says_so(walk: Path, geo4d: Any, tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "short.mp4"), "w") as out:
+        stream = out.add_stream("libx264", rate=2)
+        stream.width, stream.height, stream.pix_fmt, stream.options = 360, 270, "yuv420p", {"crf": "8"}
+        for photo in photos(walk)[2:4]:
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(pixels(photo), "rgb24")))
+        out.mux(stream.encode(None))
+    run = geo4d("reconstruct", tmp_path / "short.mp4", "-o", tmp_path / "scene", *SIZES)
+    assert run.code == 0, run.stderr
+    scene = load_scene(tmp_path / "scene")
+    assert len(scene.frames) == 2
+    assert scene.tracks is None
+    (said,) = [line for line in scene.report["warnings"] if "taken to stand still" in line]
+    assert "2 pictures of the video are used; it takes 8 that follow each other within 0.5 s" in said
+    run = geo4d("reconstruct", tmp_path / "short.mp4", "-o", tmp_path / "one", "--end", "0.2")
+    assert run.code == 2
+    assert "1 frame" in run.stderr

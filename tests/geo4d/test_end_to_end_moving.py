@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 
 from geo4d.core import moving, procedural
+from geo4d.core.io import moving_offsets
 from geo4d.core.io.gaussians import read_scene_gaussians
 from geo4d.core.io.nerfstudio import write_transforms
 from geo4d.core.io.scene import load_scene
@@ -87,9 +89,56 @@ def test_its_fit_moves_and_is_rendered_in_time(scene: Path, geo4d: Callable[...,
     assert not (scene / "motion.npz").exists()
 
 
+def test_clocks_that_disagree_are_in_the_report_and_are_moved_when_asked(
+    dataset: Path, tmp_path: Path, geo4d: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step_s = 2 / 11
+    found = {"cam0": 0.0, "cam1": 0.0, "cam2": float("nan"), "cam3": 2.2 * step_s}
+    monkeypatch.setattr(moving_offsets, "estimate_time_offsets", lambda capture, **_: found)
+    run = geo4d("reconstruct", dataset, "-o", tmp_path / "told", "--no-dense")
+    assert run.code == 0, run.stderr
+    assert "to add to their times: cam3 +400 ms; --align-times moves them" in run.stderr
+    told = load_scene(tmp_path / "told")
+    assert told.report["time_offset_s"] == pytest.approx({k: v for k, v in found.items() if v == v})
+    assert any("cam3 +400 ms" in line for line in told.report["warnings"])
+    assert "cam3 +400 ms" in (tmp_path / "told" / "report.html").read_text(encoding="utf-8")
+    run = geo4d("reconstruct", dataset, "-o", tmp_path / "moved", "--no-dense", "--align-times")
+    assert run.code == 0, run.stderr
+    assert "the clock of 'cam3' was moved by +400 ms" in run.stderr
+    times = {f.name: f.time_s for f in load_scene(tmp_path / "moved").frames}
+    before = {f.name: f.time_s for f in told.frames}
+    late = [times[n] - before[n] for n in times if n.startswith("cam3")]
+    # Pictures of about one time share it, as when the dataset is read.
+    np.testing.assert_allclose(late, np.where(np.arange(TIMES) < TIMES - 2, 2, 2.2) * step_s, atol=1e-6)
+    assert all(times[n] == before[n] for n in times if not n.startswith("cam3"))
+
+
+@pytest.mark.parametrize(("per_second", "said", "factor"), [
+    (1000.0, "times are milliseconds (182 from picture to picture): divided by 1000", 1.0),
+    (1000.5, "milliseconds?; times are in seconds: divide milliseconds by 1000", 1000.5),
+])  # fmt: skip
+def test_milliseconds_are_not_silently_taken_for_seconds(
+    dataset: Path, tmp_path: Path, geo4d: Callable[..., Any], per_second: float, said: str, factor: float
+) -> None:
+    folder = Path(shutil.copytree(dataset, tmp_path / "ms"))
+    content = json.loads((folder / "transforms.json").read_text())
+    for frame in content["frames"]:
+        frame["time"] = round(per_second * frame["time"]) if factor == 1 else per_second * frame["time"]
+    (folder / "transforms.json").write_text(json.dumps(content))
+    run = geo4d("reconstruct", folder, "-o", tmp_path / "scene", "--no-dense")
+    assert run.code == 0, run.stderr
+    scene = load_scene(tmp_path / "scene")
+    assert len([line for line in scene.report["warnings"] if said in line]) == 1
+    times = [f.time_s for f in scene.frames[:TIMES]]
+    np.testing.assert_allclose(times, factor * 2 / 11 * np.arange(TIMES), atol=2e-3)
+
+
 def test_options_that_do_not_fit_are_said(dataset: Path, tmp_path: Path, geo4d: Callable[..., Any]) -> None:
     run = geo4d("reconstruct", dataset, "-o", tmp_path / "scene", "--max-frames", "3")
     assert run.code == 2
     assert "--max-frames" in run.stderr
     assert "cameras are known" in run.stderr
+    run = geo4d("reconstruct", dataset, "-o", tmp_path / "scene", "--start", "1")
+    assert run.code == 2
+    assert "--start, --end or --cuts" in run.stderr
     assert not (tmp_path / "scene").exists()

@@ -417,6 +417,13 @@ def test_a_mask_of_another_size_is_an_error_with_both_sizes(folder, masks):
     assert "IMG_3" in error.value.asked
 
 
+def test_masks_of_no_photo_are_said(folder, masks):
+    for name in ("IMG_0.png", "IMG_99.png"):
+        Image.fromarray(mask_of(0)).save(masks / name)
+    _, notes = load(folder, masks=masks)
+    assert any("1 of 2 masks are of no photo that is used: IMG_99.png" in note for note in notes)
+
+
 def test_masks_that_belong_to_nothing(folder, masks):
     Image.fromarray(mask_of(0)).save(masks / "other.png")
     with pytest.raises(InputError, match="no mask belongs"):

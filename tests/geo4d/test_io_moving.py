@@ -780,6 +780,22 @@ def test_motion_that_repeats_tells_nothing_of_clocks() -> None:
     assert moving_offsets._lag(changes(once), changes(np.ones_like), 0.1) is None
 
 
+@pytest.mark.parametrize("apart_s", [0.0, 0.15])
+def test_planes_that_contradict_each_other_tell_nothing_of_clocks(apart_s: float) -> None:
+    """Slow motion looks different from each side: its parts would each shift the clock by something else."""
+    time_s, angle = np.arange(40) / 10, np.linspace(-0.5, 0.5, 12)
+    ray = np.stack([np.zeros(12), np.sin(angle), np.cos(angle)], -1)
+    knots = np.random.default_rng(0).uniform(size=(12, 40))
+
+    def changes(late_s: np.ndarray, centre: list[float]) -> moving_offsets._Changes:
+        value = np.stack([np.interp(time_s + s, np.arange(40) / 4, k) for s, k in zip(late_s, knots, strict=True)], -1)
+        return moving_offsets._Changes(time_s, value.astype(np.float32), np.array(centre), ray)
+
+    late_s = 0.3 + apart_s * np.linspace(-1, 1, 12)
+    found = moving_offsets._lag(changes(np.zeros(12), [0.0, 0, 0]), changes(late_s, [1.0, 0, 0]), 0.1)
+    assert found is None if apart_s else found == pytest.approx(0.3, abs=0.03)
+
+
 def test_contradictions_between_pairs_are_taken_out() -> None:
     true = {"a": 0.0, "b": 0.1, "c": -0.2, "d": 0.05}
     lag = {(x, y): true[y] - true[x] for x in "abcd" for y in "abcd" if x < y}

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from geo4d.core import procedural
 from geo4d.core.types import Camera, Frame, Frames, Observations, PointCloud, Scale, Scene
-from recon.rolling_shutter import APART_S, FEWEST, estimate_readout, is_noticed, what_to_say
+from recon.rolling_shutter import APART_S, FEWEST, Readout, estimate_readout, is_noticed, what_to_say
 
 HW, COUNT, POINTS, FPS, NOISE_PX = (240, 320), 16, 120, 15.0, 0.2
 Path = Callable[[Tensor], Tensor]
@@ -110,7 +110,7 @@ def test_rows_are_those_of_the_sensor_not_of_the_upright_picture(turns: int) -> 
     assert found.seconds == pytest.approx(0.025, rel=0.1)
 
 
-@pytest.mark.parametrize("k1", [0.0, 0.05])
+@pytest.mark.parametrize("k1", [0.0, 0.3])
 def test_a_global_shutter_is_none_whatever_the_lens(k1: float) -> None:
     scene = filmed(shaking, 0.0, k1=k1)
     found = estimate_readout(scene)["phone"]
@@ -137,6 +137,20 @@ def test_what_the_motion_cannot_show_is_not_claimed() -> None:
     found = estimate_readout(filmed(gliding, 0.025))["phone"]
     assert not is_noticed(found)
     assert found.std_s > 0.005 or math.isclose(found.seconds, 0.0, abs_tol=3 * found.std_s)
+
+
+@pytest.mark.parametrize(
+    ("readout", "there"),
+    [
+        (Readout(0.02, 0.003, 1.0, 0.002), True),
+        (Readout(-0.02, 0.003, 1.0, 0.002), True),
+        (Readout(0.02, 0.005, 1.0, 0.002), False),  # within the scatter
+        (Readout(0.2, 0.003, 1.0, 0.002), False),  # longer than a picture
+        (Readout(0.02, 0.003, 1.0, 0.0005), False),  # too little to matter
+    ],
+)
+def test_only_what_is_clear_and_matters_is_noticed(readout: Readout, there: bool) -> None:
+    assert is_noticed(readout) is there
 
 
 def test_what_is_said_names_milliseconds_and_what_to_do() -> None:

@@ -18,7 +18,7 @@ from geo4d.core import selection
 from geo4d.core.errors import InputError
 from geo4d.core.io.decoding import PHOTO_SUFFIXES, Header, decode, decode_rgba, read_header
 from geo4d.core.io.film import VideoPart
-from geo4d.core.io.masks import Mask, find_masks
+from geo4d.core.io.masks import Mask, find_masks, unused_masks
 from geo4d.core.io.sensors import Mounting, mount
 from geo4d.core.progress import Progress
 from geo4d.core.types import Frame, Frames
@@ -361,6 +361,10 @@ def _masks(folder: Path | None, kept: dict[str, Header], progress: Progress) -> 
     if folder is None:
         return {}
     masks = find_masks(folder.expanduser(), list(kept.items()))
+    unused = unused_masks(folder.expanduser(), masks)
+    if unused:
+        count = len(unused) + len(masks)
+        progress.note(f"{len(unused)} of {count} masks are of no photo that is used: {_some(unused)}")
     lacking = [n for n in kept if n not in masks]
     if lacking:
         progress.note(f"{len(lacking)} of {len(kept)} photos have no mask and are used whole: {_some(lacking)}")

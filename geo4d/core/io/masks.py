@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -47,11 +47,7 @@ def find_masks(folder: Path, photos: Sequence[tuple[str, Header]]) -> dict[str, 
         raise InputError(
             "cannot read the masks", found=f"{folder} is not a folder", accepted=f"a folder with masks: {_ACCEPTED}"
         )
-    files = {
-        p.relative_to(folder).as_posix().casefold(): p
-        for p in sorted(folder.rglob("*"))
-        if p.suffix.lower() in MASK_SUFFIXES and not p.name.startswith(".")
-    }
+    files = _files(folder)
     found = {name: _mask(header, path) for name, header in photos if (path := _match(name, files)) is not None}
     if not found:
         example = ", ".join(sorted(files)[:3]) or "no picture"
@@ -62,6 +58,21 @@ def find_masks(folder: Path, photos: Sequence[tuple[str, Header]]) -> dict[str, 
             hint="rename the masks after their photos",
         )
     return found
+
+
+def unused_masks(folder: Path, masks: Mapping[str, Mask]) -> list[str]:
+    """Masks of a folder that are of none of the photos, by their paths in it."""
+    used = {mask.header.path for mask in masks.values()}
+    return [p.relative_to(folder).as_posix() for p in _files(folder).values() if p not in used]
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Masks by their path in the folder, in small letters."""
+    return {
+        p.relative_to(folder).as_posix().casefold(): p
+        for p in sorted(folder.rglob("*"))
+        if p.suffix.lower() in MASK_SUFFIXES and not p.name.startswith(".")
+    }
 
 
 def _match(name: str, files: dict[str, Path]) -> Path | None:

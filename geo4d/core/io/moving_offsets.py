@@ -22,8 +22,11 @@ MOST_IN_ALL, FEWEST_EACH = 600, 24
 _LOOK_PX = 96
 _FEWEST = 8
 _PLANES = 24
-_CLEAR, _AHEAD = 0.4, 0.2
+_CLEAR, _AHEAD = 0.5, 0.2
 """Correlation of a peak that counts, and by how much it has to be above all others."""
+_BLOCKS, _SPREAD = 4, 0.25
+"""Planes are left out by such a part of the motion, and the deviation that this tells (jackknife) is at most so many
+intervals: slow motion has a broad peak, and each view its own."""
 _LARGEST_SHARE = 0.5
 
 
@@ -85,20 +88,18 @@ def quick_time_offsets(capture: PosedCapture, *, progress: Progress | None = Non
 
 
 def disagreement(capture: PosedCapture, offsets: Mapping[str, float]) -> str:
-    """A line on the clocks that are off by more than half a picture; "" where none is."""
-    step = interval_s(capture.time_s, [f.sensor for f in capture.frames])
-    off = [f"{s} {1000 * o:+.0f} ms" for s, o in offsets.items() if abs(o) > step / 2]  # False where it is NaN
+    """A line on the clocks that are clearly off; "" where none is."""
+    off = [f"{s} {1000 * o:+.0f} ms" for s, o in _off(capture, offsets).items()]
     listed = ", ".join(off[:8]) + (f" and {len(off) - 8} more" if len(off) > 8 else "")
     return f"clocks of cameras disagree, by the motion that they show; to add to their times: {listed}" if off else ""
 
 
 def aligned_in_time(capture: PosedCapture, *, progress: Progress | None = None) -> PosedCapture:
-    """The capture with the clocks of its cameras put right where they are clearly off by more than half a picture.
+    """The capture with the clocks of its cameras put right where they are off by more than a picture.
 
     What was done is said in its notes; where nothing is to be done, it is returned as it is.
     """
-    step = interval_s(capture.time_s, [f.sensor for f in capture.frames])
-    offsets = {s: o for s, o in estimate_time_offsets(capture, progress=progress).items() if abs(o) > step / 2}
+    offsets = _off(capture, estimate_time_offsets(capture, progress=progress))
     if not offsets:
         return capture
     times = [t + offsets.get(f.sensor, 0.0) for t, f in zip(capture.time_s, capture.frames, strict=True)]
@@ -106,6 +107,12 @@ def aligned_in_time(capture: PosedCapture, *, progress: Progress | None = None) 
     moved = [replace(f, time_s=t - first) for f, t in zip(capture.frames, times, strict=True)]
     said = [f"the clock of {s!r} was moved by {1000 * o:+.0f} ms to agree with the others" for s, o in offsets.items()]
     return replace(capture, frames=Frames(moved, capture.frames.dropped), notes=(*capture.notes, *said))
+
+
+def _off(capture: PosedCapture, offsets: Mapping[str, float]) -> dict[str, float]:
+    """Offsets of more than an interval: of generated scenes with smooth motion estimates missed by up to 0.9."""
+    step = interval_s(capture.time_s, [f.sensor for f in capture.frames])
+    return {s: o for s, o in offsets.items() if abs(o) > step}  # False where it is NaN
 
 
 def _stands_still(capture: PosedCapture, indices: Sequence[int]) -> bool:
@@ -129,21 +136,37 @@ def _changes(frames: Sequence[Frame], camera: Camera) -> _Changes:
 
 
 def _lag(a: _Changes, b: _Changes, step: float) -> float | None:
-    """Seconds to add to the times of `b` for it to agree with `a`; None without a clear peak."""
+    """Seconds to add to the times of `b` for it to agree with `a`; None without a clear and narrow peak."""
     planes = _planes(a, b)
     fa, fb = (_sampled(c, p, step) for c, p in zip((a, b), planes, strict=True))
+    lag = _peak(fa, fb)
+    if lag is None:
+        return None
+    motion = fa.std(0) * fb.std(0)
+    block = np.minimum((_BLOCKS * np.cumsum(motion) / max(float(motion.sum()), 1e-12)).astype(int), _BLOCKS - 1)
+    if len(set(block[motion > 0])) == _BLOCKS:
+        # Of the parts only the place of the highest value counts, not how clear it is.
+        parts = [_peak(fa[:, block != k], fb[:, block != k], clear=False) for k in range(_BLOCKS)]
+        known = np.array([p for p in parts if p is not None])
+        if len(known) < _BLOCKS or np.sqrt((_BLOCKS - 1) * known.var()) > _SPREAD:
+            return None
+    return float(lag * step + a.time_s[0] - b.time_s[0])
+
+
+def _peak(fa: np.ndarray, fb: np.ndarray, *, clear: bool = True) -> float | None:
+    """The lag of the best correlation in samples, by a parabola; None at the end, and where it is not clear."""
     largest = int(_LARGEST_SHARE * min(len(fa), len(fb)))
     lags = np.arange(-largest, largest + 1)
     score = np.array([_correlation(fa, fb, int(lag)) for lag in lags])
     best = int(score.argmax())
-    if score[best] < _CLEAR or best in (0, len(lags) - 1):
+    if best in (0, len(lags) - 1):
         return None
-    rival = max(_beyond_valley(score[: best + 1][::-1]), _beyond_valley(score[best:]))
-    if rival > score[best] - _AHEAD:
-        return None
+    if clear:
+        rival = max(_beyond_valley(score[: best + 1][::-1]), _beyond_valley(score[best:]))
+        if score[best] < _CLEAR or rival > score[best] - _AHEAD:
+            return None
     left, top, right = score[best - 1 : best + 2]
-    part = 0.5 * (left - right) / min(left - 2 * top + right, -1e-12)
-    return float((lags[best] + part) * step + a.time_s[0] - b.time_s[0])
+    return float(lags[best] + 0.5 * (left - right) / min(left - 2 * top + right, -1e-12))
 
 
 def _planes(a: _Changes, b: _Changes) -> tuple[np.ndarray, np.ndarray]:
