@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor
 
 from geo4d.core.types import MOVES, Camera, Scene
@@ -32,22 +33,25 @@ STEEP = 0.2
 RANGE = 2.0
 """Depth of a thing differs by no more than this factor from where it stands."""
 
-SAME_SHARE = 0.5
-"""Share of a thing's pixels that flow must lead into one of the next picture for both to be the same."""
-SAMPLES, AGREE_PX = 400, 1.0
-"""Pixels of a thing by which its growth is told, and how far off they may be."""
-CONTACT_ERROR, GROWTH_ERROR, GROWTH_UNKNOWN = 0.1, 0.005, 0.05
+SAME_SHARE, LEAST_SHARE = 0.5, 0.03
+"""A thing goes on in a region of the next picture to which flow leads more than this share of it, which is at least
+that share of the region; where several things go on in one region they share it."""
+SAMPLES, AGREE_PX, AGREE_SHARE = 400, 1.0, 0.6
+"""Pixels of a thing by which its growth is told, how far off they may be, and how many must agree."""
+EDGE = 0.012
+"""Share of a picture's longer side by which regions that move reach beyond things."""
+CONTACT_ERROR, GROWTH_ERROR, GROWTH_UNKNOWN = 0.1, 0.005, 0.02
 """Relative: of the distance by contact, of its change by growth from one picture to the next, and where that is lost.
 """
 ROUNDS = 30
+HIDDEN = 0.2
+"""Share of what lies around a thing's foot that moves too, from which on the foot may be hidden."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Thing:
     """A region of a picture that moves."""
 
-    number: int
-    """In the label map of its picture."""
     uv_px: np.ndarray
     """`(2,)` its middle in the depth map."""
     log_z: float
@@ -64,113 +68,138 @@ def with_contact_depth(scene: Scene, clips: Sequence[Clip] = ()) -> Scene:
         clips: in which things are followed, so that their distances go together; pictures of no clip are looked at
             alone.
     """
-    labels, things = {}, dict[int, list[_Thing]]()
-    for i, (d, m) in enumerate(zip(scene.depth, scene.dynamic, strict=True)):
-        if d is not None and m is not None and bool((m >= MOVES).any()):
-            labels[i], things[i] = _things(d.numpy(), (m >= MOVES).numpy(), scene.depth_camera(i), scene.up_world)
-    log_z = {(i, thing.number): thing.log_z for i, found in things.items() for thing in found}
+    moving = {
+        i: (m >= MOVES).numpy()
+        for i, (d, m) in enumerate(zip(scene.depth, scene.dynamic, strict=True))
+        if d is not None and m is not None and bool((m >= MOVES).any())
+    }
+    labels = {i: cv2.connectedComponents(m.astype(np.uint8))[1] for i, m in moving.items()}
     for clip in clips:
-        for chain in _chains(clip, labels, things):
-            growth = [_growth(clip, k, labels[i] == t.number) for k, i, t in chain[:-1]]
-            smooth = settled(np.array([t.log_z for *_, t in chain]), np.array(growth))
-            log_z |= {(i, t.number): z for (_, i, t), z in zip(chain, smooth, strict=True)}
+        labels |= _followed(clip, moving)
+    things = {i: _things(scene, i, label) for i, label in labels.items()}
+    log_z = {(i, k): thing.log_z for i, found in things.items() for k, thing in found.items()}
+    for clip in clips:
+        for k in sorted({k for i in clip.frame for k in things.get(i, {})}):
+            log_z |= _settled_thing(clip, k, labels, things)
     depth, confidence = list(scene.depth), list(scene.confidence)
     for i, label in labels.items():
         d, before, out = scene.depth[i], scene.confidence[i], np.full(label.shape, np.nan, np.float32)
         assert d is not None
         camera = scene.depth_camera(i)
-        for thing in things[i]:
-            if np.isfinite(z := log_z[i, thing.number]):
+        for k, thing in things[i].items():
+            if np.isfinite(z := log_z[i, k]):
                 middle = camera.unproject(torch.from_numpy(thing.uv_px)[None], torch.tensor([np.exp(z)]))[0]
-                out[label == thing.number] = _plane(middle.numpy(), camera, scene.up_world)[label == thing.number]
-        upright, moving = torch.from_numpy(out), torch.from_numpy(label > 0)
+                out[label == k] = _plane(middle.numpy(), camera, scene.up_world)[label == k]
+        upright, there = torch.from_numpy(out), torch.from_numpy(label > 0)
         sure = torch.ones_like(d) if before is None else before
-        depth[i] = torch.where(moving, upright, d)
-        confidence[i] = torch.where(moving, torch.where(torch.isfinite(upright), CONFIDENCE, 0.0), sure)
+        depth[i] = torch.where(there, upright, d)
+        confidence[i] = torch.where(there, torch.where(torch.isfinite(upright), CONFIDENCE, 0.0), sure)
     return replace(scene, depth=tuple(depth), confidence=tuple(confidence))
 
 
-def _things(depth: np.ndarray, moving: np.ndarray, camera: Camera, up_world: Tensor) -> tuple[np.ndarray, list[_Thing]]:
-    """Regions of a picture that move, as a map of their numbers from 1 on, and how far they are."""
-    around = max(2, round(RING * max(depth.shape)))
+def _things(scene: Scene, i: int, label: np.ndarray) -> dict[int, _Thing]:
+    """Regions of a picture that move, by their numbers in a map of them, and how far they are."""
+    depth, camera = scene.depth[i], scene.depth_camera(i)
+    assert depth is not None
+    measured = (label == 0) & torch.isfinite(depth).numpy()
+    around = max(2, round(RING * max(label.shape)))
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * around + 1, 2 * around + 1))
-    count, label = cv2.connectedComponents(moving.astype(np.uint8))
-    things = []
-    for k in range(1, count):
+    things = {}
+    for k in np.unique(label[label > 0]).tolist():
         thing = label == k
-        ring = cv2.dilate(thing.astype(np.uint8), disc).astype(bool) & ~moving & np.isfinite(depth)
-        foot = _foot(thing, ring, depth, camera, up_world)
+        ring = cv2.dilate(thing.astype(np.uint8), disc).astype(bool) & measured
+        others = cv2.dilate(thing.astype(np.uint8), disc).astype(bool) & (label > 0) & ~thing
+        foot = _foot(thing, ring, others, depth.numpy(), camera, scene.up_world)
         v, u = np.nonzero(thing)
         middle, z = np.array([np.median(u) + 0.5, np.median(v) + 0.5]), np.nan
         if foot is not None:
-            z = float(_plane(foot, camera, up_world)[int(middle[1]), int(middle[0])])
-        things.append(_Thing(k, middle, float(np.log(z))))
-    return label, things
+            z = float(_plane(foot, camera, scene.up_world)[int(middle[1]), int(middle[0])])
+        things[k] = _Thing(middle, float(np.log(z)))
+    return things
 
 
 # One thing in several pictures
 
 
-def _chains(
-    clip: Clip, labels: dict[int, np.ndarray], things: dict[int, list[_Thing]]
-) -> list[list[tuple[int, int, _Thing]]]:
-    """Things that flow leads into each other, from picture to picture of a clip: its place there, its frame, it."""
-    chains: list[list[tuple[int, int, _Thing]]] = []
-    ends: dict[int, list[tuple[int, int, _Thing]]] = {}
+def _followed(clip: Clip, moving: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
+    """Maps of the numbers of things, from 1 on, the same in all pictures in which flow leads them on."""
+    labels: dict[int, np.ndarray] = {}
+    before, free = None, 1
     for k, i in enumerate(clip.frame):
-        leads = _leads(clip, k - 1, labels[clip.frame[k - 1]], labels[i]) if ends and i in labels else {}
-        before, ends = ends, {}
-        for thing in things.get(i, []):
-            chain = before.get(leads.get(thing.number, -1))
-            if chain is None:
-                chains.append(chain := [])
-            chain.append((k, i, thing))
-            ends[thing.number] = chain
-    return chains
+        if i not in moving:
+            before = None
+            continue
+        carried = np.zeros(moving[i].shape, int) if before is None else _carried(before, clip, k, moving[i].shape)
+        labels[i] = before = _named(moving[i], carried, free)
+        free = max(free, int(before.max()) + 1)
+    return labels
 
 
-def _leads(clip: Clip, k: int, label: np.ndarray, after: np.ndarray) -> dict[int, int]:
-    """From which number of picture `k` the numbers of the next come; each from and to one."""
+def _carried(label: np.ndarray, clip: Clip, k: int, hw: tuple[int, ...]) -> np.ndarray:
+    """The numbers of the picture before picture `k` where flow leads them."""
     h, w = clip.hw
-    here, there = (
-        cv2.resize(x.astype(np.float32), (w, h), interpolation=cv2.INTER_NEAREST).astype(int) for x in (label, after)
-    )
-    v, u = np.nonzero(here)
-    step = clip.forward[k][v, u]
-    row, column = (
-        np.clip(np.round(x + d).astype(int), 0, n - 1) for x, d, n in ((v, step[:, 1], h), (u, step[:, 0], w))
-    )
-    pair, count = np.unique(np.stack([here[v, u], there[row, column]], -1), axis=0, return_counts=True)
-    size = np.bincount(here[v, u])
-    found: dict[int, int] = {}
-    used = set[int]()
-    for place in np.argsort(-count):
-        source, target = (int(x) for x in pair[place])
-        if target and target not in found and source not in used and count[place] >= SAME_SHARE * size[source]:
-            found[target] = source
-            used.add(source)
-    return found
+    small = cv2.resize(label.astype(np.float32), (w, h), interpolation=cv2.INTER_NEAREST)
+    v, u = np.mgrid[:h, :w].astype(np.float32)
+    back = clip.backward[k - 1]
+    there = cv2.remap(small, u + back[..., 0], v + back[..., 1], cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT)
+    return cv2.resize(there, (hw[1], hw[0]), interpolation=cv2.INTER_NEAREST).astype(int)
+
+
+def _named(moving: np.ndarray, carried: np.ndarray, free: int) -> np.ndarray:
+    """Numbers of the regions that move: those that are carried there, else new ones from `free` on."""
+    count, region = cv2.connectedComponents(moving.astype(np.uint8))
+    size, area = np.bincount(carried.ravel()), np.bincount(region.ravel())
+    both = (region > 0) & (carried > 0)
+    pair, shared = np.unique(np.stack([region[both], carried[both]], -1), axis=0, return_counts=True)
+    claims: dict[int, list[int]] = {}
+    for (r, k), n in zip(pair.tolist(), shared.tolist(), strict=True):
+        if n > SAME_SHARE * size[k] and n >= LEAST_SHARE * area[r]:
+            claims.setdefault(r, []).append(k)
+    out = np.zeros(region.shape, int)
+    for r in range(1, count):
+        here, known = region == r, claims.get(r, [])
+        if len(known) < 2:
+            out[here] = known[0] if known else free
+            free += not known
+            continue
+        told = here & np.isin(carried, known)
+        rows, columns = np.asarray(ndimage.distance_transform_edt(~told, return_distances=False, return_indices=True))
+        out[here] = carried[rows, columns][here]
+    return out
+
+
+def _settled_thing(
+    clip: Clip, number: int, labels: dict[int, np.ndarray], things: dict[int, dict[int, _Thing]]
+) -> dict[tuple[int, int], float]:
+    """Logarithms of the distances of one thing, by frame and number."""
+    chain = [(k, i) for k, i in enumerate(clip.frame) if number in things.get(i, {})]
+    log_z = np.array([things[i][number].log_z for _, i in chain])
+    growth = [_growth(clip, k, labels[i] == number) for k, i in chain[:-1]]
+    return {(i, number): z for (_, i), z in zip(chain, settled(log_z, np.array(growth)).tolist(), strict=True)}
 
 
 def _growth(clip: Clip, k: int, thing: np.ndarray) -> float:
     """Logarithm of how much larger a thing is in the next picture; NaN where flow is lost."""
     h, w = clip.hw
-    v, u = np.nonzero(cv2.resize(thing.astype(np.uint8), (w, h), interpolation=cv2.INTER_NEAREST))
+    small = cv2.resize(thing.astype(np.uint8), (w, h), interpolation=cv2.INTER_NEAREST)
+    v, u = np.nonzero(cv2.distanceTransform(small, cv2.DIST_L2, 3) > EDGE * max(h, w))
     some = np.linspace(0, len(u) - 1, min(len(u), SAMPLES)).astype(int)
     here = np.stack([u[some], v[some]], -1).astype(np.float32) + np.float32(0.5)
     there = clip.step(here, k, 1)
     kept = np.isfinite(there).all(-1)
     if kept.sum() < FEWEST:
         return np.nan
-    turn, _ = cv2.estimateAffinePartial2D(here[kept], there[kept], ransacReprojThreshold=AGREE_PX)
-    return np.nan if turn is None else float(np.log(np.hypot(turn[0, 0], turn[1, 0])))
+    turn, agree = cv2.estimateAffinePartial2D(here[kept], there[kept], ransacReprojThreshold=AGREE_PX)
+    if turn is None or agree.sum() < AGREE_SHARE * len(some):
+        return np.nan
+    return float(np.log(np.hypot(turn[0, 0], turn[1, 0])))
 
 
 def settled(log_z: np.ndarray, growth: np.ndarray) -> np.ndarray:
     """Distances that go with those by contact and with how much larger a thing became.
 
-    Least absolute misses of what contact says and least squares of the changes, by iteratively reweighted least
-    squares.
+    Least squares of the changes, and of what contact says misses that count less the larger they are: absolute ones at
+    first, then those of Geman and McClure; by iteratively reweighted least squares.
 
     Args:
         log_z: `(n,)` logarithms of distances; NaN where they are not known.
@@ -186,13 +215,13 @@ def settled(log_z: np.ndarray, growth: np.ndarray) -> np.ndarray:
     stiff = 1 / np.where(np.isfinite(growth), GROWTH_ERROR, GROWTH_UNKNOWN)
     difference = stiff[:, None] * np.diff(np.eye(n), axis=0)
     x, weight = np.full(n, np.median(log_z[known])), known / CONTACT_ERROR
-    for _ in range(ROUNDS):
+    for k in range(2 * ROUNDS):
         rows = np.concatenate([np.diag(weight)[known], difference])
         x = np.linalg.lstsq(rows, np.concatenate([(weight * np.nan_to_num(log_z))[known], stiff * change]), rcond=None)[
             0
         ]
         miss = np.abs(x - np.nan_to_num(log_z)) / CONTACT_ERROR
-        weight = known / CONTACT_ERROR / np.sqrt(np.maximum(miss, 0.1))
+        weight = known / CONTACT_ERROR * (1 / np.sqrt(np.maximum(miss, 0.1)) if k < ROUNDS else 1 / (1 + miss**2))
     return x
 
 
@@ -200,9 +229,12 @@ def settled(log_z: np.ndarray, growth: np.ndarray) -> np.ndarray:
 
 
 def _foot(
-    thing: np.ndarray, ring: np.ndarray, depth: np.ndarray, camera: Camera, up_world: Tensor
+    thing: np.ndarray, ring: np.ndarray, others: np.ndarray, depth: np.ndarray, camera: Camera, up_world: Tensor
 ) -> np.ndarray | None:
-    """World point `(3,)` on which a thing stands; None where it is not seen."""
+    """World point `(3,)` on which a thing stands; None where it is not seen.
+
+    `ring` is what stands still around it and has depth, `others` what moves around it.
+    """
     down = -(camera.world_from_cam[:3, :3].T @ (up_world / up_world.norm())).numpy()[:2]
     v, u = np.nonzero(thing)
     if np.hypot(*down) < STEEP:
@@ -213,7 +245,8 @@ def _foot(
         lowest = along >= limit
         rows, columns = np.mgrid[: thing.shape[0], : thing.shape[1]]
         near = ring & (columns * down[0] + rows * down[1] >= limit)
-        if _cut_off(thing, down):
+        low = (columns * down[0] + rows * down[1] >= limit) & others
+        if _cut_off(thing, down) or low.sum() > HIDDEN * (low.sum() + near.sum()):
             return None
     if near.sum() < FEWEST:
         return None

@@ -70,7 +70,7 @@ class FitOptions:
     rigid_weight: float = 0.0
     decided_weight: float = 1e-3
     even_weight: float = 1e-3
-    track_weight: float = 0.0
+    track_weight: float = 10.0
 
     def __post_init__(self) -> None:
         positive = {"steps": self.steps, "time_budget_s": self.time_budget_s, "image_size": self.image_size,

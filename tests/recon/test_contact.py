@@ -135,10 +135,31 @@ def test_a_thing_that_is_lost_begins_anew() -> None:
     """Where flow does not lead into the next region it is another thing."""
     scene, clip, distance = approaching({k: 1.5 for k in range(4)})
     away = np.full((*HW, 2), 500, np.float32)
-    forward = tuple(away if k == 3 else f for k, f in enumerate(clip.forward))
-    found = middles(with_contact_depth(scene, [replace(clip, forward=forward)]))
+    backward = tuple(away if k == 3 else f for k, f in enumerate(clip.backward))
+    found = middles(with_contact_depth(scene, [replace(clip, backward=backward)]))
     assert found[:4] == pytest.approx([1.5 * z for z in distance[:4]], rel=0.02)
     assert found[4:] == pytest.approx(distance[4:], rel=0.02)
+
+
+def test_two_things_that_meet_in_the_picture_stay_two() -> None:
+    """One stands far away, one near; from the fourth picture on their regions touch, until the seventh."""
+    scene, clip, _ = approaching({}, growth=1.0)
+    columns = torch.arange(HW[1]).expand(HW)
+    far, near = torch.zeros(HW, dtype=torch.bool), torch.zeros(HW, dtype=torch.bool)
+    far[40:70, 40:70], near[40:90, 90:120] = True, True
+    bridge = torch.zeros_like(far)
+    bridge[45:60, 70:90] = True
+    moves = [(far | near | (bridge & (3 <= k < 6))) for k in range(8)]
+    ground = torch.where(columns < 80, 6.0, 2.0)
+    depth = tuple(torch.where(m, torch.nan, ground) for m in moves)
+    met = replace(scene, depth=depth, dynamic=tuple(m.float() for m in moves))
+    alone, together = with_contact_depth(met), with_contact_depth(met, [clip])
+    for k, (one, both) in enumerate(zip(alone.depth, together.depth, strict=True)):
+        assert one is not None
+        assert both is not None
+        assert float(both[far].median()) == pytest.approx(6.0, rel=0.02)
+        assert float(both[near].median()) == pytest.approx(2.0, rel=0.02)
+        assert (float(one[far].median()) == pytest.approx(6.0, rel=0.02)) == (not 3 <= k < 6)
 
 
 def test_settled_distances() -> None:
