@@ -176,7 +176,7 @@ def dynamic() -> str:
     ]]  # fmt: skip
     for case, name in NAMES.items():
         for scene in result("dynamic")["cases"][case]["scenes"]:
-            fit, still = scene["auto"], scene["none"]
+            fit, still = scene["bases"], scene["none"]
             rows.append([
                 name, scene["kind"], *(f"{fit[k]:.1f}" for k in ("psnr", "psnr_shown", "psnr_moving")),
                 f"{still['psnr_moving']:.1f}", f"{fit['flow_px']:.2f}", f"{fit['flow_moving_px']:.2f}",
@@ -200,7 +200,7 @@ def dynamic_models() -> str:
             "times faster",
         ]
     ]
-    for scene in result("dynamic")["cases"]["models"]["scenes"]:
+    for scene in result("dynamic")["cases"]["rig"]["scenes"]:
         for model in ("bases", "hexplane"):
             fit = scene[model]
             faster = scene["hexplane"]["playback_ms"] / fit["playback_ms"]
