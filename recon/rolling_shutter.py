@@ -6,8 +6,8 @@ and principal point are free to explain the error first (they are projected out,
 what they can explain in full, such as the shear of a camera that is carried straight on at one speed, tells nothing.
 
 Measured by benchmarks/rolling_shutter.py, on videos of 160x120 of generated rooms with the cameras of structure from
-motion: of a hand that moves at up to 1.2 m/s, 1.5 m away, readouts of 15 and 30 ms are noticed in 6 of 6 videos each, to
-within 2 ms; at up to 0.4 m/s in 2 and 5 of 6, since fewer pictures are used. Of 12 videos of a global shutter none.
+motion: of a hand that moves at up to 1.2 m/s, 1.5 m away, readouts of 15 and 30 ms are noticed in 6 of 6 videos each,
+to within 2 ms; at up to 0.4 m/s in 2 and 5 of 6, since fewer pictures are used. Of 12 videos of a global shutter none.
 """
 
 from __future__ import annotations

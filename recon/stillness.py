@@ -62,8 +62,8 @@ def judged(before: Scene, scene: Scene, *, progress: Progress) -> Scene:
     if explained is not None and explained < LEAST_EXPLAINED:
         facts |= {"words": "nearly everything moves", "trusted": False}
         progress.note(
-            f"nearly everything seems to move: only {explained:.0%} of the pictures' motion fits the cameras and a "
-            "scene that stands still, so that cameras and depth are not to be trusted; film with more of the picture "
+            f"nearly everything seems to move: only {100 * explained:.0f} % of the pictures' motion fits the cameras "
+            "and a scene that stands still, so that cameras and depth are not to be trusted; film with more of the picture "
             "at rest, leave out what moves (--masks), or give the cameras (--poses, or a dataset with cameras, which "
             "geo4d doctor checks)"
         )
@@ -72,8 +72,8 @@ def judged(before: Scene, scene: Scene, *, progress: Progress) -> Scene:
         progress.note("nothing moves: it is a still scene")
         scene = replace(before, tracks=None)
     else:
-        facts["words"] = f"{share:.1%} of the pixels move"
-        progress.note(f"{share:.1%} of the pixels move; {count} points were followed")
+        facts["words"] = f"{100 * share:.1f} % of the pixels move"
+        progress.note(f"{100 * share:.1f} % of the pixels move; {count} points were followed")
     return replace(scene, report={**scene.report, "motion": facts})
 
 
