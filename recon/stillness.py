@@ -64,8 +64,8 @@ def judged(before: Scene, scene: Scene, *, progress: Progress) -> Scene:
         progress.note(
             f"nearly everything seems to move: only {100 * explained:.0f} % of the pictures' motion fits the cameras "
             "and a scene that stands still, so that cameras and depth are not to be trusted; film with more of the "
-            "picture at rest, leave out what moves (--masks), or give the cameras (--poses, or a dataset with cameras, which "
-            "geo4d doctor checks)"
+            "picture at rest, leave out what moves (--masks), or give the cameras (--poses, or a dataset with cameras, "
+            "which geo4d doctor checks)"
         )
     elif tracks is None or not anything_moves(scene, tracks):
         facts = {"share": 0.0, "tracks": 0, "explained": explained, "words": "nothing moves"}
