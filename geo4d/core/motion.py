@@ -106,7 +106,7 @@ class BasesMotion:
             from geo4d.core.motion_kernels import carry
 
             means, quats, sh = carry(*dual_quaternions(poses), self.weights, index, *rest)
-        return replace(gaussians, means=means, quats_wxyz=quats, sh=sh)
+        return gaussians.unchecked(means=means, quats_wxyz=quats, sh=sh)
 
     def paths(self, means: Float32[Tensor, "g 3"]) -> Float32[Tensor, "t g 3"]:
         """Where Gaussians with these means at rest are at all of `time_s`."""
