@@ -266,6 +266,33 @@ def run(name: str, kind: str, seed: int, minutes: float, cache: Path, keep: Path
         return result
 
 
+def plot(cases: dict[str, Any], path: Path) -> None:
+    """PSNR of what moves over time, in the camera held out, with motion and without."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    scenes = [(name, scene) for name in ("rig", "sweep") for scene in cases.get(name, {}).get("scenes", [])]
+    colours = {"bases": "tab:blue", "hexplane": "tab:orange", "none": "tab:grey"}
+    figure, axes = plt.subplots(2, 3, figsize=(10, 5), sharex=True, sharey=True, squeeze=False)
+    for (name, scene), axis in zip(scenes, axes.flat, strict=False):
+        for motion in [m for m in colours if m in scene]:
+            values = scene[motion]["psnr_moving_at"]
+            time_s = np.linspace(0, 2, len(values))
+            axis.plot(time_s, values, color=colours[motion], label="without motion" if motion == "none" else motion)
+        axis.set_title(f"{name}, {scene['kind']}", fontsize=10)
+        axis.grid(alpha=0.3)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("PSNR of what moves, dB")
+    for axis in axes[1]:
+        axis.set_xlabel("seconds")
+    axes[0, 0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+
+
 def run_film(name: str, minutes: float, keep: Path | None) -> dict[str, Any] | None:
     """A film without cameras, from the command line to scores at times held out."""
     data = data_dir(name)
@@ -314,6 +341,8 @@ def main() -> None:
         cases[name] = {"minutes": args.minutes, "scenes": done}
         if args.seed is None:
             print(write_result("dynamic", {"hw": list(HW), "cases": cases}))
+    if args.seed is None:
+        plot(cases, ROOT / "assets" / "readme" / "dynamic.png")
 
 
 if __name__ == "__main__":
