@@ -60,6 +60,8 @@ def reconstruct(
     fps: float | None = None,
     align_times: bool = False,
     motion: Literal["auto", "none"] = "auto",
+    tracker: Literal["flow", "cotracker"] = "flow",
+    tracker_weights: Path | None = None,
     keep_all: bool = False,
     keep_gps: bool = False,
     overwrite: bool = False,
@@ -111,6 +113,8 @@ def reconstruct(
         fps: the photos are the pictures of a film, so many per second in the order of their names; all are kept.
         align_times: move the clocks of cameras that stand still where what they show moving disagrees.
         motion: whether to look for what moves: auto does in pictures that follow each other within half a second.
+        tracker: what follows points that move: flow, or cotracker where that package is installed.
+        tracker_weights: file with the tracker's weights.
         keep_all: keep blurred and duplicate photos too.
         keep_gps: let GPS positions pass into the scene.
         overwrite: replace a scene that is already there.
@@ -137,6 +141,8 @@ def reconstruct(
         device=device,
         scale=scale,
         motion=motion,
+        tracker=tracker,
+        tracker_weights=None if tracker_weights is None else str(tracker_weights),
         threads=threads,
         seed=seed,
     )

@@ -41,6 +41,7 @@ from recon.scale import (
     scale_from_positions,
 )
 from recon.solution import CameraSolution, SolveCameras
+from recon.trackers import check_tracker, follower
 from recon.working import sparse_scene, upright_world
 
 
@@ -187,6 +188,7 @@ def check_request(backend: str, options: ReconstructOptions, *, max_frames: int 
     _check_number("seed", options.seed, 0, "as a seed")
     if options.motion not in MOTIONS:
         raise InputError("unknown motion", found=repr(options.motion), accepted=", ".join(MOTIONS))
+    check_tracker(options.tracker, options.tracker_weights)
     if options.mapper not in MAPPERS:
         raise InputError("unknown mapper", found=repr(options.mapper), accepted=", ".join(MAPPERS),
                          hint="leave it out: auto decides by evidence")  # fmt: skip
@@ -307,7 +309,8 @@ def _with_motion(scene: Scene, solution: CameraSolution, options: ReconstructOpt
     if options.motion == "none" or not is_filmed(scene):
         return scene
     stands = not any(d is not None for d in solution.depth.values())
-    moved = with_motion(scene, stands=stands, threads=options.num_threads, progress=progress)
+    tracker = follower(options, progress)
+    moved = with_motion(scene, stands=stands, tracker=tracker, threads=options.num_threads, progress=progress)
     return judged(scene, moved, progress=progress)
 
 

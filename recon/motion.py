@@ -20,6 +20,7 @@ from geo4d.core.progress import Progress
 from geo4d.core.types import MOVES, Camera, Frame, PointTracks, Scene
 from recon.contact import with_contact_depth
 from recon.flow import Clip, at, clip
+from recon.trackers import Follow
 
 STRIDE_S = 0.2
 """Things that move slowly show it within so many seconds; neighbours and pictures so far apart are compared."""
@@ -50,7 +51,14 @@ EDGE = 0.06
 """Depth is not taken within a pixel of where it jumps by so much."""
 
 
-def with_motion(scene: Scene, *, stands: bool = False, threads: int = 2, progress: Progress | None = None) -> Scene:
+def with_motion(
+    scene: Scene,
+    *,
+    stands: bool = False,
+    tracker: Callable[[Sequence[Frame], Clip], Follow] | None = None,
+    threads: int = 2,
+    progress: Progress | None = None,
+) -> Scene:
     """The scene with `dynamic` of its frames, and `tracks` of points that move.
 
     Frames of one sensor, in the order of their times, are a clip; frames without a time, or alone, are left out.
@@ -59,6 +67,7 @@ def with_motion(scene: Scene, *, stands: bool = False, threads: int = 2, progres
         scene: with cameras, depth, and times.
         stands: the depth of what moves is not to be trusted (it is of stereo between times): it is taken from what
             things stand on (`recon.contact`).
+        tracker: what follows points, of `recon.trackers.follower`; None chains the flow.
         threads: for the flow.
         progress: hears of the stages.
     """
@@ -82,7 +91,7 @@ def with_motion(scene: Scene, *, stands: bool = False, threads: int = 2, progres
         scene = with_contact_depth(scene, clips)
     with progress.stage("tracks", total=len(clips)) as advance:
         times = sorted({float(t) for one in clips for i in one.frame if (t := scene.frames[i].time_s) is not None})
-        tracks = _joined([_tracks(scene, one, moving, times, advance) for one in clips])
+        tracks = _joined([_tracks(scene, one, moving, times, advance, tracker) for one in clips])
     return replace(scene, tracks=tracks)
 
 
@@ -296,10 +305,12 @@ def _disc(radius: float) -> np.ndarray:
 
 
 def _tracks(
-    scene: Scene, one: Clip, moving: dict[int, np.ndarray], times: Sequence[float], advance: Callable[[], None]
-) -> PointTracks:
+    scene: Scene, one: Clip, moving: dict[int, np.ndarray], times: Sequence[float], advance: Callable[[], None],
+    tracker: Callable[[Sequence[Frame], Clip], Follow] | None,
+) -> PointTracks:  # fmt: skip
     """Points of one clip that move, each followed as long as it is seen, at all times of the scene."""
-    places = _followed(one, [moving[i] >= MOVES for i in one.frame])
+    follow = one.follow if tracker is None else tracker(list(scene.frames), one)
+    places = _followed(one, [moving[i] >= MOVES for i in one.frame], follow)
     at_time = [times.index(float(scene.frames[i].time_s or 0.0)) for i in one.frame]
     n = places.shape[1]
     p_world = np.full((n, len(times), 3), np.nan)
@@ -319,7 +330,7 @@ def _tracks(
     )  # fmt: skip
 
 
-def _followed(one: Clip, moves: Sequence[np.ndarray]) -> np.ndarray:
+def _followed(one: Clip, moves: Sequence[np.ndarray], follow: Follow) -> np.ndarray:
     """Places `(t, n, 2)` of points that move: begun where no other point is, from the middle time outwards."""
     h, w = one.hw
     order = sorted(range(len(one)), key=lambda k: abs(k - len(one) // 2))
@@ -332,7 +343,7 @@ def _followed(one: Clip, moves: Sequence[np.ndarray]) -> np.ndarray:
         taken[here[:, 1].clip(0, h // CELL_PX), here[:, 0].clip(0, w // CELL_PX)] = True
         free = moves[k][cells[:, 1], cells[:, 0]] & ~taken[cells[:, 1] // CELL_PX, cells[:, 0] // CELL_PX]
         if free.any():
-            found = np.concatenate([found, one.follow(cells[free].astype(np.float32) + 0.5, k)], 1)
+            found = np.concatenate([found, follow(cells[free].astype(np.float32) + 0.5, k)], 1)
     return _that_move(one, found, moves)
 
 

@@ -33,6 +33,10 @@ class ReconstructOptions:
     """Where a network computes: `auto`, `cpu` or `cuda`; all else runs on the CPU."""
     motion: str = "auto"
     """Whether to look for what moves: `none`, or `auto`, in pictures that follow each other within half a second."""
+    tracker: str = "flow"
+    """What follows points that move: a key of `recon.trackers.TRACKERS`."""
+    tracker_weights: str | None = None
+    """File with the tracker's weights."""
     threads: int | None = None
     seed: int = 0
 

@@ -23,6 +23,7 @@ from recon.priors import Priors
 from recon.scale import find_up
 from recon.solution import CameraSolution
 from recon.stillness import judged
+from recon.trackers import follower
 from recon.working import sparse_scene
 
 TRAIN = "train"
@@ -83,7 +84,8 @@ def _learnt(scene: Scene, options: ReconstructOptions, work_dir: Path, progress:
     else:
         depth, confidence = dense_depth(scene, Priors(), options, work_dir, progress)
         scene = with_dynamic(replace(scene, depth=tuple(depth), confidence=tuple(confidence)))
-    moved = with_motion(scene, stands=not rig, threads=options.num_threads, progress=progress)
+    tracker = follower(options, progress)
+    moved = with_motion(scene, stands=not rig, tracker=tracker, threads=options.num_threads, progress=progress)
     scene = judged(scene, moved, progress=progress)
     return replace(scene, points=dense_points(_still(scene), progress))
 

@@ -14,9 +14,9 @@ def diagnose(input: Path | None = None) -> dict[str, Any]:
     """Look at this machine, and, if one is given, into photos, a video, a capture, a moving dataset or a scene folder.
 
     Returns:
-        `geo4d` (version), `machine`, `packages`, `compute`, `extras`, `backends` (ways to find cameras), `input` (None
-        without one), `findings` (dicts of level, what, next) and `exit_code`: 0 when nothing is wrong, 2 when something
-        is.
+        `geo4d` (version), `machine`, `packages`, `compute`, `extras`, `backends` (ways to find cameras), `trackers`
+        (ways to follow points), `input` (None without one), `findings` (dicts of level, what, next) and `exit_code`: 0
+        when nothing is wrong, 2 when something is.
     """
     from geo4d import __version__
 
@@ -59,7 +59,7 @@ _MARKS = {"error": "✕", "warning": "!", "note": "·"}
 
 def render(diagnosis: Mapping[str, Any]) -> str:
     """The diagnosis for a terminal."""
-    parts = (_machine_lines, _package_lines, _extra_lines, _backend_lines, _input_lines)
+    parts = (_machine_lines, _package_lines, _extra_lines, _backend_lines, _tracker_lines, _input_lines)
     blocks = [lines(diagnosis) for lines in parts]
     findings = diagnosis["findings"]
     lines = []
@@ -121,6 +121,14 @@ def _backend_lines(diagnosis: Mapping[str, Any]) -> list[str]:
             size = f"{backend['parameters'] / 1e6:.0f}M parameters"
             rows[name] += f"; {backend['weights']}, {size}, {backend['weights_licence']}: {here}"
     return ["Ways to find cameras (reconstruct --backend)", *_rows(rows)] if rows else []
+
+
+def _tracker_lines(diagnosis: Mapping[str, Any]) -> list[str]:
+    rows = {}
+    for name, tracker in diagnosis["trackers"].items():
+        here = "" if tracker["here"] else "; not installed"
+        rows[name] = f"{tracker['about']}, {tracker['licence']}{here}"
+    return ["Ways to follow what moves (reconstruct --tracker)", *_rows(rows)] if rows else []
 
 
 def _input_lines(diagnosis: Mapping[str, Any]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -101,6 +102,7 @@ def look_at_environment(disk: Path) -> tuple[dict[str, Any], list[Finding]]:
     compute = {**probed["torch"]["out"], "numba": probed["numba"]["out"]}
     backends = look_at_backends() if all(found["works"] for found in probed.values()) else {}
     facts = {"machine": machine, "packages": packages, "compute": compute, "extras": extras, "backends": backends}
+    facts["trackers"] = look_at_trackers() if backends else {}
     return facts, findings + more
 
 
@@ -233,6 +235,19 @@ def look_at_backends() -> dict[str, Any]:
                 "here": cached_weights(network.repo) is not None,
             }
     return out
+
+
+def look_at_trackers() -> dict[str, Any]:
+    """The ways to follow points that move: what each is, its licence, and whether its package is here."""
+    from recon.trackers import TRACKERS
+
+    return {
+        name: {
+            "about": t.about, "licence": t.licence,
+            "here": t.package is None or importlib.util.find_spec(t.package) is not None,
+        }
+        for name, t in TRACKERS.items()
+    }  # fmt: skip
 
 
 def look_at_weights() -> list[Finding]:

@@ -101,7 +101,7 @@ def test_a_right_dataset_has_facts_and_no_warning(capture: PosedCapture, tmp_pat
 MACHINE: dict[str, Any] = {
     "geo4d": "0", "machine": {"python": "3", "system": "x", "cores": 1, "memory_gb": None, "memory_free_gb": None,
                               "disk_free_gb": 1.0},
-    "packages": {}, "compute": {"numba": {}, "gpu": None}, "extras": {}, "backends": {},
+    "packages": {}, "compute": {"numba": {}, "gpu": None}, "extras": {}, "backends": {}, "trackers": {},
 }  # fmt: skip
 
 
