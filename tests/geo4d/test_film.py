@@ -173,7 +173,7 @@ def test_pictures_of_a_varying_rate_have_their_own_times_and_it_is_said(tmp_path
 MACHINE = {
     "geo4d": "0", "machine": {"python": "3", "system": "x", "cores": 1, "memory_gb": None, "memory_free_gb": None,
                               "disk_free_gb": 1.0},
-    "packages": {}, "compute": {"numba": {}, "gpu": None}, "extras": {}, "backends": {},
+    "packages": {}, "compute": {"numba": {}, "gpu": None}, "extras": {}, "backends": {}, "trackers": {},
 }  # fmt: skip
 
 

@@ -116,7 +116,7 @@ def test_metrics_say_how_they_came_about(fitted: tuple[Path, dict[str, Any]]) ->
     found = json.loads((fitted[0] / "metrics.json").read_text())
     expected = {
         "format": "geo4d-metrics", "version": 1, "image_size": [30, 40], "holdout": 3, "seed": 0, "complete": True,
-        "steps": 60, "device": "cpu", "cameras": None,
+        "holdout_by": "photo", "steps": 60, "device": "cpu", "cameras": None,
     }  # fmt: skip
     assert {k: found[k] for k in expected} == expected
     assert set(found) - set(expected) == {
