@@ -220,7 +220,7 @@ def fit(
     steps: int | None = None,
     max_gaussians: int = 100_000,
     image_size: int = 960,
-    holdout: int = 8,
+    holdout: int | None = None,
     holdout_by: Literal["photo", "time", "camera"] = "photo",
     sh_degree: Literal[0, 1, 2, 3] = 2,
     exposure: bool = True,
@@ -240,7 +240,8 @@ def fit(
         steps: fit so many steps instead of --minutes; two such runs give the same.
         max_gaussians: the most Gaussians.
         image_size: longer side of the photos in pixels while fitting.
-        holdout: hold back every k-th photo (0, k, 2k, ... of the sorted names) and score on them; 0 learns from all.
+        holdout: hold back every k-th photo (0, k, 2k, ... of the sorted names) and score on them; 0 learns from all
+            (default: what the dataset holds out, which no fit learns from, else 8).
         holdout_by: hold back all photos of every k-th time, or of every k-th camera, instead.
         sh_degree: how much colours depend on the direction.
         exposure: estimate the exposure and white balance of every photo (--no-exposure takes them as they are).

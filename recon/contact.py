@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import torch
 from scipy import ndimage
+from scipy.linalg import solveh_banded
 from torch import Tensor
 
 from geo4d.core.types import MOVES, Camera, Scene
@@ -209,19 +210,23 @@ def settled(log_z: np.ndarray, growth: np.ndarray) -> np.ndarray:
         `(n,)`; NaN where no distance is known at all.
     """
     known = np.isfinite(log_z)
-    if not known.any():
+    if not known.any() or len(log_z) == 1:
         return log_z
     n, change = len(log_z), -np.nan_to_num(growth)
-    stiff = 1 / np.where(np.isfinite(growth), GROWTH_ERROR, GROWTH_UNKNOWN)
-    difference = stiff[:, None] * np.diff(np.eye(n), axis=0)
-    x, weight = np.full(n, np.median(log_z[known])), known / CONTACT_ERROR
+    stiff = 1 / np.where(np.isfinite(growth), GROWTH_ERROR, GROWTH_UNKNOWN) ** 2
+    told = np.nan_to_num(log_z)
+    # Normal equations, a row per distance: those beside it in time are all that it depends on.
+    band, pull = np.zeros((2, n)), np.zeros(n)
+    band[0, 1:] = -stiff
+    band[1, :-1] += stiff
+    band[1, 1:] += stiff
+    pull[:-1] -= stiff * change
+    pull[1:] += stiff * change
+    x, weight = np.full(n, np.median(log_z[known])), known / CONTACT_ERROR**2
     for k in range(2 * ROUNDS):
-        rows = np.concatenate([np.diag(weight)[known], difference])
-        x = np.linalg.lstsq(rows, np.concatenate([(weight * np.nan_to_num(log_z))[known], stiff * change]), rcond=None)[
-            0
-        ]
-        miss = np.abs(x - np.nan_to_num(log_z)) / CONTACT_ERROR
-        weight = known / CONTACT_ERROR * (1 / np.sqrt(np.maximum(miss, 0.1)) if k < ROUNDS else 1 / (1 + miss**2))
+        x = np.asarray(solveh_banded(np.stack([band[0], band[1] + weight]), pull + weight * told))
+        miss = np.abs(x - told) / CONTACT_ERROR
+        weight = known / CONTACT_ERROR**2 * (1 / np.maximum(miss, 0.1) if k < ROUNDS else 1 / (1 + miss**2) ** 2)
     return x
 
 

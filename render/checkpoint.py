@@ -7,7 +7,7 @@ import io
 import json
 import zipfile
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -71,16 +71,17 @@ def load_checkpoint(path: Path, fitter: Fitter) -> None:
         header = json.loads(str(arrays.pop("header")))
         if header["format"] != FORMAT or header["version"] != VERSION:
             raise ValueError(f"format {header['format']!r}, version {header['version']!r}")
-        run, seconds, first = header["run"], float(header["seconds"]), int(header["first"])
-        state = _state(arrays, header["state"])
-        _check(state, fitter.params)
+        seconds, first = float(header["seconds"]), int(header["first"])
+        state, same = _state(arrays, header["state"]), header["run"] == _fingerprint(fitter)
+        if same:
+            _check(state, fitter)
     except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise InputError(
             "cannot go on with the fit", found=f"{path}: {reason}", accepted="what an interrupted `geo4d fit` left",
             hint="begin again: --overwrite instead of --resume",
         ) from error  # fmt: skip
-    if run != _fingerprint(fitter):
+    if not same:
         raise InputError(
             "cannot go on with the fit", found=f"{path} is of another scene, or was made with other options",
             accepted="the same command with --resume; only --minutes and --steps may differ",
@@ -109,33 +110,41 @@ def _state(arrays: Mapping[str, np.ndarray], numbers: Mapping[str, Any]) -> dict
     }  # fmt: skip
 
 
-def _check(state: Mapping[str, Any], of_each: Collection[str]) -> None:
-    """Raise `ValueError` where parameters and moments do not fit each other, or are not finite; `of_each` are those per
-    Gaussian.
-    """
-    rows = len(state["params"]["means"])
+def _check(state: Mapping[str, Any], fitter: Fitter) -> None:
+    """Raise `ValueError` where parameters and moments do not fit each other or the fit, or are not finite."""
+    rows, expected = len(state["params"]["means"]), fitter.params | fitter.views
+    if set(state["params"]) != set(expected):
+        raise ValueError(
+            f"parameters {', '.join(sorted(set(state['params']) ^ set(expected)))} are missing or too many"
+        )
     for name, value in state["params"].items():
         tensors = [value, *(v for v in state["optimizers"][name].values() if isinstance(v, Tensor))]
         if any(v.shape != value.shape or not bool(torch.isfinite(v).all()) for v in tensors):
             raise ValueError(f"{name} is damaged")
-        if name in of_each and len(value) != rows:
+        if name in fitter.params and len(value) != rows:
             raise ValueError(f"{len(value)} {name} of {rows} Gaussians")
+        own = value.shape[1:] if name in fitter.params else value.shape
+        wanted = expected[name].shape[1:] if name in fitter.params else expected[name].shape
+        if own != wanted:
+            raise ValueError(f"{name} are {tuple(own)}, not {tuple(wanted)}")
 
 
 def _fingerprint(fitter: Fitter) -> str:
     """Of what must be the same for a fit to go on; worked out once, since it reads all photos."""
     if fitter not in _FINGERPRINTS:
-        _FINGERPRINTS[fitter] = _fingerprint_of(fitter.scene, fitter.options)
+        fixed = {} if fitter.motion is None else fitter.motion.fixed()
+        relative = {k: zlib.crc32(v.cpu().contiguous().numpy().tobytes()) for k, v in fixed.items()}
+        _FINGERPRINTS[fitter] = _fingerprint_of(fitter.scene, fitter.options, relative)
     return _FINGERPRINTS[fitter]
 
 
-def _fingerprint_of(scene: Scene, options: FitOptions) -> str:
+def _fingerprint_of(scene: Scene, options: FitOptions, relative: Mapping[str, int]) -> str:
     chosen = {k: v for k, v in asdict(options).items() if k not in ENDS}
     photos = [
         (f.name, _checksum(f.read), _checksum(f.read_mask), c.hw, c.K.tolist(), c.world_from_cam.tolist())
         for f, c in zip(scene.frames, scene.camera, strict=True)
     ]
-    return hashlib.sha256(json.dumps([chosen, photos], default=str).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([chosen, photos, relative], default=str).encode()).hexdigest()
 
 
 def _checksum(source: object) -> int | None:

@@ -24,7 +24,8 @@ class FitOptions:
 
     `image_size` is the longer side of the photos in pixels, `max_gaussians` the most that there may be, `sh_degree` 0
     to 3 how much colour depends on the direction; `holdout` k holds back the photos 0, k, 2k, ... of the sorted names
-    (0: none), or with `holdout_by` all photos of so many times or cameras. What was tried of the others, and what it
+    (0: none; None: 8, or none where the dataset holds out photos itself), or with `holdout_by` all photos of so many
+    times or cameras. What was tried of the others, and what it
     gave, is in docs/design/0007-fitting.md and 0014-moving-scenes.md.
     """
 
@@ -33,7 +34,7 @@ class FitOptions:
     image_size: int = 960
     max_gaussians: int = 100_000
     sh_degree: int = 2
-    holdout: int = 0
+    holdout: int | None = 0
     holdout_by: HoldoutBy = "photo"
     exposure: bool = True
     refine_cameras: bool = False
@@ -110,7 +111,7 @@ class FitOptions:
             raise InputError("motion_groups must be positive", found=str(self.motion_groups), accepted="1 or more")
         if self.holdout_by not in get_args(HoldoutBy):
             raise InputError("unknown holdout_by", found=repr(self.holdout_by), accepted=", ".join(get_args(HoldoutBy)))
-        if self.holdout < 0 or self.holdout == 1:
+        if self.holdout is not None and (self.holdout < 0 or self.holdout == 1):
             raise InputError(
                 "holdout must leave photos to train on", found=str(self.holdout),
                 accepted="0 (none is held out), or k >= 2 (every k-th is)",

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from geo4d.core import geometry, threads
+from geo4d.core import threads
 from geo4d.core.errors import Geo4DError, InputError
 from geo4d.core.memory import peak_memory_gib
 from geo4d.core.progress import Progress
 from geo4d.core.types import SH_C0, Camera, Gaussians, Scene
 from render.density import MCMC
-from render.fit_options import FitOptions, HoldoutBy
+from render.fit_options import FitOptions
 from render.initialise import initial_gaussians
 from render.losses import photometric
 from render.motion import TRACKS, Beginning, FitMotion, Moved, begin, miss
@@ -43,8 +43,9 @@ WATCHED = 8
 FEW_PHOTOS = 3
 MOVING_SHARE = 0.5
 """Of the first Gaussians, at most, are of what moves."""
-DECAYING = ("means", "cameras", "turns", "shifts")
-"""Whose rates go down."""
+DECAYING = ("means", "cameras")
+"""Whose rates go down; those of a motion do, too."""
+USUAL_HOLDOUT = 8
 LEAST_EXTENT = 0.1
 """Of the cameras, as part of the distance of half of what they see."""
 
@@ -108,18 +109,29 @@ def fit(
         return Fitter(scene, options, device=device, progress=progress).run().gaussians
 
 
-def split(scene: Scene, holdout: int, by: HoldoutBy = "photo") -> tuple[list[int], list[int]]:
-    """Indices of training and held-out photos: of the sorted names (or times, or cameras) 0, k, 2k, ... are held out.
+def held_out_every(scene: Scene, options: FitOptions) -> int:
+    """`holdout` of a fit: where None is asked for, 0 if the scene's dataset holds out photos itself, else 8."""
+    if options.holdout is not None:
+        return options.holdout
+    return 0 if scene.report.get("held_out") else USUAL_HOLDOUT
+
+
+def split(scene: Scene, options: FitOptions) -> tuple[list[int], list[int]]:
+    """Indices of training and held-out photos: of the sorted names (or times, or cameras) 0, k, 2k, ... are held out,
+    and always those that the dataset of the scene holds out (`report["held_out"]`).
 
     Raises:
         InputError: nothing would be left to train on.
     """
-    test = sorted(scene.frames.held_out(holdout, by)) if holdout else []
+    every, given = held_out_every(scene, options), set(scene.report.get("held_out") or ())
+    rest = [i for i, f in enumerate(scene.frames) if f.name not in given]
+    chosen = scene.frames.subset(rest).held_out(every, options.holdout_by) if every and rest else []
+    test = sorted({rest[i] for i in chosen} | (set(range(len(scene.frames))) - set(rest)))
     train = [i for i in range(len(scene.frames)) if i not in set(test)]
     if not train:
         raise InputError(
             "no photos are left to fit to", found=f"{len(scene.frames)} photos, of which {len(test)} are held out",
-            accepted="more photos", hint="hold out none: --holdout 0" if test else "",
+            accepted="more photos", hint="hold out none: --holdout 0" if len(rest) else "",
         )  # fmt: skip
     return train, test
 
@@ -141,7 +153,7 @@ class Fitter:
         self.start, self.spent = time.perf_counter(), 0.0
         self.scene, self.options, self.progress = scene, options, progress or Progress()
         self.device = choose_device(device)
-        self.train, self.test = split(scene, options.holdout, options.holdout_by)
+        self.train, self.test = split(scene, options)
         if len(self.train) < FEW_PHOTOS:
             self.progress.note(f"only {len(self.train)} photos to fit to: views far from them will be wrong")
         self.photos = Photos(scene, self.train, options.image_size, self.device)
@@ -201,13 +213,22 @@ class Fitter:
         with self.progress.stage("what moves together"):
             start = begin(self.scene, self.train, int(share * count), o)
         if start is None:
-            self.progress.note("no points were found that move together for long: everything is taken to stand still")
+            self.progress.note(
+                "the training photos show no points that move together for long: all is taken to stand still"
+            )
         return start
 
     def _begin_motion(self, start: Beginning) -> None:
-        times = start.paths.time_s.tolist()
-        model = FitField if self.options.motion == "hexplane" else FitBases
-        self.motion = model(start, self.first - len(start.gaussians), self.extent, self.options, self.device)
+        times, undated = start.paths.time_s.tolist(), [i for i in self.train if self.scene.frames[i].time_s is None]
+        if undated:
+            raise InputError(
+                "cannot fit what moves to photos whose time is not known",
+                found=f"{len(undated)} of {len(self.train)}, the first is {self.scene.frames[undated[0]].name!r}",
+                accepted="photos that all have a time", hint="--motion none, or leave them out of the scene",
+            )  # fmt: skip
+        with self.progress.stage("how it moves"):
+            model = FitField if self.options.motion == "hexplane" else FitBases
+            self.motion = model(start, self.first - len(start.gaussians), self.extent, self.options, self.device)
         self.tracks = start.tracks.to(self.device)
         self.time_of = [times.index(self.scene.frames[i].time_s) for i in self.train]
         for group, values in ((self.params, self.motion.of_each()), (self.views, self.motion.of_all())):
@@ -330,8 +351,9 @@ class Fitter:
         return self.order.pop()
 
     def _set_rates(self, passed: float) -> None:
+        decaying = {*DECAYING, *(self.motion.of_all() if self.motion else ())}
         for name, optimizer in self.optimizers.items():
-            decay = self.options.means_lr_end**passed if name in DECAYING else 1.0
+            decay = self.options.means_lr_end**passed if name in decaying else 1.0
             optimizer.param_groups[0]["lr"] = self.rates[name] * decay * self.rate
 
     def _loss(self, k: int, photo: Photo, degree: int, passed: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -359,10 +381,12 @@ class Fitter:
             loss = loss + weight * _depth_loss(picture[0, ::s, ::s, 3], alpha[0, ::s, ::s, 0], photo)
         loss = loss + o.opacity_weight * opacities.mean() + o.scale_weight * scales.mean() / self.extent
         if self.motion is not None and torch.is_grad_enabled():
-            loss = loss + self._of_motion(self.motion, k, there, photo, passed)
+            loss = loss + self._of_motion(self.motion, k, there, photo, viewmat, passed)
         return loss, square, (meta["radii"][0] > 0).any(-1)
 
-    def _of_motion(self, motion: FitMotion, k: int, there: Moved, photo: Photo, passed: float) -> Tensor:
+    def _of_motion(
+        self, motion: FitMotion, k: int, there: Moved, photo: Photo, viewmat: Tensor, passed: float
+    ) -> Tensor:
         """What is unlikely of a motion, and how far it takes tracks from where this photo saw them."""
         o, params, time = self.options, self.params | self.views, self.time_of[k]
         loss = motion.unlikely(o, params, there, time, self.random)
@@ -371,7 +395,9 @@ class Fitter:
             i = self.train[k]
             points, uv_share = self.tracks.seen_by(i, self.scene.camera[i].hw, TRACKS, self.random)
             if len(uv_share):
-                loss = loss + weight * miss(motion.points_at(params, points, time), photo.camera, uv_share)
+                loss = loss + weight * miss(
+                    motion.points_at(params, points, time), viewmat, photo.camera.K, photo.camera.hw, uv_share
+                )
         return loss
 
     @torch.no_grad()
@@ -542,12 +568,17 @@ def _depth_loss(depth: Tensor, alpha: Tensor, photo: Photo) -> Tensor:
 
 
 def _pixels(gaussians: Gaussians, cameras: Sequence[Camera]) -> Tensor:
-    """`(g,)`: pixels that a length of 1 at each Gaussian covers in the camera that sees it from nearest."""
-    most = torch.zeros(len(gaussians))
+    """`(g,)`: pixels that a length of 1 at each Gaussian at rest covers in the camera that sees it from nearest; in the
+    nearest of all where it is in no picture then.
+    """
+    inside, most = torch.zeros(len(gaussians)), torch.zeros(len(gaussians))
     for camera in cameras:
-        z = geometry.transform_points(camera.cam_from_world.float(), gaussians.means)[:, 2]
-        most = torch.maximum(most, torch.where(z > 0, float(camera.K[0, 0]) / z.clamp_min(1e-6), 0.0))
-    return most
+        uv_px, z = camera.project(gaussians.means.to(camera.K))
+        size = uv_px.new_tensor([camera.hw[1], camera.hw[0]])
+        pixels = torch.where(z > 0, camera.K[0, 0] / z.clamp_min(1e-6), 0.0).float()
+        shown = (z > 0) & ((uv_px >= 0) & (uv_px < size)).all(-1)
+        inside, most = torch.maximum(inside, torch.where(shown, pixels, 0.0)), torch.maximum(most, pixels)
+    return torch.where(inside > 0, inside, most)
 
 
 def _extent(scene: Scene, train: Sequence[int], first: Gaussians) -> float:

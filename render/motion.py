@@ -16,7 +16,7 @@ from torch import Tensor
 
 from geo4d.core import geometry
 from geo4d.core.motion import BasesMotion, blended
-from geo4d.core.types import MOVES, Camera, Gaussians, PointTracks, Scene
+from geo4d.core.types import MOVES, Gaussians, PointTracks, Scene
 from render.fit_options import FitOptions
 from render.initialise import gaussians_on, surface
 from render.rigid_groups import RigidGroups, rigid_groups, weights_at
@@ -58,6 +58,10 @@ class FitMotion(Protocol):
 
     def of_all(self) -> dict[str, Tensor]:
         """What else a fit moves, as it is at first."""
+        ...
+
+    def fixed(self) -> dict[str, Tensor]:
+        """What of the model a fit leaves as it is, and its parameters are relative to."""
         ...
 
     def rates(self, options: FitOptions) -> dict[str, float]:
@@ -201,14 +205,17 @@ def first_moving(
     Drawn from the moving pixels with depth of some frames, as many of each as it has; None where there are none.
     """
     rng = np.random.default_rng(seed)
-    size = {i: int((d >= MOVES).sum()) for i in frames if (d := scene.dynamic[i]) is not None}
-    total = sum(size.values())
-    parts = []
+    size = {
+        i: int((d >= MOVES).sum()) for i in frames if (d := scene.dynamic[i]) is not None and scene.depth[i] is not None
+    }
+    total, seen, parts = sum(size.values()), 0, []
     for i, pixels in size.items():
-        if pixels and scene.depth[i] is not None:
-            position, colour, normal = surface(scene, i, -(-count * pixels // total), rng, moves=True)
+        time_s, share = scene.frames[i].time_s, count * (seen + pixels) // total - count * seen // total if total else 0
+        seen += pixels
+        if share and time_s is not None:
+            position, colour, normal = surface(scene, i, share, rng, moves=True)
             if len(position):
-                parts.append((*_to_rest(position, normal, groups, scene.frames[i].time_s or 0.0), colour))
+                parts.append((*_to_rest(position, normal, groups, time_s), colour))
     if not parts:
         return None
     position, normal, weights, colour = (np.concatenate(column) for column in zip(*parts, strict=True))
@@ -261,21 +268,23 @@ class TrackedPoints:
         if len(track) > most:
             some = torch.randperm(len(track), generator=random)[:most].to(track.device)
             track, time = track[some], time[some]
-        return self.points.of(track), self.uv_px[track, time] / max(hw)
+        return self.points.of(track), self.uv_px[track, time] / self.uv_px.new_tensor([hw[1], hw[0]])
 
 
-def miss(points: Tensor, camera: Camera, uv_share: Tensor) -> Tensor:
-    """How far points `(n, 3)` are seen from where they should be, given as shares of the picture's longer side.
+def miss(points: Tensor, cam_from_world: Tensor, K: Tensor, hw: tuple[int, int], uv_share: Tensor) -> Tensor:
+    """How far points `(n, 3)` are seen from where they should be, given as shares of the picture's width and height.
 
-    Mean of sqrt(d^2 + s^2) - s with s = `TRACK_PX` / 1000: square of the distance when small, itself when large.
+    Mean of sqrt(d^2 + s^2) - s, of d as a share of the longer side and s = `TRACK_PX` / 1000: square of the distance
+    when small, itself when large.
     """
-    p_cam = geometry.transform_points(camera.cam_from_world.to(points), points)
+    p_cam = geometry.transform_points(cam_from_world.to(points), points)
     ahead = p_cam[:, 2] > 1e-6 * p_cam.norm(dim=-1)
     p_cam = p_cam[ahead]
-    K = camera.K.to(points)
+    K = K.to(points)
     uv = (p_cam[:, :2] / p_cam[:, 2:]) * torch.stack([K[0, 0], K[1, 1]]) + K[:2, 2]
     soft = TRACK_PX / 1000
-    distance = (uv / max(camera.hw) - uv_share[ahead]).square().sum(-1)
+    size = uv.new_tensor([hw[1], hw[0]])
+    distance = ((uv - uv_share[ahead] * size) / max(hw)).square().sum(-1)
     return ((distance + soft**2).sqrt() - soft).mean() if len(uv) else points.new_zeros(())
 
 
@@ -317,18 +326,27 @@ class Neighbours:
         return ((after - before) / before.detach().clamp_min(1e-9)).square().clamp_max(1.0).mean()
 
 
-def standing(gaussians: Gaussians, path: Tensor, index: Tensor, pixels: Tensor) -> tuple[Gaussians, Tensor]:
+def standing(
+    gaussians: Gaussians, there: Sequence[Gaussians], index: Tensor, pixels: Tensor
+) -> tuple[Gaussians, Tensor]:
     """Gaussians of which those that hardly move stand in the middle of their way, and which do: bool `(n,)`.
+
+    What turns or grows in its place moves as far as the ends of its axes do.
 
     Args:
         gaussians: at rest.
-        path: `(t, n, 3)`: where those of an index are.
+        there: those of an index, at all times.
         index: `(n,)`.
         pixels: `(g,)`: what a length of 1 covers where each Gaussian is seen from nearest.
     """
-    middle = path.mean(0)
-    reach = (path - middle).norm(dim=-1).amax(0)
+    sign = torch.tensor([[1.0], [-1.0]])
+    axes = [geometry.matrix_from_quat(g.quats_wxyz).mT * g.scales[..., None] for g in there]
+    # An ellipsoid that is turned onto itself looks the same: the axes without their signs, of the first time.
+    aligned = [torch.where((a * axes[0]).sum(-1, keepdim=True) < 0, -a, a) for a in axes]
+    place = torch.stack([g.means for g in there])
+    ends = place[:, :, None, None] + torch.stack(aligned)[:, :, None] * sign[:, None]
+    reach = (ends - ends.mean(0)).norm(dim=-1).amax((0, 2, 3))
     stands = reach * pixels[index] <= SEEN_PX
     means = gaussians.means.clone()
-    means[index[stands]] = middle[stands]
+    means[index[stands]] = place.mean(0)[stands]
     return replace(gaussians, means=means), stands

@@ -20,9 +20,7 @@ LEAST_WEIGHT = 1e-3
 MOSTLY_STILL = 0.5
 """A Gaussian with so much weight of the still basis stands still."""
 SMALL = 0.01
-"""Weights below are left out of the result."""
-AROUND = 2
-"""A photo tells something of so many times before and after its own."""
+"""Weights below so much of a Gaussian's largest are left out of the result."""
 
 
 class FitBases:
@@ -51,15 +49,25 @@ class FitBases:
         """Turns and shifts: none."""
         return {"turns": torch.zeros_like(self.centre), "shifts": torch.zeros_like(self.centre)}
 
+    def fixed(self) -> dict[str, Tensor]:
+        """The groups' paths."""
+        return {"time_s": self.time_s, "rotation": self.rotation, "centre": self.centre, "anchor": self.anchor}
+
     def rates(self, options: FitOptions) -> dict[str, float]:
         """Learning rates."""
         return {"weights": options.weights_lr, "turns": options.turns_lr, "shifts": options.shifts_lr}
 
     def rows(self, name: str, time: int) -> Tensor | None:
-        """The times about one."""
+        """The times of which `unlikely` looks at one."""
         touched = torch.zeros(len(self.time_s), dtype=torch.bool, device=self.anchor.device)
-        touched[max(0, time - AROUND) : time + AROUND + 1] = True
+        touched[self._near(time)] = True
+        touched[time] = True
         return touched
+
+    def _near(self, time: int) -> slice:
+        """A time and those before and after it; at an end the three there."""
+        middle = min(max(time, 1), max(1, len(self.time_s) - 2))
+        return slice(middle - 1, middle + 2)
 
     @torch.no_grad()
     def counted(self, params: Params) -> None:
@@ -105,33 +113,35 @@ class FitBases:
 
     def _unsteady(self, params: Params, time: int) -> tuple[Tensor, Tensor]:
         """Mean square bend of the bases' paths around a time, and speed where no track told of it: of centres in
-        `unit`, of rotations about in rad.
+        `unit`, of rotations in rad, from one time to the next.
         """
-        count = len(self.time_s)
-        if count < 3:
+        if len(self.time_s) < 3:
             return params["turns"].new_zeros(()), params["turns"].new_zeros(())
-        k = min(max(time, 1), count - 2)
-        near = slice(k - 1, k + 2)
-        before, after = (self.time_s[k] - self.time_s[k - 1]), (self.time_s[k + 1] - self.time_s[k])
-        share = float(before / (before + after))
+        near = self._near(time)
+        step = self.time_s[near].diff()
+        share = (step / step.mean()).to(self.centre)[:, None, None]
         rotation = geometry.matrix_from_rotvec(params["turns"][near]) @ self.rotation[near]
-        centre = self.centre[near] / self.unit + params["shifts"][near]
-        square = lambda c, r: c.square().sum(-1) + 0.5 * r.square().sum((-1, -2))  # noqa: E731
-        bend = square(*(x[1] - (1 - share) * x[0] - share * x[2] for x in (centre, rotation))).mean()
+        turn = geometry.rotvec_from_matrix(rotation[:-1].mT @ rotation[1:])
+        shift = (self.centre[near] / self.unit + params["shifts"][near]).diff(dim=0)
+        # At constant speed a basis goes straight, however fast it turns.
+        bend = torch.cat([x / share for x in (shift, turn)], -1).diff(dim=0).square().sum(-1).mean() / 4
         guessed = ~(self.seen[near][1:] & self.seen[near][:-1])
-        speed = square(centre.diff(dim=0), rotation.diff(dim=0))
+        speed = shift.square().sum(-1) + turn.square().sum(-1)
         return bend, (speed * guessed).mean()
 
     def result(self, gaussians: Gaussians, params: Params, pixels: Tensor) -> Gaussians:
         """Those whose still basis weighs most stand still, too."""
         weights = params["weights"].softmax(-1)
-        weights = torch.where(weights < SMALL, 0.0, weights)
+        weights = torch.where(weights < SMALL * weights.amax(-1, keepdim=True), 0.0, weights)
         weights = weights / weights.sum(-1, keepdim=True)
-        pose = self.poses(params, slice(None)).transpose(0, 1)
-        exact = geometry.rigid(geometry.project_to_so3(pose[..., :3, :3].double()), pose[..., :3, 3].double()).cpu()
+        device = self.anchor.device  # those of the fit; the Gaussians are on the CPU
+        own = {k: params[k].to(device) for k in ("turns", "shifts")}
+        pose = self.poses(own, slice(None)).transpose(0, 1).double().cpu()
+        exact = geometry.rigid(geometry.project_to_so3(pose[..., :3, :3]), pose[..., :3, 3])
         index = (weights[:, 0] < MOSTLY_STILL).nonzero()[:, 0]
-        path = BasesMotion(self.time_s, exact, weights[index]).paths(gaussians.means[index])
-        still, stands = standing(gaussians, path, index, pixels)
+        some = replace(gaussians, motion=None).subset(index)
+        motion = BasesMotion(self.time_s, exact, weights[index])
+        still, stands = standing(gaussians, [motion.at(some, t) for t in self.time_s.tolist()], index, pixels)
         moving = torch.zeros_like(weights)
         moving[index[~stands]] = weights[index[~stands]]
         anchors = torch.cat([torch.zeros(1, 3), self.anchor.cpu()]).double()

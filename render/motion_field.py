@@ -35,7 +35,7 @@ class FitField:
         span = float(self.time_s[0]), float(self.time_s[-1])
         sizes = HexPlaneOptions(options.planes, min(max(3, len(self.time_s)), MOST_TIMES))
         made = hexplane.create(start.gaussians.to(device), span, sizes, options.seed)
-        self.fixed = {k: v for k, v in made.items() if k in hexplane.FIXED}
+        self.spans = {k: v for k, v in made.items() if k in hexplane.FIXED}
         taught(made, start, options.seed)
         self.first = {k: v.detach() for k, v in made.items() if k not in hexplane.FIXED}
         self.moving = torch.zeros(0, dtype=torch.int64)
@@ -48,6 +48,10 @@ class FitField:
     def of_all(self) -> dict[str, Tensor]:
         """Planes and networks."""
         return self.first
+
+    def fixed(self) -> dict[str, Tensor]:
+        """What the planes span."""
+        return self.spans
 
     def rates(self, options: FitOptions) -> dict[str, float]:
         """Learning rates."""
@@ -66,7 +70,7 @@ class FitField:
 
     def field(self, params: Params) -> dict[str, Tensor]:
         """All tensors of the field."""
-        return self.fixed | {k: params[k] for k in self.first}
+        return self.spans | {k: params[k] for k in self.first}
 
     def at(self, params: Params, time: int, sh: Tensor) -> Moved:
         """Moved, turned and resized by the field; colours stay."""
@@ -100,8 +104,8 @@ class FitField:
         moving = params["follows"][:, 0] > 0.5
         index = moving.nonzero()[:, 0]
         some = replace(gaussians, motion=HexPlaneMotion(field, moving))
-        path = torch.stack([some.at(float(t)).means[index] for t in self.time_s])
-        still, stands = standing(gaussians, path, index, pixels)
+        there = [some.at(t).subset(index) for t in self.time_s.tolist()]
+        still, stands = standing(gaussians, there, index, pixels)
         moving[index[stands]] = False
         return replace(still, motion=HexPlaneMotion(field, moving))
 

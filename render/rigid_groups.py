@@ -10,9 +10,10 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from scipy.spatial import KDTree
-from scipy.spatial.transform import Rotation, Slerp
 
+from geo4d.core.motion import BasesMotion
 from geo4d.core.types import PointTracks
 
 HYPOTHESES = 24
@@ -65,8 +66,8 @@ def rigid_groups(tracks: PointTracks, *, most: int = 16, seed: int = 0) -> Rigid
     chosen = enough if len(enough) <= MOST_TRACKS else np.sort(rng.choice(enough, MOST_TRACKS, replace=False))
     motions: list[np.ndarray] = []
     members: list[np.ndarray] = []
+    limit = _limit(p[chosen]) if len(chosen) else 0.0
     if len(chosen):
-        limit = _limit(p[chosen])
         left = chosen[_miss(p[chosen], _still(len(time_s)))[0] > limit]
         least = max(LEAST_TRACKS, LEAST_SHARE * len(chosen))
         while len(left) >= least and len(motions) < most:
@@ -77,7 +78,7 @@ def rigid_groups(tracks: PointTracks, *, most: int = 16, seed: int = 0) -> Rigid
             members.append(left[obey])
             left = left[~obey]
         motions = _merged(p, motions, members, limit)
-    return _finished(p, time_s, motions)
+    return _finished(p, time_s, [_whole(m, time_s, p[i]) for m, i in zip(motions, members, strict=True)], limit)
 
 
 def _merged(p: np.ndarray, motions: list[np.ndarray], members: list[np.ndarray], limit: float) -> list[np.ndarray]:
@@ -98,15 +99,16 @@ def _merged(p: np.ndarray, motions: list[np.ndarray], members: list[np.ndarray],
     return motions
 
 
-def _finished(p: np.ndarray, time_s: np.ndarray, motions: list[np.ndarray]) -> RigidGroups:
-    """All tracks to the motion that each obeys best, and the motions from one common rest."""
+def _finished(p: np.ndarray, time_s: np.ndarray, motions: list[np.ndarray], limit: float) -> RigidGroups:
+    """All tracks to the motion that each obeys best, and the motions from one common rest; without those that too few
+    obey.
+    """
     known = _known(p)
     rest = int(known.sum(0).argmax()) if len(p) else 0
     group, p_rest = np.full(len(p), -1), np.full((len(p), 3), np.nan)
     if not motions:
         return RigidGroups(time_s, np.zeros((0, len(time_s), 4, 4)), rest, group, p_rest)
-    limit = _limit(p)
-    pose = np.stack([_whole(m, time_s) for m in motions])
+    pose = np.stack(motions)
     pose = pose @ np.linalg.inv(pose[:, rest])[:, None]
     miss = np.stack([_miss(p, m)[0] for m in [_still(len(time_s)), *pose]], -1)
     best = np.nan_to_num(miss, nan=np.inf).argmin(-1)
@@ -115,6 +117,9 @@ def _finished(p: np.ndarray, time_s: np.ndarray, motions: list[np.ndarray]) -> R
     for k, m in enumerate(pose):
         mine = group == k
         p_rest[mine] = _miss(p[mine], m)[1]
+    enough = np.bincount(group[obeys], minlength=len(pose)) >= LEAST_TRACKS
+    if not enough.all():
+        return _finished(p, time_s, [m for m, e in zip(motions, enough, strict=True) if e], limit)
     return RigidGroups(time_s, pose, rest, group, p_rest)
 
 
@@ -248,16 +253,17 @@ def _procrustes(source: np.ndarray, target: np.ndarray, weight: np.ndarray) -> n
     return pose
 
 
-def _whole(pose: np.ndarray, time_s: np.ndarray) -> np.ndarray:
-    """Poses at all times: between those that are known as `BasesMotion` moves, before and after them as they end."""
+def _whole(pose: np.ndarray, time_s: np.ndarray, p: np.ndarray) -> np.ndarray:
+    """Poses at all times: between those that are known as `BasesMotion` moves the middle of points `(n, t, 3)` that
+    obey them, before and after them as they end.
+    """
     known = np.flatnonzero(np.isfinite(pose[:, 0, 0]))
-    if len(known) == 1:
-        return np.tile(pose[known[0]], (len(time_s), 1, 1))
-    at = time_s.clip(time_s[known[0]], time_s[known[-1]])
-    out = _still(len(time_s))
-    out[:, :3, :3] = Slerp(time_s[known], Rotation.from_matrix(pose[known, :3, :3]))(at).as_matrix()
-    out[:, :3, 3] = np.stack([np.interp(at, time_s[known], pose[known, k, 3]) for k in range(3)], -1)
-    return out
+    middle = np.nanmedian(_miss(p, pose)[1], 0)
+    path = BasesMotion(
+        torch.from_numpy(time_s[known]), torch.from_numpy(pose[known])[None], torch.zeros(0, 1),
+        torch.from_numpy(middle)[None],
+    )  # fmt: skip
+    return np.stack([path.poses(t)[0].numpy() for t in time_s.tolist()])
 
 
 def weights_at(groups: RigidGroups, p_world: np.ndarray, time: int, *, count: int = 8) -> np.ndarray:

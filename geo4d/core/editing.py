@@ -31,8 +31,8 @@ About = Tensor | Literal["origin", "objects"]
 def motion_groups(gaussians: Gaussians) -> Tensor:
     """Object ids int64 `(g,)` by what moves together: that of a Gaussian is the number of its heaviest basis.
 
-    0 stands still. Bases count from 1, in their order, without those that are nowhere the heaviest. What bends, or
-    hangs together by hinges, is several groups, which `Gaussians.edit` takes together.
+    0 stands still. Bases count from 1, in their order, without those that are nowhere the heaviest or never move. What
+    bends, or hangs together by hinges, is several groups, which `Gaussians.edit` takes together.
 
     Raises:
         InputError: a motion that has no groups.
@@ -48,7 +48,12 @@ def motion_groups(gaussians: Gaussians) -> Tensor:
         )  # fmt: skip
     moving = motion.moving
     heaviest = motion.weights.detach()[moving].argmax(-1)
-    ids[moving] = 1 + torch.unique(heaviest, return_inverse=True)[1]
+    still = (motion.world_from_rest - torch.eye(4).to(motion.world_from_rest)).abs().amax((1, 2, 3)) == 0
+    number = torch.zeros(len(still), dtype=torch.int64, device=ids.device)
+    found = torch.unique(heaviest)
+    found = found[~still[found]]
+    number[found] = torch.arange(1, len(found) + 1, device=ids.device)
+    ids[moving] = number[heaviest]
     return ids
 
 
@@ -132,7 +137,7 @@ def _applied(gaussians: Gaussians, chosen: Tensor, world_from_world: Tensor, abo
 
 def _rigid(matrix: Tensor) -> Tensor:
     """A transform as float64 on the CPU, rigid to all its digits."""
-    given = matrix.detach().cpu().double()
+    given = torch.as_tensor(matrix).detach().cpu().double()
     if given.shape == (4, 4) and bool(torch.isfinite(given).all()):
         rotation, bottom = given[:3, :3], given[3] - torch.tensor([0.0, 0.0, 0.0, 1.0], dtype=torch.float64)
         miss = rotation.mT @ rotation - torch.eye(3, dtype=torch.float64)

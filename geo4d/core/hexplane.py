@@ -138,7 +138,7 @@ class HexPlaneMotion:
             return gaussians
         blocks = [_moved(self.params, gaussians, part, time_s) for part in index.split(BLOCK)]
         moved = {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}
-        return gaussians.unchecked(**{k: getattr(gaussians, k).index_copy(0, index, v) for k, v in moved.items()})
+        return gaussians._unchecked(**{k: getattr(gaussians, k).index_copy(0, index, v) for k, v in moved.items()})
 
     def subset(self, index: Tensor) -> "HexPlaneMotion":
         """Of the Gaussians of an index or a mask."""

@@ -11,6 +11,8 @@ from geo4d.core import geometry, spherical_harmonics
 from geo4d.core.errors import InputError
 from geo4d.core.types import Gaussians
 
+RIGID_TOLERANCE = 1e-3
+"""By which products of the axes of a basis may miss those of a rotation."""
 SUM_TOLERANCE = 1e-3
 """By which the weights of a moving Gaussian may miss 1."""
 
@@ -42,11 +44,19 @@ class BasesMotion:
                 f"weights of {self.weights.shape[1]} bases",
                 accepted="a pose of each of 1 or more bases per time, an anchor, and a weight of each per Gaussian",
             )
-        if bool((self.time_s.diff() <= 0).any()):
+        if not bool((self.time_s.diff() > 0).all()) or not bool(torch.isfinite(self.time_s).all()):
             raise InputError("the times of a motion must increase", found=f"{self.time_s.tolist()[:6]} ...")
+        pose = self.world_from_rest.detach()
+        turn = pose[..., :3, :3]
+        off = (turn.mT @ turn - torch.eye(3).to(turn)).abs().amax((-1, -2))
+        if not bool((off < RIGID_TOLERANCE).all()) or not bool(torch.isfinite(pose).all()):
+            raise InputError(
+                "the bases of a motion must be rigid", accepted="rotations and shifts, finite",
+                found=f"axes that miss unit length or right angles by {float(off.max()):.2g}",
+            )  # fmt: skip
         total = self.weights.detach().sum(-1)
         wrong = (self.weights.detach() < 0).any(-1) | ((total != 0) & ((total - 1).abs() > SUM_TOLERANCE))
-        if bool(wrong.any()):
+        if bool(wrong.any()) or not bool(torch.isfinite(total).all()):
             raise InputError(
                 "weights of a motion are out of range", found=f"{int(wrong.sum())} of {len(total)} rows",
                 accepted="rows that are not negative and sum to 1, or are zero: these Gaussians stand still",
@@ -106,7 +116,7 @@ class BasesMotion:
             from geo4d.core.motion_kernels import carry
 
             means, quats, sh = carry(*dual_quaternions(poses), self.weights, index, *rest)
-        return gaussians.unchecked(means=means, quats_wxyz=quats, sh=sh)
+        return gaussians._unchecked(means=means, quats_wxyz=quats, sh=sh)
 
     def paths(self, means: Float32[Tensor, "g 3"]) -> Float32[Tensor, "t g 3"]:
         """Where Gaussians with these means at rest are at all of `time_s`."""

@@ -8,6 +8,7 @@ import numba
 import numpy as np
 from torch import Tensor
 
+from geo4d.core import threads
 from geo4d.core.spherical_harmonics import C1, C2, C3, probes
 
 F = np.float32
@@ -30,6 +31,7 @@ def carry(
         quats_wxyz: `(g, 4)`.
         sh: `(g, k, 3)`.
     """
+    threads.launch()
     out = [t.contiguous().clone() for t in (means, quats_wxyz, sh)]
     direction, inverse = _all_probes(math.isqrt(sh.shape[1]) - 1)
     r, d, w, i, p, q, c = (t.contiguous().numpy() for t in (real, dual, weights, index, *out))

@@ -619,11 +619,17 @@ class Gaussians:
         return Gaussians(means, quats, scales, opacity, sh)
 
     def at(self, time_s: float) -> "Gaussians":
-        """The Gaussians as they are at a time, without motion."""
-        still = self.unchecked(motion=None)
+        """The Gaussians as they are at a time, without motion.
+
+        Raises:
+            InputError: the time is not a number.
+        """
+        if not math.isfinite(time_s):
+            raise InputError("there is no such time", found=str(time_s), accepted="seconds")
+        still = self._unchecked(motion=None)
         return still if self.motion is None else self.motion.at(still, time_s)
 
-    def unchecked(self, **changes: Any) -> "Gaussians":
+    def _unchecked(self, **changes: Any) -> "Gaussians":
         """With other fields, of which the caller knows that they are sound: playback checks nothing twice."""
         made = object.__new__(Gaussians)
         made.__dict__.update(self.__dict__ | changes)

@@ -143,9 +143,9 @@ def test_the_order_of_the_frames_in_a_scene_does_not_choose_what_is_held_out(sce
         scene, frames=Frames(list(scene.frames)[::-1]), camera=scene.camera[::-1], original=scene.original[::-1],
         depth=scene.depth[::-1], confidence=scene.confidence[::-1],
     )  # fmt: skip
-    names = [turned.frames[i].name for i in split(turned, 3)[1]]
+    names = [turned.frames[i].name for i in split(turned, FitOptions(holdout=3))[1]]
     assert sorted(names) == ["photo 0.png", "photo 3.png", "photo 6.png"]
-    assert split(turned, 0) == (list(range(7)), [])
+    assert split(turned, FitOptions()) == (list(range(7)), [])
 
 
 def test_the_size_of_a_scene_does_not_matter(scene: Scene, small: tuple[Fitter, Fit]) -> None:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from geo4d.core import moving, procedural, threads
+from geo4d.core import geometry, moving, procedural, threads
 from geo4d.core.errors import InputError
 from geo4d.core.hexplane import HexPlaneMotion
 from geo4d.core.motion import BasesMotion
 from geo4d.core.types import Camera, Frame, Frames, Gaussians, Observations, PointCloud, PointTracks, Scale, Scene
 from geo4d.evaluation.view_scores import render_like
+from render.checkpoint import load_checkpoint, save_checkpoint
 from render.fit_options import FitOptions
 from render.fitting import Fitter, split
-from render.motion import Neighbours, begin, miss
+from render.motion import Neighbours, begin, miss, standing
+from render.motion_bases import FitBases
 
 HW, TIMES, CAMERAS = (60, 80), 6, 3
 FAST = FitOptions(steps=160, max_gaussians=6000, image_size=80, sh_degree=1, sizes=((0.0, 1),), planes=(16, 32))
@@ -139,12 +143,19 @@ def test_a_scene_without_tracks_is_fitted_as_it_was(scene: Scene) -> None:
 
 def test_held_out_times_tell_the_fit_nothing(scene: Scene) -> None:
     """Tracks at times of which no photo is fitted are not used, and the motion goes on through them."""
-    frames = [replace(f, name=f"{i % TIMES}_{i:02d}.png") for i, f in enumerate(scene.frames)]
-    named = replace(scene, frames=Frames(frames))
-    fitter = Fitter(named, replace(FAST, holdout=9))
+    options = replace(FAST, holdout=3, holdout_by="time")
+    fitter = Fitter(scene, options)
     assert fitter.motion is not None
-    left = sorted({f.time_s for i, f in enumerate(frames) if i in fitter.train and f.time_s is not None})
+    all_times = sorted({f.time_s for f in scene.frames if f.time_s is not None})
+    left = [t for k, t in enumerate(all_times) if k % 3]
     assert fitter.motion.time_s.tolist() == left
+    assert fitter.tracks.uv_px.shape[1] == len(left)
+    assert scene.tracks is not None
+    moved = scene.tracks.p_world.clone()
+    moved[:, ::3] += 7.0
+    other = Fitter(replace(scene, tracks=replace(scene.tracks, p_world=moved)), options)
+    for name, value in fitter.motion.fixed().items():
+        assert torch.equal(value, other.motion.fixed()[name]), name  # type: ignore[union-attr]
 
 
 def test_a_fit_that_moves_goes_on_as_if_it_had_not_stopped(scene: Scene) -> None:
@@ -167,7 +178,7 @@ def test_what_is_held_out_by_time_or_camera(scene: Scene) -> None:
     assert sorted(frames.held_out(3, "time")) == [i for i in range(len(frames)) if i % TIMES in (0, 3)]
     assert {frames[i].sensor for i in frames.held_out(2, "camera")} == {"cam0", "cam3"}
     assert len(frames.held_out(2, "camera")) == 2 * TIMES
-    train, test = split(scene, 2, "camera")
+    train, test = split(scene, FitOptions(holdout=2, holdout_by="camera"))
     assert {frames[i].sensor for i in train} == {"cam1"}
     assert sorted(train + test) == list(range(len(frames)))
     undated = Frames([replace(f, time_s=None) for f in frames])
@@ -200,21 +211,25 @@ def test_motion_begins_as_the_tracks_move_and_photos_saw_them(scene: Scene, moti
         there = fitter.motion.points_at(params, points, fitter.time_of[k])
         uv_px, _ = camera.project(there.double())
         limit = 0.3 if motion == "bases" else 1.0
-        assert float((uv_px - 80 * uv_share).norm(dim=-1).median()) < limit
-        stay = float(miss(points.p_rest, camera, uv_share))
-        assert float(miss(there, camera, uv_share)) < 0.3 * stay or stay < 0.01
+        assert float((uv_px - torch.tensor([80, 60]) * uv_share).norm(dim=-1).median()) < limit
+        stay = missed(points.p_rest, camera, uv_share)
+        assert (missed(there, camera, uv_share)) < 0.3 * stay or stay < 0.01
+
+
+def missed(p_world: torch.Tensor, camera: Camera, uv_share: torch.Tensor) -> float:
+    return float(miss(p_world, camera.cam_from_world, camera.K, camera.hw, uv_share))
 
 
 def test_what_is_missed_is_a_distance_in_the_picture() -> None:
     """Against sqrt(d^2 + s^2) - s by hand; what lies behind is left out, and nothing misses nothing."""
     camera = Camera(torch.tensor([[50.0, 0, 40], [0, 50, 30], [0, 0, 1]]).double(), torch.eye(4).double(), HW)
     p = torch.tensor([[0.0, 0, 1], [0.2, 0, 1], [0, 0, -1]])
-    uv_share = torch.tensor([[40.0, 30], [40, 30], [0, 0]]) / 80
+    uv_share = torch.tensor([[0.5, 0.5], [0.5, 0.5], [0, 0]])
     far = (10 / 80) ** 2
     expected = ((far + 1e-6) ** 0.5 - 1e-3) / 2
-    assert float(miss(p, camera, uv_share)) == pytest.approx(expected, rel=1e-4)
-    assert float(miss(p[2:], camera, uv_share[2:])) == 0
-    assert float(miss(p[:0], camera, uv_share[:0])) == 0
+    assert missed(p, camera, uv_share) == pytest.approx(expected, rel=1e-4)
+    assert missed(p[2:], camera, uv_share[2:]) == 0
+    assert missed(p[:0], camera, uv_share[:0]) == 0
 
 
 def test_neighbours_that_turn_together_are_not_stretched() -> None:
@@ -236,3 +251,87 @@ def test_a_field_moves_what_bases_move(scene: Scene, static: Gaussians, world: m
     assert isinstance(field.motion, HexPlaneMotion)
     assert held_out_psnr(field, world, True) > held_out_psnr(static, world, True) + 3
     assert held_out_psnr(field, world, False) > held_out_psnr(static, world, False)
+
+
+def test_a_fit_that_moves_is_saved_and_goes_on_from_its_file(scene: Scene, tmp_path: Path) -> None:
+    """Bit for bit; not in another fit, to whose motion the parameters are not relative."""
+    options = replace(FAST, steps=12, refine_every=6, motion="hexplane")
+    first = Fitter(scene, options)
+    for _ in range(8):
+        first.step(first.passed)
+    save_checkpoint(tmp_path / "fit.npz", first)
+    second = Fitter(scene, options)
+    load_checkpoint(tmp_path / "fit.npz", second)
+    for name, value in (first.params | first.views).items():
+        assert torch.equal(value, (second.params | second.views)[name]), name
+    assert scene.tracks is not None
+    half = PointTracks(*(getattr(scene.tracks, k)[::2] if k != "time_s" else scene.tracks.time_s
+                         for k in ("time_s", "p_world", "uv_px", "frame_id", "rgb")))  # fmt: skip
+    bases = replace(options, motion="bases")
+    third = Fitter(scene, bases)
+    save_checkpoint(tmp_path / "bases.npz", third)
+    with pytest.raises(InputError, match="another scene"):
+        load_checkpoint(tmp_path / "bases.npz", Fitter(replace(scene, tracks=half), bases))
+    with pytest.raises(InputError, match="another scene"):
+        load_checkpoint(tmp_path / "bases.npz", Fitter(replace(scene, tracks=None), replace(bases, motion="auto")))
+
+
+def test_what_a_dataset_holds_out_is_never_learnt_from(scene: Scene) -> None:
+    named = [f.name for f in scene.frames if f.sensor == "cam1"]
+    with_split = replace(scene, report={"held_out": named})
+    for every in (0, None):
+        train, test = split(with_split, FitOptions(holdout=every))
+        assert [scene.frames[i].name for i in test] == named
+        assert sorted(train + test) == list(range(len(scene.frames)))
+    train, test = split(with_split, FitOptions(holdout=4))
+    assert len(test) == len(named) + 3
+    assert len(split(scene, FitOptions(holdout=None))[1]) == 3
+
+
+def test_photos_without_a_time_are_refused_where_things_move(scene: Scene) -> None:
+    frames = [replace(f, time_s=None) if i == 2 else f for i, f in enumerate(scene.frames)]
+    with pytest.raises(InputError, match="time is not known"):
+        Fitter(replace(scene, frames=Frames(frames)), FAST)
+    assert Fitter(replace(scene, frames=Frames(frames)), replace(FAST, motion="none")).motion is None
+
+
+@pytest.mark.parametrize("count", [1, 7, 20, 300])
+def test_no_more_gaussians_move_at_first_than_are_asked_for(scene: Scene, count: int) -> None:
+    found = begin(scene, range(len(scene.frames)), count, FAST)
+    assert found is not None
+    assert 0 < len(found.gaussians) <= count
+    Fitter(scene, replace(FAST, max_gaussians=20))  # makes one of the smallest, too
+
+
+def test_what_turns_in_its_place_moves() -> None:
+    """A bar that spins by 60 degrees about its middle; not one that lies still, nor a small disc that spins."""
+    scales = torch.tensor([[0.5, 0.01, 0.01], [0.5, 0.01, 0.01], [0.001, 0.001, 0.0001]])
+    none = torch.tensor([[1.0, 0, 0, 0]]).expand(3, 4)
+    rest = Gaussians(torch.zeros(3, 3), none, scales, torch.ones(3), torch.zeros(3, 1, 3))
+    spins = torch.tensor([[True], [False], [True]])
+    there = []
+    for half in (0.0, 0.525, 1.05):
+        turn = torch.tensor([math.cos(half), 0, 0, math.sin(half)]).expand(3, 4)
+        there.append(replace(rest, quats_wxyz=torch.where(spins, turn, none)))
+    every, pixels = torch.arange(3), torch.full((3,), 100.0)
+    assert standing(rest, there, every, pixels)[1].tolist() == [False, True, True]
+    flipped = replace(rest, quats_wxyz=torch.tensor([[0.0, 0, 0, 1]]).expand(3, 4))  # looks the same
+    assert standing(rest, [rest, flipped], every, pixels)[1].all()
+
+
+def test_constant_speed_is_no_bend(scene: Scene) -> None:
+    """However fast a basis goes and turns, and at times that are not even."""
+    fitter = Fitter(scene, replace(FAST, motion="bases"))
+    motion = fitter.motion
+    assert isinstance(motion, FitBases)
+    time_s = torch.tensor([0.0, 0.1, 0.3, 0.35, 0.6, 0.7], dtype=torch.float64)
+    axis, m = torch.tensor([0.0, 0.6, 0.8]), len(motion.anchor)
+    rotation = geometry.matrix_from_rotvec(3.0 * time_s[:, None].float() * axis)[:, None].expand(-1, m, 3, 3)
+    motion.time_s, motion.rotation = time_s, rotation.contiguous()
+    motion.centre = (2.0 * time_s[:, None, None].float() * torch.ones(m, 3)).contiguous()
+    still = {"turns": torch.zeros_like(motion.centre), "shifts": torch.zeros_like(motion.centre)}
+    assert max(float(motion._unsteady(still, k)[0]) for k in range(6)) < 1e-9
+    bent = {**still, "turns": still["turns"].clone()}
+    bent["turns"][2] = 0.1
+    assert float(motion._unsteady(bent, 2)[0]) > 1e-4
+    assert float(motion._unsteady(bent, 5)[0]) < 1e-9
