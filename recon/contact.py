@@ -62,7 +62,7 @@ class _Thing:
 def with_contact_depth(scene: Scene, clips: Sequence[Clip] = ()) -> Scene:
     """The scene with depth of the pixels that move: of upright planes that stand on the ground.
 
-    Things whose foot is in no picture, or beside which no depth is known, have none.
+    Things whose foot is in no picture, or beside which no depth is known, have none. What a sensor measured stays.
 
     Args:
         scene: with depth, and `dynamic`.
@@ -92,6 +92,8 @@ def with_contact_depth(scene: Scene, clips: Sequence[Clip] = ()) -> Scene:
                 middle = camera.unproject(torch.from_numpy(thing.uv_px)[None], torch.tensor([np.exp(z)]))[0]
                 out[label == k] = _plane(middle.numpy(), camera, scene.up_world)[label == k]
         upright, there = torch.from_numpy(out), torch.from_numpy(label > 0)
+        if scene.frames[i].depth is not None:  # a sensor measured what moves as well as all else
+            there &= ~torch.isfinite(d)
         sure = torch.ones_like(d) if before is None else before
         depth[i] = torch.where(there, upright, d)
         confidence[i] = torch.where(there, torch.where(torch.isfinite(upright), CONFIDENCE, 0.0), sure)

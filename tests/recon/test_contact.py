@@ -11,7 +11,7 @@ import torch
 
 from geo4d.core import geometry, procedural
 from geo4d.core.procedural import Boxes
-from geo4d.core.types import Camera, Frame, Frames, Observations, PointCloud, Scale, Scene
+from geo4d.core.types import Camera, DepthPrior, Frame, Frames, Observations, PointCloud, Scale, Scene
 from recon.contact import CONFIDENCE, settled, with_contact_depth
 from recon.flow import Clip
 
@@ -172,3 +172,17 @@ def test_settled_distances() -> None:
     assert settled(unknown, change)[3] == pytest.approx(2.0)
     assert np.isnan(settled(np.full(3, math.nan), np.zeros(2))).all()
     assert settled(np.array([0.7]), np.zeros(0)) == pytest.approx([0.7])
+
+
+def test_what_a_sensor_measured_stays() -> None:
+    scene, truth = standing()
+    moves = scene.dynamic[0]
+    assert moves is not None
+    half = truth.clone()
+    half[:, :90] = torch.where(moves[:, :90] > 0, torch.nan, truth[:, :90])
+    prior = DepthPrior(truth, scene.camera[0].K)
+    measured = replace(scene, depth=(half,), frames=Frames([replace(scene.frames[0], depth=lambda: prior)]))
+    found = with_contact_depth(measured).depth[0]
+    assert found is not None
+    assert torch.equal(found[:, 90:], truth[:, 90:])
+    assert torch.isfinite(found[:, :90][moves[:, :90] > 0]).all()

@@ -113,3 +113,41 @@ def test_points_follow_the_tracks_around_them() -> None:
     np.testing.assert_allclose(weights.sum(1), 1)
     assert (weights.argmax(1) == groups.group)[groups.group >= 0].mean() > 0.99
     assert len({*body[groups.group == 0]}) == 1
+
+
+def test_a_thing_that_is_hidden_for_a_while_turns_about_its_middle() -> None:
+    """It turns by 60 degrees about a place far from the origin, and is unseen at the middle time."""
+    g = np.random.default_rng(0)
+    middle, rest = np.array([1.6, 0.0, 0.3]), 0.1 * g.standard_normal((60, 3))
+    angle = np.radians([0, 10, 20, 30, 40, 50, 60])
+    turn = np.stack([[[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]] for a in angle])
+    p = np.einsum("tij,nj->nti", turn, rest) + middle + 1e-4 * g.standard_normal((60, 7, 3))
+    truth = p[:, 3].copy()
+    p[:, 2:5] = np.nan
+    tracks = PointTracks(
+        torch.arange(7).double(), torch.from_numpy(p), torch.full((60, 7, 2), torch.nan).double(),
+        torch.full((60, 7), -1), torch.rand(60, 3),
+    )  # fmt: skip
+    groups = rigid_groups(tracks)
+    assert len(groups) == 1
+    pose = groups.world_from_rest[0, 3]
+    assert np.abs(groups.p_rest @ pose[:3, :3].T + pose[:3, 3] - truth).max() < 5e-3
+
+
+def test_every_group_has_tracks() -> None:
+    """Two noisy groups beside many short exact tracks, from which another noise would be estimated."""
+    g = np.random.default_rng(1)
+    rest = np.concatenate([0.2 * g.standard_normal((60, 3)), 0.2 * g.standard_normal((60, 3)) + 2])
+    shift = np.linspace(0, 1, 8)[:, None] * np.array([1.0, 0, 0])
+    noisy = rest[:, None] + np.where(np.arange(120)[:, None, None] < 60, shift, -shift[:, [1, 0, 2]])
+    noisy = noisy + 0.03 * g.standard_normal(noisy.shape)
+    short = np.full((3000, 8, 3), np.nan)
+    short[:, :2] = g.standard_normal((3000, 1, 3))
+    p = torch.from_numpy(np.concatenate([noisy, short]))
+    n = len(p)
+    groups = rigid_groups(PointTracks(
+        torch.arange(8).double(), p, torch.full((n, 8, 2), torch.nan).double(), torch.full((n, 8), -1), torch.rand(n, 3)
+    ))  # fmt: skip
+    assert len(groups) >= 1
+    assert (np.bincount(groups.group[groups.group >= 0], minlength=len(groups)) >= 12).all()
+    assert np.isfinite(groups.world_from_rest).all()
