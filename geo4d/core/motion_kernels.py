@@ -9,12 +9,13 @@ import numpy as np
 from torch import Tensor
 
 from geo4d.core import threads
-from geo4d.core.spherical_harmonics import C1, C2, C3, probes
+from geo4d.core.spherical_harmonics import C2, C3, probes
 
 F = np.float32
 CHUNK = 256
 fast = {"cache": True, "fastmath": {"contract", "reassoc", "nsz", "arcp", "afn"}, "error_model": "numpy", "nogil": True}
-B1, B2, B3 = F(C1), tuple(F(c) for c in C2), tuple(F(c) for c in C3)
+B2, B3 = tuple(F(c) for c in C2), tuple(F(c) for c in C3)
+H2 = tuple(F(c / 2) for c in C2)
 
 
 def carry(
@@ -33,35 +34,72 @@ def carry(
     """
     threads.launch()
     out = [t.contiguous().clone() for t in (means, quats_wxyz, sh)]
-    direction, inverse = _all_probes(math.isqrt(sh.shape[1]) - 1)
+    direction, inverse = (t.float().numpy() for t in probes(3))
     r, d, w, i, p, q, c = (t.contiguous().numpy() for t in (real, dual, weights, index, *out))
     carry_all(r, d, w, i, p, q, c, direction, inverse)
     return out[0], out[1], out[2]
 
 
-def _all_probes(degree: int) -> tuple[np.ndarray, np.ndarray]:
-    """Those of every band from 1 on, beneath each other: `(p, 3)`, and `(p, 7)` of which a band has its first."""
-    direction, inverse = np.zeros((15, 3), np.float32), np.zeros((15, 7), np.float32)
-    for band in range(1, degree + 1):
-        own = slice(band**2 - 1, (band + 1) ** 2 - 1)
-        d, i = probes(band)
-        direction[own], inverse[own, : 2 * band + 1] = d.numpy(), i.numpy()
-    return direction, inverse
+@numba.njit(inline="always", **fast)
+def _turn_first(g, r, sh):
+    """The first band is a vector, (-c2, -c0, c1)."""
+    for c in range(3):
+        x, y, z = -sh[g, 3, c], -sh[g, 1, c], sh[g, 2, c]
+        sh[g, 3, c] = -(r[0, 0] * x + r[0, 1] * y + r[0, 2] * z)
+        sh[g, 1, c] = -(r[1, 0] * x + r[1, 1] * y + r[1, 2] * z)
+        sh[g, 2, c] = r[2, 0] * x + r[2, 1] * y + r[2, 2] * z
 
 
 @numba.njit(inline="always", **fast)
-def _band(band, x, y, z, out):
-    """Values of the functions of one band in a direction."""
-    xx, yy, zz = x * x, y * y, z * z
-    if band == 1:
-        out[0], out[1], out[2] = -B1 * y, B1 * z, -B1 * x
-    elif band == 2:
-        out[0], out[1] = B2[0] * x * y, B2[1] * y * z
-        out[2], out[3], out[4] = B2[2] * (F(2) * zz - xx - yy), B2[3] * x * z, B2[4] * (xx - yy)
-    else:
-        out[0], out[1], out[2] = B3[0] * y * (F(3) * xx - yy), B3[1] * x * y * z, B3[2] * y * (F(4) * zz - xx - yy)
-        out[3] = B3[3] * z * (F(2) * zz - F(3) * xx - F(3) * yy)
-        out[4], out[5], out[6] = B3[4] * x * (F(4) * zz - xx - yy), B3[5] * z * (xx - yy), B3[6] * x * (xx - F(3) * yy)
+def _turn_second(g, r, sh):
+    """The second is a symmetric matrix A without trace, d^T A d, which becomes R A R^T."""
+    for c in range(3):
+        xy, yz, xz = H2[0] * sh[g, 4, c], H2[1] * sh[g, 5, c], H2[3] * sh[g, 7, c]
+        zz, across = F(2) * B2[2] * sh[g, 6, c], B2[4] * sh[g, 8, c]
+        xx, yy = across - F(0.5) * zz, -across - F(0.5) * zz
+        # Rows of R A.
+        a0 = r[0, 0] * xx + r[0, 1] * xy + r[0, 2] * xz
+        a1 = r[0, 0] * xy + r[0, 1] * yy + r[0, 2] * yz
+        a2 = r[0, 0] * xz + r[0, 1] * yz + r[0, 2] * zz
+        b0 = r[1, 0] * xx + r[1, 1] * xy + r[1, 2] * xz
+        b1 = r[1, 0] * xy + r[1, 1] * yy + r[1, 2] * yz
+        b2 = r[1, 0] * xz + r[1, 1] * yz + r[1, 2] * zz
+        c0 = r[2, 0] * xx + r[2, 1] * xy + r[2, 2] * xz
+        c1 = r[2, 0] * xy + r[2, 1] * yy + r[2, 2] * yz
+        c2 = r[2, 0] * xz + r[2, 1] * yz + r[2, 2] * zz
+        sh[g, 4, c] = (a0 * r[1, 0] + a1 * r[1, 1] + a2 * r[1, 2]) / H2[0]
+        sh[g, 5, c] = (b0 * r[2, 0] + b1 * r[2, 1] + b2 * r[2, 2]) / H2[1]
+        sh[g, 7, c] = (a0 * r[2, 0] + a1 * r[2, 1] + a2 * r[2, 2]) / H2[3]
+        sh[g, 6, c] = (c0 * r[2, 0] + c1 * r[2, 1] + c2 * r[2, 2]) / (F(2) * B2[2])
+        left = a0 * r[0, 0] + a1 * r[0, 1] + a2 * r[0, 2]
+        sh[g, 8, c] = (left - (b0 * r[1, 0] + b1 * r[1, 1] + b2 * r[1, 2])) / (F(2) * B2[4])
+
+
+@numba.njit(inline="always", **fast)
+def _turn_third(g, r, sh, direction, inverse, value, said):
+    """The third by its values in as many directions as it has functions (`geo4d.core.spherical_harmonics.turned`)."""
+    for i in range(7):
+        # The direction before the turn, R^T d.
+        e0, e1, e2 = direction[i, 0], direction[i, 1], direction[i, 2]
+        x = r[0, 0] * e0 + r[1, 0] * e1 + r[2, 0] * e2
+        y = r[0, 1] * e0 + r[1, 1] * e1 + r[2, 1] * e2
+        z = r[0, 2] * e0 + r[1, 2] * e1 + r[2, 2] * e2
+        xx, yy, zz = x * x, y * y, z * z
+        value[0], value[1] = B3[0] * y * (F(3) * xx - yy), B3[1] * x * y * z
+        value[2], value[3] = B3[2] * y * (F(4) * zz - xx - yy), B3[3] * z * (F(2) * zz - F(3) * xx - F(3) * yy)
+        value[4], value[5] = B3[4] * x * (F(4) * zz - xx - yy), B3[5] * z * (xx - yy)
+        value[6] = B3[6] * x * (xx - F(3) * yy)
+        for c in range(3):
+            total = F(0)
+            for k in range(7):
+                total += value[k] * sh[g, 9 + k, c]
+            said[i, c] = total
+    for i in range(7):
+        for c in range(3):
+            total = F(0)
+            for k in range(7):
+                total += inverse[i, k] * said[k, c]
+            sh[g, 9 + i, c] = total
 
 
 @numba.njit(inline="always", **fast)
@@ -117,23 +155,9 @@ def carry_all(real, dual, weights, index, means, quats, sh, direction, inverse):
             means[g, 0], means[g, 1], means[g, 2] = there[0], there[1], there[2]
             p = _product(w, x, y, z, quats[g, 0], quats[g, 1], quats[g, 2], quats[g, 3])
             quats[g, 0], quats[g, 1], quats[g, 2], quats[g, 3] = p[0], p[1], p[2], p[3]
-            for band in range(1, bands + 1):
-                first, size = band * band, 2 * band + 1
-                for i in range(size):
-                    # The direction before the turn, R^T d.
-                    e0, e1, e2 = direction[first - 1 + i, 0], direction[first - 1 + i, 1], direction[first - 1 + i, 2]
-                    _band(
-                        band, r[0, 0] * e0 + r[1, 0] * e1 + r[2, 0] * e2, r[0, 1] * e0 + r[1, 1] * e1 + r[2, 1] * e2,
-                        r[0, 2] * e0 + r[1, 2] * e1 + r[2, 2] * e2, value,
-                    )  # fmt: skip
-                    for c in range(3):
-                        total = F(0)
-                        for k in range(size):
-                            total += value[k] * sh[g, first + k, c]
-                        said[i, c] = total
-                for i in range(size):
-                    for c in range(3):
-                        total = F(0)
-                        for k in range(size):
-                            total += inverse[first - 1 + i, k] * said[k, c]
-                        sh[g, first + i, c] = total
+            if bands > 0:
+                _turn_first(g, r, sh)
+            if bands > 1:
+                _turn_second(g, r, sh)
+            if bands > 2:
+                _turn_third(g, r, sh, direction, inverse, value, said)
