@@ -182,8 +182,7 @@ def scores(gaussians: Gaussians, case: Case, cache: Path) -> dict[str, Any]:
             true, visible = moving.flow(world, camera, t, camera, pair[1])
             said = torch.zeros_like(true) if seen.flow_px is None else seen.flow_px[0].double()
             gap = (said.nan_to_num(0.0) - true).norm(dim=-1)  # where nothing is drawn nothing moves
-            both = visible
-            flow_px.append([float(gap[both].mean()), float(gap[both & moves].mean())])
+            flow_px.append([float(gap[visible].mean()), float(gap[visible & moves].mean())])
     mean, flow = np.nanmean(errors, 0), np.nanmean(flow_px, 0)
     return {
         "psnr": mean[0], "psnr_shown": mean[1], "psnr_moving": mean[2], "flow_px": flow[0], "flow_moving_px": flow[1],

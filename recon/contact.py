@@ -19,7 +19,7 @@ from scipy.linalg import solveh_banded
 from torch import Tensor
 
 from geo4d.core.types import MOVES, Camera, Scene
-from recon.flow import Clip
+from recon.flow import Clip, carried
 
 CONFIDENCE = 0.35
 """Of such depth: enough to begin from."""
@@ -87,10 +87,11 @@ def with_contact_depth(scene: Scene, clips: Sequence[Clip] = ()) -> Scene:
         d, before, out = scene.depth[i], scene.confidence[i], np.full(label.shape, np.nan, np.float32)
         assert d is not None
         camera = scene.depth_camera(i)
+        ray = camera.rays()[1].numpy()
         for k, thing in things[i].items():
             if np.isfinite(z := log_z[i, k]):
                 middle = camera.unproject(torch.from_numpy(thing.uv_px)[None], torch.tensor([np.exp(z)]))[0]
-                out[label == k] = _plane(middle.numpy(), camera, scene.up_world)[label == k]
+                out[label == k] = _plane(middle.numpy(), ray[label == k], camera, scene.up_world)
         upright, there = torch.from_numpy(out), torch.from_numpy(label > 0)
         if scene.frames[i].depth is not None:  # a sensor measured what moves as well as all else
             there &= ~torch.isfinite(d)
@@ -104,19 +105,19 @@ def _things(scene: Scene, i: int, label: np.ndarray) -> dict[int, _Thing]:
     """Regions of a picture that move, by their numbers in a map of them, and how far they are."""
     depth, camera = scene.depth[i], scene.depth_camera(i)
     assert depth is not None
+    ray = camera.rays()[1].numpy()
     measured = (label == 0) & torch.isfinite(depth).numpy()
     around = max(2, round(RING * max(label.shape)))
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * around + 1, 2 * around + 1))
     things = {}
     for k in np.unique(label[label > 0]).tolist():
         thing = label == k
-        ring = cv2.dilate(thing.astype(np.uint8), disc).astype(bool) & measured
-        others = cv2.dilate(thing.astype(np.uint8), disc).astype(bool) & (label > 0) & ~thing
-        foot = _foot(thing, ring, others, depth.numpy(), camera, scene.up_world)
+        grown = cv2.dilate(thing.astype(np.uint8), disc).astype(bool)
+        foot = _foot(thing, grown & measured, grown & (label > 0) & ~thing, depth.numpy(), camera, scene.up_world)
         v, u = np.nonzero(thing)
         middle, z = np.array([np.median(u) + 0.5, np.median(v) + 0.5]), np.nan
         if foot is not None:
-            z = float(_plane(foot, camera, scene.up_world)[int(middle[1]), int(middle[0])])
+            z = float(_plane(foot, ray[int(middle[1]), int(middle[0])], camera, scene.up_world))
         things[k] = _Thing(middle, float(np.log(z)))
     return things
 
@@ -132,8 +133,8 @@ def _followed(clip: Clip, moving: dict[int, np.ndarray]) -> dict[int, np.ndarray
         if i not in moving:
             before = None
             continue
-        carried = np.zeros(moving[i].shape, int) if before is None else _carried(before, clip, k, moving[i].shape)
-        labels[i] = before = _named(moving[i], carried, free)
+        there = np.zeros(moving[i].shape, int) if before is None else _carried(before, clip, k, moving[i].shape)
+        labels[i] = before = _named(moving[i], there, free)
         free = max(free, int(before.max()) + 1)
     return labels
 
@@ -142,18 +143,16 @@ def _carried(label: np.ndarray, clip: Clip, k: int, hw: tuple[int, ...]) -> np.n
     """The numbers of the picture before picture `k` where flow leads them."""
     h, w = clip.hw
     small = cv2.resize(label.astype(np.float32), (w, h), interpolation=cv2.INTER_NEAREST)
-    v, u = np.mgrid[:h, :w].astype(np.float32)
-    back = clip.backward[k - 1]
-    there = cv2.remap(small, u + back[..., 0], v + back[..., 1], cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT)
+    there = carried(small, clip.backward[k - 1], nearest=True)
     return cv2.resize(there, (hw[1], hw[0]), interpolation=cv2.INTER_NEAREST).astype(int)
 
 
-def _named(moving: np.ndarray, carried: np.ndarray, free: int) -> np.ndarray:
-    """Numbers of the regions that move: those that are carried there, else new ones from `free` on."""
+def _named(moving: np.ndarray, before: np.ndarray, free: int) -> np.ndarray:
+    """Numbers of the regions that move: those that are led there (`before`), else new ones from `free` on."""
     count, region = cv2.connectedComponents(moving.astype(np.uint8))
-    size, area = np.bincount(carried.ravel()), np.bincount(region.ravel())
-    both = (region > 0) & (carried > 0)
-    pair, shared = np.unique(np.stack([region[both], carried[both]], -1), axis=0, return_counts=True)
+    size, area = np.bincount(before.ravel()), np.bincount(region.ravel())
+    both = (region > 0) & (before > 0)
+    pair, shared = np.unique(np.stack([region[both], before[both]], -1), axis=0, return_counts=True)
     claims: dict[int, list[int]] = {}
     for (r, k), n in zip(pair.tolist(), shared.tolist(), strict=True):
         if n > SAME_SHARE * size[k] and n >= LEAST_SHARE * area[r]:
@@ -165,9 +164,9 @@ def _named(moving: np.ndarray, carried: np.ndarray, free: int) -> np.ndarray:
             out[here] = known[0] if known else free
             free += not known
             continue
-        told = here & np.isin(carried, known)
+        told = here & np.isin(before, known)
         rows, columns = np.asarray(ndimage.distance_transform_edt(~told, return_distances=False, return_indices=True))
-        out[here] = carried[rows, columns][here]
+        out[here] = before[rows, columns][here]
     return out
 
 
@@ -251,9 +250,9 @@ def _foot(
         limit = np.quantile(along, LOWEST)
         lowest = along >= limit
         rows, columns = np.mgrid[: thing.shape[0], : thing.shape[1]]
-        near = ring & (columns * down[0] + rows * down[1] >= limit)
-        low = (columns * down[0] + rows * down[1] >= limit) & others
-        if _cut_off(thing, down) or low.sum() > HIDDEN * (low.sum() + near.sum()):
+        low = columns * down[0] + rows * down[1] >= limit
+        near, hiding = ring & low, int((others & low).sum())
+        if _cut_off(thing, down) or hiding > HIDDEN * (hiding + near.sum()):
             return None
     if near.sum() < FEWEST:
         return None
@@ -269,9 +268,9 @@ def _cut_off(thing: np.ndarray, down: np.ndarray) -> bool:
     return bool(thing[:, -1 if down[0] > 0 else 0].any())
 
 
-def _plane(foot: np.ndarray, camera: Camera, up_world: Tensor) -> np.ndarray:
-    """Depth of every pixel on the upright plane through a point that faces the camera."""
-    centre, ray = (t.numpy() for t in camera.rays())
+def _plane(foot: np.ndarray, ray: np.ndarray, camera: Camera, up_world: Tensor) -> np.ndarray:
+    """Depth along rays `(..., 3)` of `Camera.rays` of the upright plane through a point that faces the camera."""
+    centre = camera.world_from_cam[:3, 3].numpy()
     up = (up_world / up_world.norm()).numpy()
     towards = foot - centre
     normal = towards - (towards @ up) * up

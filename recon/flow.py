@@ -69,19 +69,13 @@ class Clip:
             if direction > 0
             else (self.backward[now - 1], self.forward[now - 1])
         )
-        step = at(there_flow, uv_px)
-        there = uv_px + step
-        returned = there + at(back_flow, there)
-        gap = np.linalg.norm(returned - uv_px, axis=-1)
-        with np.errstate(invalid="ignore"):
-            kept = gap <= RETURNS_PX + RETURNS_SHARE * np.linalg.norm(step, axis=-1)  # False where it is NaN
-        return np.where(kept[:, None], there, np.float32(np.nan))
+        return follow_once(uv_px, there_flow, back_flow)
 
 
 def clip(frames: Sequence[Frame], index: Sequence[int], threads: int, advance: Callable[[], None]) -> Clip:
     """The clip of the frames of some places, in the order of time, all of one size."""
-    hw = pictures.fit_hw(frames[index[0]].hw, min(FLOW_PX, max(frames[index[0]].hw)))
-    grey = tuple(cv2.cvtColor(pictures.resize(frames[i].read(), hw), cv2.COLOR_RGB2GRAY) for i in index)
+    hw = flow_hw(frames[index[0]].hw)
+    grey = tuple(grey_of(frames[i], hw) for i in index)
 
     def pair(k: int) -> tuple[np.ndarray, np.ndarray]:
         both = flow(grey[k], grey[k + 1]), flow(grey[k + 1], grey[k])
@@ -98,6 +92,35 @@ def flow(grey_a: np.ndarray, grey_b: np.ndarray) -> np.ndarray:
     finder = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     finder.setFinestScale(0)
     return finder.calc(grey_a, grey_b, None)  # type: ignore[call-overload]
+
+
+def follow_once(uv_px: np.ndarray, there_flow: np.ndarray, back_flow: np.ndarray) -> np.ndarray:
+    """Where points `(n, 2)` are in another picture; NaN where the flow back does not return to them."""
+    step = at(there_flow, uv_px)
+    there = uv_px + step
+    returned = there + at(back_flow, there)
+    gap = np.linalg.norm(returned - uv_px, axis=-1)
+    with np.errstate(invalid="ignore"):
+        kept = gap <= RETURNS_PX + RETURNS_SHARE * np.linalg.norm(step, axis=-1)  # False where it is NaN
+    return np.where(kept[:, None], there, np.float32(np.nan))
+
+
+def carried(values: np.ndarray, flow: np.ndarray, *, nearest: bool = False) -> np.ndarray:
+    """What another picture's map `(h, w)` has where the flow leads: interpolated, or the nearest and 0 outside."""
+    h, w = values.shape
+    v, u = np.mgrid[:h, :w].astype(np.float32)
+    how, beyond = (cv2.INTER_NEAREST, cv2.BORDER_CONSTANT) if nearest else (cv2.INTER_LINEAR, cv2.BORDER_REPLICATE)
+    return cv2.remap(values, u + flow[..., 0], v + flow[..., 1], how, borderMode=beyond)
+
+
+def flow_hw(hw: tuple[int, int]) -> tuple[int, int]:
+    """The size at which the flow of pictures of a size is found."""
+    return pictures.fit_hw(hw, min(FLOW_PX, max(hw)))
+
+
+def grey_of(frame: Frame, hw: tuple[int, int]) -> np.ndarray:
+    """uint8 `(h, w)` of a frame's picture."""
+    return cv2.cvtColor(pictures.resize(frame.read(), hw), cv2.COLOR_RGB2GRAY)
 
 
 def at(values: np.ndarray, uv_px: np.ndarray) -> np.ndarray:

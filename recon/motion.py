@@ -19,7 +19,7 @@ from geo4d.core import geometry, pictures
 from geo4d.core.progress import Progress
 from geo4d.core.types import MOVES, Camera, Frame, PointTracks, Scene
 from recon.contact import with_contact_depth
-from recon.flow import Clip, at, clip
+from recon.flow import Clip, at, carried, clip
 from recon.trackers import Follow
 
 STRIDE_S = 0.2
@@ -275,16 +275,9 @@ def _settled(one: Clip, scores: Sequence[np.ndarray]) -> list[np.ndarray]:
             (k + 1, one.forward[k] if k + 1 < len(one) else None),
         ):
             if flow is not None:
-                votes.append(_carried(scores[other], flow))
+                votes.append(carried(scores[other], flow))
         out.append(_clean(np.median(votes, 0) if len(votes) == 3 else np.mean(votes, 0)))
     return out
-
-
-def _carried(values: np.ndarray, flow: np.ndarray) -> np.ndarray:
-    """What another picture has where the flow leads."""
-    h, w = values.shape
-    v, u = np.mgrid[:h, :w].astype(np.float32)
-    return cv2.remap(values, u + flow[..., 0], v + flow[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
 def _clean(score: np.ndarray) -> np.ndarray:

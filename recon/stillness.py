@@ -18,7 +18,7 @@ import torch
 from geo4d.core import pictures
 from geo4d.core.progress import Progress
 from geo4d.core.types import Camera, PointTracks, Scene
-from recon.flow import FLOW_PX, RETURNS_PX, RETURNS_SHARE, at, flow
+from recon.flow import FLOW_PX, at, flow, flow_hw, follow_once, grey_of
 from recon.motion import CELL_PX, clips_of
 
 MISS_PX = 3.0
@@ -79,7 +79,7 @@ def judged(before: Scene, scene: Scene, *, progress: Progress) -> Scene:
 
 def anything_moves(scene: Scene, tracks: PointTracks) -> bool:
     """Whether more points move than are followed wrongly in a scene that stands still."""
-    cells = max(h * w for h, w in (_flow_hw(scene, i) for i in range(len(scene.frames)))) / CELL_PX**2
+    cells = max(h * w for h, w in (flow_hw(scene.frames[i].hw) for i in range(len(scene.frames)))) / CELL_PX**2
     return moving_count(scene, tracks) >= max(LEAST, LEAST_SHARE * cells)
 
 
@@ -105,19 +105,14 @@ def _corners(scene: Scene, tracks: PointTracks) -> np.ndarray:
     frame, uv_px = tracks.frame_id.numpy(), tracks.uv_px.numpy()
     out = np.full(frame.shape, np.nan)
     for i in np.unique(frame[frame >= 0]).tolist():
-        hw, mine = _flow_hw(scene, i), np.nonzero(frame == i)
-        grey = cv2.cvtColor(pictures.resize(scene.frames[i].read(), hw), cv2.COLOR_RGB2GRAY).astype(np.float32)
+        hw, mine = flow_hw(scene.frames[i].hw), np.nonzero(frame == i)
+        grey = grey_of(scene.frames[i], hw).astype(np.float32)
         response = cv2.cornerMinEigenVal(cv2.GaussianBlur(grey, (0, 0), 1.0), 7, ksize=3)
         out[mine] = at(response, (uv_px[mine] * hw[1] / scene.frames[i].hw[1]).astype(np.float32))
     known = np.isfinite(out).any(1)
     middle = np.zeros(len(out))
     middle[known] = np.nanmedian(out[known], 1)
     return middle
-
-
-def _flow_hw(scene: Scene, i: int) -> tuple[int, int]:
-    hw = scene.frames[i].hw
-    return pictures.fit_hw(hw, min(FLOW_PX, max(hw)))
 
 
 def _usual_depth(scene: Scene) -> float:
@@ -164,14 +159,12 @@ def explained_share(scene: Scene) -> float | None:
 
 def _along(scene: Scene, i: int, j: int) -> np.ndarray:
     """Whether each pixel's flow that returns leads along its epipolar line."""
-    hw = _flow_hw(scene, i)
-    grey = [cv2.cvtColor(pictures.resize(scene.frames[k].read(), hw), cv2.COLOR_RGB2GRAY) for k in (i, j)]
-    step = flow(grey[0], grey[1])
+    hw = flow_hw(scene.frames[i].hw)
+    grey = [grey_of(scene.frames[k], hw) for k in (i, j)]
     v, u = np.mgrid[: hw[0], : hw[1]].astype(np.float32)
     here = (np.stack([u, v], -1) + np.float32(0.5)).reshape(-1, 2)
-    there = here + step.reshape(-1, 2)
-    gap = np.linalg.norm(there + at(flow(grey[1], grey[0]), there) - here, axis=-1)
-    kept = gap <= RETURNS_PX + RETURNS_SHARE * np.linalg.norm(there - here, axis=-1)  # False where it is NaN
+    there = follow_once(here, flow(grey[0], grey[1]), flow(grey[1], grey[0]))
+    kept = np.isfinite(there).all(-1)
     for k, place in ((i, here), (j, there)):
         mask = scene.frames[k].read_mask
         if mask is not None:

@@ -15,6 +15,7 @@ from geo4d.core import pictures
 from geo4d.core.errors import InputError
 from geo4d.core.progress import Progress
 from geo4d.core.types import Frame
+from recon.feedforward.networks import pick_device
 from recon.flow import Clip
 from recon.options import ReconstructOptions
 
@@ -38,6 +39,11 @@ class Tracker:
     source: str = ""
     """Where package and weights come from."""
 
+    @property
+    def is_here(self) -> bool:
+        """Whether its package is installed."""
+        return self.package is None or importlib.util.find_spec(self.package) is not None
+
 
 TRACKERS: dict[str, Tracker] = {
     "flow": Tracker("dense inverse-search flow, chained as long as the way back returns", "Apache-2.0", True),
@@ -57,7 +63,7 @@ def check_tracker(name: str, weights: str | None) -> None:
         if weights is not None:
             raise InputError(f"{name} has no weights", found=f"--tracker-weights {weights}", hint="--tracker cotracker")
         return
-    if importlib.util.find_spec(tracker.package) is None:
+    if not tracker.is_here:
         raise InputError(
             f"the tracker {name} needs a package that is not installed", found=f"no module {tracker.package}",
             accepted=f"what {tracker.source} says how to install", hint="--tracker flow needs none",
@@ -80,7 +86,7 @@ def follower(options: ReconstructOptions, progress: Progress) -> Callable[[Seque
     tracker = TRACKERS[name]
     if tracker.package is None:
         return lambda _, clip: clip.follow
-    device = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    device = pick_device(options.device)
     if not tracker.commercial:
         progress.note(f"the weights of {name} may not be used commercially: {tracker.licence}")
     model = _load_cotracker(str(weights), device)

@@ -121,12 +121,11 @@ def _check(state: Mapping[str, Any], fitter: Fitter) -> None:
         tensors = [value, *(v for v in state["optimizers"][name].values() if isinstance(v, Tensor))]
         if any(v.shape != value.shape or not bool(torch.isfinite(v).all()) for v in tensors):
             raise ValueError(f"{name} is damaged")
-        if name in fitter.params and len(value) != rows:
-            raise ValueError(f"{len(value)} {name} of {rows} Gaussians")
-        own = value.shape[1:] if name in fitter.params else value.shape
-        wanted = expected[name].shape[1:] if name in fitter.params else expected[name].shape
-        if own != wanted:
-            raise ValueError(f"{name} are {tuple(own)}, not {tuple(wanted)}")
+        wanted = expected[name].shape
+        if name in fitter.params:  # of which there may be more by now
+            wanted = (rows, *wanted[1:])
+        if value.shape != wanted:
+            raise ValueError(f"{name} are {tuple(value.shape)}, not {tuple(wanted)}")
 
 
 def _fingerprint(fitter: Fitter) -> str:

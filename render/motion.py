@@ -171,7 +171,7 @@ def begin(scene: Scene, train: Sequence[int], count: int, options: FitOptions) -
     groups = rigid_groups(tracks, most=options.motion_groups, seed=options.seed)
     if not len(groups):
         return None
-    first = first_moving(scene, groups, train, count, options.sh_degree, options.seed)
+    first = _first_moving(scene, groups, train, count, options.sh_degree, options.seed)
     if first is None:
         return None
     times = sorted({t for i in train if (t := scene.frames[i].time_s) is not None})
@@ -197,7 +197,7 @@ def _known_tracks(scene: Scene, train: Sequence[int]) -> PointTracks | None:
     return PointTracks(tracks.time_s[times], p_world[some], uv_px[some], frame_id[some], tracks.rgb[some])
 
 
-def first_moving(
+def _first_moving(
     scene: Scene, groups: RigidGroups, frames: Sequence[int], count: int, sh_degree: int, seed: int
 ) -> tuple[Gaussians, np.ndarray] | None:
     """At most `count` Gaussians on what moves, at rest, and how much of each group's motion `(n, m)` they follow.

@@ -61,7 +61,6 @@ class FitBases:
         """The times of which `unlikely` looks at one."""
         touched = torch.zeros(len(self.time_s), dtype=torch.bool, device=self.anchor.device)
         touched[self._near(time)] = True
-        touched[time] = True
         return touched
 
     def _near(self, time: int) -> slice:
@@ -95,8 +94,7 @@ class FitBases:
 
     def points_at(self, params: Params, points: MovingPoints, time: int) -> Tensor:
         """Carried by the basis of their group."""
-        pose = self.poses(params, time)[points.group + 1]
-        return (pose[:, :3, :3] @ points.p_rest[..., None])[..., 0] + pose[:, :3, 3]
+        return geometry.transform_points(self.poses(params, time)[points.group + 1], points.p_rest[:, None])[:, 0]
 
     def unlikely(self, options: FitOptions, params: Params, moved: Moved, time: int, random: torch.Generator) -> Tensor:
         """Paths that bend, or move where nothing was seen; neighbours that move apart; Gaussians that half move."""

@@ -140,8 +140,8 @@ def _rigid(matrix: Tensor) -> Tensor:
     given = torch.as_tensor(matrix).detach().cpu().double()
     if given.shape == (4, 4) and bool(torch.isfinite(given).all()):
         rotation, bottom = given[:3, :3], given[3] - torch.tensor([0.0, 0.0, 0.0, 1.0], dtype=torch.float64)
-        miss = rotation.mT @ rotation - torch.eye(3, dtype=torch.float64)
-        if max(float(miss.abs().max()), float(bottom.abs().max())) < RIGID_TOLERANCE and torch.linalg.det(rotation) > 0:
+        miss = max(float(geometry.rotation_error(rotation)), float(bottom.abs().max()))
+        if miss < RIGID_TOLERANCE and torch.linalg.det(rotation) > 0:
             return geometry.rigid(geometry.project_to_so3(rotation), given[:3, 3])
     raise InputError(
         "objects move rigidly, and this is no rigid transform", found=f"{tuple(given.shape)} {given.tolist()}",

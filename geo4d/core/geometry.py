@@ -34,6 +34,11 @@ def transform_points(target_from_source: Tensor, p_source: Tensor) -> Tensor:
     return rotated + target_from_source[..., None, :3, 3]
 
 
+def rotation_error(matrix: Tensor) -> Tensor:
+    """By how much products of the columns of matrices `(*b, 3, 3)` miss those of a rotation, at most: `(*b)`."""
+    return (matrix.mT @ matrix - torch.eye(3).to(matrix)).abs().amax((-1, -2))
+
+
 def project_to_so3(matrix: Tensor) -> Tensor:
     """Nearest rotation `(*b, 3, 3)` in the Frobenius norm (orthogonal Procrustes by SVD, determinant +1)."""
     u, _, vt = torch.linalg.svd(matrix)

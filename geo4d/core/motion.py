@@ -47,8 +47,7 @@ class BasesMotion:
         if not bool((self.time_s.diff() > 0).all()) or not bool(torch.isfinite(self.time_s).all()):
             raise InputError("the times of a motion must increase", found=f"{self.time_s.tolist()[:6]} ...")
         pose = self.world_from_rest.detach()
-        turn = pose[..., :3, :3]
-        off = (turn.mT @ turn - torch.eye(3).to(turn)).abs().amax((-1, -2))
+        off = geometry.rotation_error(pose[..., :3, :3])
         if not bool((off < RIGID_TOLERANCE).all()) or not bool(torch.isfinite(pose).all()):
             raise InputError(
                 "the bases of a motion must be rigid", accepted="rotations and shifts, finite",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import json
 import os
 import platform
@@ -241,13 +240,7 @@ def look_at_trackers() -> dict[str, Any]:
     """The ways to follow points that move: what each is, its licence, and whether its package is here."""
     from recon.trackers import TRACKERS
 
-    return {
-        name: {
-            "about": t.about, "licence": t.licence,
-            "here": t.package is None or importlib.util.find_spec(t.package) is not None,
-        }
-        for name, t in TRACKERS.items()
-    }  # fmt: skip
+    return {name: {"about": t.about, "licence": t.licence, "here": t.is_here} for name, t in TRACKERS.items()}
 
 
 def look_at_weights() -> list[Finding]:

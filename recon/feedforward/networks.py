@@ -128,7 +128,7 @@ def _predict(
     from recon.feedforward.check import check_once
 
     network = NETWORKS[name]
-    device = _device(options.device)
+    device = pick_device(options.device)
     dtype = views.pick_dtype(options.network_dtype, device)
     side = options.network_size or network.long_side
     _, hw = views.place({f.name: f.hw for f in frames}, long_side=side)
@@ -160,7 +160,12 @@ def _predict(
     return told(_in_chunks(frames, priors, run, plan.chunk_views, plan.overlap, options, progress))
 
 
-def _device(asked: str) -> str:
+def pick_device(asked: str) -> str:
+    """Where to compute: `auto` is a GPU if there is one.
+
+    Raises:
+        InputError: there is no GPU.
+    """
     if asked == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if asked == "cuda" and not torch.cuda.is_available():

@@ -163,3 +163,13 @@ def _on_solids(scene: MovingBoxes, *, start_s: float) -> Gaussians:
         ((colour - 0.5) / 0.28209479177387814)[:, None], scene.body[solid],
         BasesMotion(times + start_s, poses, weights),
     )  # fmt: skip
+
+
+@pytest.fixture
+def machine_facts() -> dict[str, Any]:
+    """What `geo4d doctor` knows of a machine, without input and findings."""
+    return {
+        "geo4d": "0", "machine": {"python": "3", "system": "x", "cores": 1, "memory_gb": None, "memory_free_gb": None,
+                                  "disk_free_gb": 1.0},
+        "packages": {}, "compute": {"numba": {}, "gpu": None}, "extras": {}, "backends": {}, "trackers": {},
+    }  # fmt: skip

@@ -80,7 +80,9 @@ def edit(root: Path, change: Callable[[dict[str, Any]], None]) -> None:
     (root / "transforms.json").write_text(json.dumps(content))
 
 
-def test_a_right_dataset_has_facts_and_no_warning(capture: PosedCapture, tmp_path: Path) -> None:
+def test_a_right_dataset_has_facts_and_no_warning(
+    capture: PosedCapture, tmp_path: Path, machine_facts: dict[str, Any]
+) -> None:
     facts, findings = diagnosis.look_at_input(write(tmp_path, capture), working=True)
     assert [f for f in findings if f.level != "note"] == []
     assert (facts["kind"], facts["layout"]) == ("moving scene with cameras", "transforms.json")
@@ -93,16 +95,9 @@ def test_a_right_dataset_has_facts_and_no_warning(capture: PosedCapture, tmp_pat
     assert not facts["cameras"]["1"]["moves"]
     json.dumps(facts, allow_nan=False)
     whole = {**facts, "cameras": facts["cameras"]}
-    text = doctor.render({**MACHINE, "input": whole, "findings": []})
+    text = doctor.render({**machine_facts, "input": whole, "findings": []})
     assert "duration s" in text
     assert "camera: 1; 4 pictures" in text
-
-
-MACHINE: dict[str, Any] = {
-    "geo4d": "0", "machine": {"python": "3", "system": "x", "cores": 1, "memory_gb": None, "memory_free_gb": None,
-                              "disk_free_gb": 1.0},
-    "packages": {}, "compute": {"numba": {}, "gpu": None}, "extras": {}, "backends": {}, "trackers": {},
-}  # fmt: skip
 
 
 # --- axes

@@ -158,7 +158,9 @@ def test_photos_have_no_parts(tmp_path: Path) -> None:
 VARYING_S = np.concatenate([np.arange(12) / 30, 11 / 30 + np.arange(1, 13) / 6])
 
 
-def test_pictures_of_a_varying_rate_have_their_own_times_and_it_is_said(tmp_path: Path) -> None:
+def test_pictures_of_a_varying_rate_have_their_own_times_and_it_is_said(
+    tmp_path: Path, machine_facts: dict[str, Any]
+) -> None:
     path, progress = encode(tmp_path / "phone.mp4", walk(0, 24), VARYING_S), Progress()
     frames = load_frames(path, progress=progress)
     assert [f.time_s for f in frames] == pytest.approx([VARYING_S[n] for n in numbers(frames)], abs=1e-3)
@@ -166,15 +168,8 @@ def test_pictures_of_a_varying_rate_have_their_own_times_and_it_is_said(tmp_path
     facts, findings = diagnosis.look_at_input(path, working=True)
     assert facts["pictures_per_second"] == "6 to 30"
     assert ["note"] == [f.level for f in findings if "varies" in f.what]
-    text = doctor.render({**MACHINE, "input": facts, "findings": [vars(f) for f in findings]})
+    text = doctor.render({**machine_facts, "input": facts, "findings": [vars(f) for f in findings]})
     assert "6 to 30" in text
-
-
-MACHINE = {
-    "geo4d": "0", "machine": {"python": "3", "system": "x", "cores": 1, "memory_gb": None, "memory_free_gb": None,
-                              "disk_free_gb": 1.0},
-    "packages": {}, "compute": {"numba": {}, "gpu": None}, "extras": {}, "backends": {}, "trackers": {},
-}  # fmt: skip
 
 
 def remarks_of(times_s: np.ndarray) -> list[str]:
