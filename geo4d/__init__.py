@@ -9,11 +9,13 @@ from geo4d.core.lazy import exporter
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from geo4d.core.editing import motion_groups
     from geo4d.core.errors import Geo4DError, InputError, ReconstructionError
     from geo4d.core.io.gaussians import read_scene_gaussians, write_scene_gaussians
     from geo4d.core.types import (
         Buffers,
         Camera,
+        Edited,
         Frame,
         Frames,
         Gaussians,
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 _EXPORTS = {
     "Buffers": "geo4d.core.types",
     "Camera": "geo4d.core.types",
+    "Edited": "geo4d.core.types",
     "Frame": "geo4d.core.types",
     "Frames": "geo4d.core.types",
     "Gaussians": "geo4d.core.types",
@@ -43,6 +46,7 @@ _EXPORTS = {
     "fit": "render",
     "load_frames": "geo4d.core.io.frames",
     "load_scene": "geo4d.core.io.scene",
+    "motion_groups": "geo4d.core.editing",
     "read_gaussians": "geo4d.core.io.gaussians",
     "read_scene_gaussians": "geo4d.core.io.gaussians",
     "reconstruct": "recon",

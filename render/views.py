@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from torch import Tensor
 from geo4d.core import geometry, threads
 from geo4d.core.errors import InputError
 from geo4d.core.memory import refuse_pictures_beyond_memory
-from geo4d.core.types import Buffers, Camera, Gaussians
+from geo4d.core.types import Buffers, Camera, Gaussians, single_cameras
 from render.rasterizer import cpu, spherical_harmonics
 from render.rasterizer.api import Backend, rasterization
 
@@ -151,15 +151,6 @@ def near_plane(means: Tensor) -> float:
     known = known[torch.isfinite(known).all(-1)]
     spread = float((known - known.median(0).values).norm(dim=-1).median()) if len(known) else 0.0
     return min(NEAR, NEAR_SHARE * spread) if spread > 0 else NEAR
-
-
-def single_cameras(camera: Camera) -> Iterator[Camera]:
-    """The cameras of a batch one by one."""
-    if camera.K.dim() == 2:
-        yield camera
-        return
-    for K, world_from_cam in zip(camera.K, camera.world_from_cam, strict=True):
-        yield replace(camera, K=K, world_from_cam=world_from_cam)
 
 
 def _times(gaussians: Gaussians, camera: Camera, time_s: float | Sequence[float] | None) -> Sequence[float] | None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from geo4d.core import geometry
 from geo4d.core.errors import InputError
 from geo4d.core.procedural import BOX, CYLINDER, ELLIPSOID, Boxes, Lights, cast_depth, look_at
-from geo4d.core.types import Camera, stack_cameras
+from geo4d.core.types import Camera, single_cameras, stack_cameras
 
 Vector = tuple[float, float, float]
 PATHS = ("orbit", "walk", "look-around")
@@ -334,7 +334,7 @@ def sparse_cameras(
         draw = random.Random(1000 * seed + attempt)
         small = _candidates(boxes, draw, path, _intrinsics(CANDIDATE_HW, hw, fov_rad))
         depth = cast_depth(boxes, small)
-        shares = shared_views(_each(small), list(depth))
+        shares = shared_views(list(single_cameras(small)), list(depth))
         near = depth.flatten(1).quantile(0.05, 1) < 0.35
         shares[near] = shares[:, near] = 0.0
         chosen = draw_linked(shares, count, overlap, draw)
@@ -413,10 +413,6 @@ def _intrinsics(small: tuple[int, int], hw: tuple[int, int], fov_rad: float) -> 
     focal = 0.5 * max(hw) / math.tan(fov_rad / 2)
     K = torch.tensor([[focal, 0, hw[1] / 2], [0, focal, hw[0] / 2], [0, 0, 1]], dtype=torch.float64)
     return Camera(K, torch.eye(4, dtype=torch.float64), hw).resize(small)
-
-
-def _each(cameras: Camera) -> list[Camera]:
-    return [Camera(K, pose, cameras.hw) for K, pose in zip(cameras.K, cameras.world_from_cam, strict=True)]
 
 
 def _candidates(boxes: Boxes, draw: random.Random, path: str, intrinsics: Camera) -> Camera:

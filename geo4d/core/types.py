@@ -344,6 +344,15 @@ def stack_cameras(cameras: Sequence[Camera]) -> Camera:
     )
 
 
+def single_cameras(camera: Camera) -> Iterator[Camera]:
+    """The cameras of a batch one by one."""
+    if camera.K.dim() == 2:
+        yield camera
+        return
+    for K, world_from_cam in zip(camera.K, camera.world_from_cam, strict=True):
+        yield replace(camera, K=K, world_from_cam=world_from_cam)
+
+
 @dataclass(frozen=True, eq=False)
 class Observations:
     """Sparse tracks: point `track_id[i]` was seen by frame `frame_id[i]` at pixel `uv_px[i]` of its working picture."""

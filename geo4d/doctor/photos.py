@@ -18,7 +18,8 @@ FEW, SMALL_PX = 8, 640
 
 def look_at_photos(path: Path) -> tuple[dict[str, Any], list[Finding]]:
     """Load the input as `geo4d reconstruct` would and say what was found; positions are noticed, never shown."""
-    from geo4d.core.io.frames import VIDEO_SUFFIXES, load_frames
+    from geo4d.core.io.film import VIDEO_SUFFIXES
+    from geo4d.core.io.frames import load_frames
     from recon.captures import load_capture, recognise_capture
 
     progress = Progress()

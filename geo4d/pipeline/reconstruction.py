@@ -10,7 +10,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -21,12 +21,13 @@ import numpy as np
 from geo4d.core.errors import Geo4DError, InputError, ReconstructionError
 from geo4d.core.io import atomic
 from geo4d.core.io.decoding import decode, read_header
-from geo4d.core.io.film import VideoPart
-from geo4d.core.io.frames import VIDEO_SUFFIXES, load_frames, source_files
+from geo4d.core.io.film import VIDEO_SUFFIXES, VideoPart
+from geo4d.core.io.frames import load_frames, source_files
 from geo4d.core.io.moving import (
     PosedCapture,
     aligned_in_time,
     disagreement,
+    estimate_time_offsets,
     load_moving,
     quick_time_offsets,
     recognise_moving,
@@ -124,9 +125,13 @@ def reconstruct_folder(
             source, priors or PriorPaths(), masks, max_frames, keep_all, keep_gps, least, fps, part or VideoPart()
         )
         posed = inputs.posed(progress)
-        clocks = {} if posed is None else _clocks(posed, align_times, progress)
-        posed = _aligned(posed) if posed is not None and align_times else posed
-        if align_times and posed is None:
+        clocks: dict[str, Any] = {}
+        if posed is not None:
+            offsets = _clock_offsets(posed, align_times, progress)
+            known_s = {sensor: offset for sensor, offset in offsets.items() if math.isfinite(offset)}
+            clocks = {"time_offset_s": known_s} if known_s else {}
+            posed = _aligned(posed, offsets) if align_times else posed
+        elif align_times:
             raise InputError(
                 "--align-times compares the clocks of several cameras", found=source,
                 accepted="a dataset of a moving scene whose cameras are known and stand still",
@@ -257,22 +262,22 @@ class _Inputs:
         return [*source_files(self.source), *(p for p in masks if p.is_file())]
 
 
-def _clocks(posed: PosedCapture, align_times: bool, progress: Progress) -> dict[str, Any]:
-    """By how much the clocks of cameras disagree, for the report, and said."""
-    offsets = quick_time_offsets(posed, progress=progress)
+def _clock_offsets(posed: PosedCapture, align_times: bool, progress: Progress) -> dict[str, float]:
+    """By how much the clocks of cameras disagree, and said where they are not put right; from all pictures to do so."""
+    estimate = estimate_time_offsets if align_times else quick_time_offsets
+    offsets = estimate(posed, progress=progress)
     disagree = disagreement(posed, offsets)
     if disagree and not align_times:
         progress.note(f"{disagree}; --align-times moves them")
     doubt = doubtful_unit(posed.time_s, [f.sensor for f in posed.frames])
     if doubt is not None:
         progress.note("; ".join(doubt))
-    known = {sensor: offset for sensor, offset in offsets.items() if math.isfinite(offset)}
-    return {"time_offset_s": known} if known else {}
+    return offsets
 
 
-def _aligned(posed: PosedCapture) -> PosedCapture:
+def _aligned(posed: PosedCapture, offsets: Mapping[str, float]) -> PosedCapture:
     """With clocks that agree, and pictures of about one time sharing it, without which nothing is seen in stereo."""
-    moved = aligned_in_time(posed)
+    moved = aligned_in_time(posed, offsets)
     times, said = on_one_clock(moved.time_s, [f.sensor for f in moved.frames])
     frames = [replace(f, time_s=t) for f, t in zip(moved.frames, times, strict=True)]
     return replace(moved, frames=Frames(frames, moved.frames.dropped), notes=(*moved.notes, *said))

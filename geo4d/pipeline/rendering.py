@@ -19,13 +19,13 @@ from geo4d.core.io.gaussians import GAUSSIANS, read_gaussians, read_scene_gaussi
 from geo4d.core.io.nerfstudio import write_transforms
 from geo4d.core.io.scene import command_line, load_scene, package_version
 from geo4d.core.progress import Progress
-from geo4d.core.types import Camera, Gaussians, Scene, stack_cameras
+from geo4d.core.types import Camera, Gaussians, Scene, single_cameras, stack_cameras
 from geo4d.evaluation.views import METRICS, choose, fit_metrics
 from geo4d.pipeline.times import check_moves, span_of
 from render import trajectories
 from render.rasterizer.cuda import choose_device
 from render.timing import Timing, check_times, parse_timing
-from render.views import iterate_views, rendering_bytes, single_cameras
+from render.views import iterate_views, rendering_bytes
 
 MARKER = "render.json"
 LONG_SIDE = 960

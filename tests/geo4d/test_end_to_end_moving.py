@@ -20,6 +20,7 @@ from geo4d.core.io.nerfstudio import write_transforms
 from geo4d.core.io.scene import load_scene
 from geo4d.core.motion import BasesMotion
 from geo4d.core.types import Camera
+from geo4d.pipeline import reconstruction
 
 HW, TIMES, CAMERAS, SEED = (120, 160), 6, 4, 5
 
@@ -94,7 +95,8 @@ def test_clocks_that_disagree_are_in_the_report_and_are_moved_when_asked(
 ) -> None:
     step_s = 2 / 11
     found = {"cam0": 0.0, "cam1": 0.0, "cam2": float("nan"), "cam3": 2.2 * step_s}
-    monkeypatch.setattr(moving_offsets, "estimate_time_offsets", lambda capture, **_: found)
+    for module in (moving_offsets, reconstruction):
+        monkeypatch.setattr(module, "estimate_time_offsets", lambda capture, **_: found)
     run = geo4d("reconstruct", dataset, "-o", tmp_path / "told", "--no-dense")
     assert run.code == 0, run.stderr
     assert "to add to their times: cam3 +400 ms; --align-times moves them" in run.stderr

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from geo4d.core import geometry
 from geo4d.core.errors import InputError
-from geo4d.core.types import Camera, Distortion, Gaussians
+from geo4d.core.types import Camera, Distortion, Gaussians, single_cameras
 from geo4d.evaluation.view_scores import render_like
 from render import iterate_views, rasterization, render_views
-from render.views import BUFFERS, near_plane, single_cameras
+from render.views import BUFFERS, near_plane
 
 C0 = 0.28209479177387814
 HW = (120, 160)

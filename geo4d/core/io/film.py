@@ -13,6 +13,7 @@ from geo4d.core import selection
 from geo4d.core.cuts import Cut
 from geo4d.core.errors import InputError
 
+VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm")
 CUTS = ("auto", "none")
 UNEVEN, UNEVEN_S = 0.2, 1.5e-3
 """Pictures that are closer or farther apart than usual by more than this share and by more than this."""

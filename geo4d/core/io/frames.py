@@ -17,13 +17,12 @@ import numpy as np
 from geo4d.core import selection
 from geo4d.core.errors import InputError
 from geo4d.core.io.decoding import PHOTO_SUFFIXES, Header, decode, decode_rgba, read_header
-from geo4d.core.io.film import VideoPart
+from geo4d.core.io.film import VIDEO_SUFFIXES, VideoPart
 from geo4d.core.io.masks import Mask, find_masks, unused_masks
 from geo4d.core.io.sensors import Mounting, mount
 from geo4d.core.progress import Progress
 from geo4d.core.types import Frame, Frames
 
-VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm")
 _OTHER_PICTURES = tuple(".dng .cr2 .cr3 .nef .arw .raf .orf .rw2 .tif .tiff .bmp .gif .avif .jxl".split())
 _ACCEPTED = (
     f"a folder or a glob of photos ({' '.join(s[1:] for s in PHOTO_SUFFIXES)}), "

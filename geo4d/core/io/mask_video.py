@@ -11,8 +11,9 @@ import numpy as np
 
 from geo4d.core.errors import InputError
 from geo4d.core.io.decoding import decode, read_header
+from geo4d.core.io.film import VIDEO_SUFFIXES
 from geo4d.core.io.masks import MASK_SUFFIXES
-from geo4d.core.io.moving_video import VIDEO_SUFFIXES, VideoPool, open_video
+from geo4d.core.io.moving_video import VideoPool, open_video
 from geo4d.core.types import Frames
 
 LEVEL = 127

@@ -15,8 +15,8 @@ from geo4d.core import geometry
 from geo4d.core.errors import InputError
 from geo4d.core.io import atomic, nerfstudio
 from geo4d.core.io.decoding import PHOTO_SUFFIXES
+from geo4d.core.io.film import VIDEO_SUFFIXES
 from geo4d.core.io.moving_capture import Picture, PosedCapture, Shot, gather, mask_of, picture_of
-from geo4d.core.io.moving_video import VIDEO_SUFFIXES
 from geo4d.core.io.ply import read_points
 from geo4d.core.progress import Progress
 from geo4d.core.types import Camera

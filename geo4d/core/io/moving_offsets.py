@@ -94,18 +94,19 @@ def disagreement(capture: PosedCapture, offsets: Mapping[str, float]) -> str:
     return f"clocks of cameras disagree, by the motion that they show; to add to their times: {listed}" if off else ""
 
 
-def aligned_in_time(capture: PosedCapture, *, progress: Progress | None = None) -> PosedCapture:
-    """The capture with the clocks of its cameras put right where they are off by more than a picture.
+def aligned_in_time(capture: PosedCapture, offsets: Mapping[str, float]) -> PosedCapture:
+    """The capture with the clocks of its cameras put right where `estimate_time_offsets` says that they are off by more
+    than a picture.
 
     What was done is said in its notes; where nothing is to be done, it is returned as it is.
     """
-    offsets = _off(capture, estimate_time_offsets(capture, progress=progress))
-    if not offsets:
+    off = _off(capture, offsets)
+    if not off:
         return capture
-    times = [t + offsets.get(f.sensor, 0.0) for t, f in zip(capture.time_s, capture.frames, strict=True)]
+    times = [t + off.get(f.sensor, 0.0) for t, f in zip(capture.time_s, capture.frames, strict=True)]
     first = min(times)
     moved = [replace(f, time_s=t - first) for f, t in zip(capture.frames, times, strict=True)]
-    said = [f"the clock of {s!r} was moved by {1000 * o:+.0f} ms to agree with the others" for s, o in offsets.items()]
+    said = [f"the clock of {s!r} was moved by {1000 * o:+.0f} ms to agree with the others" for s, o in off.items()]
     return replace(capture, frames=Frames(moved, capture.frames.dropped), notes=(*capture.notes, *said))
 
 

@@ -20,9 +20,10 @@ from geo4d.core import geometry
 from geo4d.core.errors import InputError
 from geo4d.core.io import atomic, nerfstudio
 from geo4d.core.io.decoding import PHOTO_SUFFIXES
+from geo4d.core.io.film import VIDEO_SUFFIXES
 from geo4d.core.io.mask_video import check_as_many
 from geo4d.core.io.moving_capture import Picture, PosedCapture, Shot, gather, picture_of
-from geo4d.core.io.moving_video import VIDEO_SUFFIXES, Video, VideoPool, open_video
+from geo4d.core.io.moving_video import Video, VideoPool, open_video
 from geo4d.core.progress import Progress
 from geo4d.core.types import Camera, Distortion
 

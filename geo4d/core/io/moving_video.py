@@ -18,7 +18,6 @@ from geo4d.core.errors import InputError
 from geo4d.core.io import transfer
 from geo4d.core.io.video import _display
 
-VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi")
 _OPEN_BYTES = 600e6
 """Memory that open decoders may hold, at some 12 pictures each."""
 
