@@ -534,6 +534,48 @@ def bench(*, data: Path | None = None, only: str = "", json: bool = False) -> di
     return benchmarks.run_benchmarks(data, [name for name in only.split(",") if name])
 
 
+def train(
+    what: Positional[Literal["recon"]],
+    /,
+    *,
+    resume: Path,
+    minutes: float = 9.0,
+    network: Literal["geo4d-s", "geo4d-xs"] = "geo4d-s",
+    pictures: int | None = None,
+    rate: float | None = None,
+    registers: int = 0,
+    register_only: str = "",
+    without: str = "",
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    seed: int = 0,
+    json: bool = False,
+) -> dict[str, Any]:
+    """A slice of the training of a network on generated scenes; the same command again goes on.
+
+    Args:
+        what: recon: geo4d-s, the network that finds cameras and depth.
+        resume: folder of the training; begun where it holds none.
+        minutes: of this slice.
+        network: geo4d-s, for a GPU; geo4d-xs, which two cores can train.
+        pictures: of the whole training, by which size, difficulty and rate follow (default: 5 million, or 60,000).
+        rate: of learning, at its highest.
+        registers: tokens per picture beside the camera's.
+        register_only: comma list of blocks over all views in which these tokens alone attend.
+        without: comma list of losses to leave out: relative, ray, descriptor, track.
+        device: where to compute.
+        seed: of scenes and first weights.
+        json: print the result as one JSON object on stdout.
+    """
+    del what
+    from geo4d.pipeline import training
+
+    with _terminal(quiet=json) as progress:
+        return training.train_recon(
+            resume, minutes=minutes, network=network, pictures=pictures, rate=rate, registers=registers,
+            register_only=register_only, without=without, device=device, seed=seed, progress=progress,
+        )  # fmt: skip
+
+
 VERBS: dict[str, Callable[..., dict[str, Any]]] = {
     "reconstruct": reconstruct,
     "fit": fit,
@@ -543,6 +585,7 @@ VERBS: dict[str, Callable[..., dict[str, Any]]] = {
     "segment": segment,
     "evaluate": evaluate,
     "marker": marker,
+    "train": train,
     "doctor": doctor,
     "bench": bench,
 }
@@ -605,7 +648,7 @@ def main(argv: list[str] | None = None) -> int:
     except (KeyboardInterrupt, Exception) as error:
         if not _is_interruption(error):
             raise
-        kept = args[:1] == ["reconstruct"] or (args[:1] == ["fit"] and _has_checkpoint(args))
+        kept = args[:1] in (["reconstruct"], ["train"]) or (args[:1] == ["fit"] and _has_checkpoint(args))
         then = "what was finished is kept: the same command with --resume goes on" if kept else "nothing was written"
         sys.stderr.write(f"geo4d: interrupted; {then}\n")
         return 130

@@ -20,7 +20,7 @@ from geo4d.core.progress import Progress
 from geo4d.core.types import Frames, Scale, Scene
 from recon import report
 from recon.feedforward.known import apply_known
-from recon.feedforward.networks import NETWORKS, at_hand, check_name
+from recon.feedforward.networks import ANY, NETWORKS, at_hand, check_name
 from recon.feedforward.prediction import Predict, Prediction
 from recon.feedforward.views import pick_dtype
 from recon.options import ReconstructOptions
@@ -57,7 +57,8 @@ class Backend:
     accepts: tuple[str, ...]
     """What it takes of what is known; `recon.feedforward.known` applies the rest afterwards."""
     network: str | None = None
-    """The network that it runs, of `recon.feedforward.networks.NETWORKS`; `"any"`: one whose weights are at hand."""
+    """The network that it runs, of `recon.feedforward.networks.NETWORKS`; `"any"`: one whose weights are at hand;
+    `"auto"`: one that is known to help, too."""
     least: int = 2
     """How many pictures it needs."""
 
@@ -74,7 +75,7 @@ BACKENDS: dict[str, Backend] = {
         about="sfm, and hybrid where sfm is weak and a network's weights are at hand: what explains the photos better",
         licence="Apache-2.0",
         accepts=KNOWN,
-        network="any",
+        network="auto",
     ),
     "sfm": Backend(
         solve="recon.sfm:solve_cameras",
@@ -210,7 +211,7 @@ def _check_network(backend: str, options: ReconstructOptions) -> None:
         )  # fmt: skip
     if options.network is not None:
         check_name(options.network)
-        if own not in ("any", options.network):
+        if own not in (*ANY, options.network):
             raise InputError(
                 f"--backend {backend} is a network itself", found=f"--network {options.network}",
                 accepted=f"--backend {backend} alone, or --backend {options.network}",

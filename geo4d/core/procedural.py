@@ -366,13 +366,13 @@ def _texture(p: Tensor, salt: Tensor, seed: int, octaves: int = 5) -> Tensor:
         cell = scaled.floor()
         amplitude = 0.75**octave
         flat = octave % 2 == 1
-        value = _hash(cell.int(), salt, seed + octave) if flat else _smooth(scaled, cell, salt, seed + octave)
+        value = cell_noise(cell.int(), salt, seed + octave) if flat else smooth_noise(scaled, cell, salt, seed + octave)
         total += amplitude * value
         weight += amplitude
     return ((total / weight - 0.5) * 1.9 + 0.5).clamp(0, 1)
 
 
-def _smooth(p: Tensor, cell: Tensor, salt: Tensor, seed: int) -> Tensor:
+def smooth_noise(p: Tensor, cell: Tensor, salt: Tensor, seed: int) -> Tensor:
     """Values of the eight lattice corners, blended smoothly."""
     blend = p - cell
     blend = blend * blend * (3 - 2 * blend)
@@ -381,11 +381,11 @@ def _smooth(p: Tensor, cell: Tensor, salt: Tensor, seed: int) -> Tensor:
     for corner in range(8):
         offset = torch.tensor([corner & 1, corner >> 1 & 1, corner >> 2 & 1], dtype=torch.int32, device=p.device)
         w = torch.where(offset.bool(), blend, 1 - blend)
-        value += (w[..., 0] * w[..., 1] * w[..., 2])[..., None] * _hash(corner_cell + offset, salt, seed)
+        value += (w[..., 0] * w[..., 1] * w[..., 2])[..., None] * cell_noise(corner_cell + offset, salt, seed)
     return value
 
 
-def _hash(cell: Tensor, salt: Tensor, seed: int) -> Tensor:
+def cell_noise(cell: Tensor, salt: Tensor, seed: int) -> Tensor:
     """Two uniform numbers per lattice cell, from a 32-bit integer hash (multiply, xor, shift; it wraps around)."""
     x = cell[..., 0] * 73856093 ^ cell[..., 1] * 19349663 ^ cell[..., 2] * 83492791 ^ salt * 1640531527 ^ seed * 97531
     # Masked, since >> drags the sign along.

@@ -220,7 +220,6 @@ def look_at_backends() -> dict[str, Any]:
     """The ways to find cameras: what each is, its network's weights, their licence, and whether they are here."""
     from recon.api import BACKENDS
     from recon.feedforward.networks import NETWORKS
-    from recon.feedforward.weights import cached_weights
 
     out = {}
     for name, backend in BACKENDS.items():
@@ -231,7 +230,7 @@ def look_at_backends() -> dict[str, Any]:
                 "weights": network.repo,
                 "weights_licence": network.weights_licence,
                 "parameters": network.parameters,
-                "here": cached_weights(network.repo) is not None,
+                "here": network.weights_here() is not None,
             }
     return out
 

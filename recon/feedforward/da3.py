@@ -60,6 +60,8 @@ class Da3Config:
     camera_depth: int = 4
     camera_mlp_ratio: float = 4
     camera_layer_scale: float = 0.01
+    register_only: tuple[int, ...] = ()
+    """Blocks over all views in which the camera and register tokens of all views attend, and patches stay."""
 
     @property
     def dim_out(self) -> int:
@@ -149,17 +151,30 @@ class DA3(nn.Module):
         Raises:
             InputError: for other shapes, or poses without intrinsics.
         """
+        maps, pose_enc = self._predicted(images, cam_from_world, K, mask, reference_view, chunk)
+        depth, depth_conf, ray, ray_conf = maps
+        decoded = self._decoded(pose_enc, images)
+        return Da3Output(depth, depth_conf, ray, ray_conf, pose_enc, *decoded)
+
+    def _predicted(
+        self, images: Tensor, cam_from_world: Tensor | None, K: Tensor | None, mask: Tensor | None,
+        reference_view: ReferenceView, chunk: int,
+    ) -> tuple[tuple[Tensor, ...], Tensor]:  # fmt: skip
+        """The maps of the dense head, and the cameras as nine numbers."""
         grid_hw = picture_grid(images)
         usable = usable_patches(mask, (images.shape[0], images.shape[1]), grid_hw)
         camera = self._camera_tokens(images, cam_from_world, K)
         features = self.backbone.pretrained(images, camera=camera, usable=usable, reference_view=reference_view)
         with full_precision(images):
-            dense = by_chunks(lambda tokens: self.head(tokens, grid_hw), features.patches[:4], chunk)
-            depth, depth_conf, ray, ray_conf = dense
-            pose_enc = self.cam_dec(features.camera[-1])
-            world_from_cam, decoded_K = decode_pose(pose_enc, (images.shape[-2], images.shape[-1]))
-        cam_from_world = rigid_inverse(world_from_cam)
-        return Da3Output(depth, depth_conf, ray, ray_conf, pose_enc, cam_from_world, decoded_K)
+            maps = by_chunks(lambda tokens: self.head(tokens, grid_hw), features.patches[:4], chunk)
+            return maps, self.cam_dec(features.camera[-1])
+
+    @staticmethod
+    def _decoded(pose_enc: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+        """`cam_from_world` and K of the nine numbers."""
+        with full_precision(images):
+            world_from_cam, K = decode_pose(pose_enc, (images.shape[-2], images.shape[-1]))
+            return rigid_inverse(world_from_cam), K
 
     def _camera_tokens(self, images: Tensor, cam_from_world: Tensor | None, K: Tensor | None) -> Tensor | None:
         if cam_from_world is None and K is None:
@@ -219,7 +234,7 @@ class MultiViewVit(Vit):
         """
         b, s = images.shape[:2]
         x = self.embed(images.flatten(0, 1), None if usable is None else usable.flatten(0, 1)).unflatten(0, (b, s))
-        keys, within, over = with_special(usable, 1), *self._angles(images)
+        keys, within, over = with_special(usable, self.special), *self._angles(images)
         start, local, reference, order = self.family.alternate_from, x, None, None
         kept: dict[int, tuple[Tensor, Tensor]] = {}
         for i, block in enumerate(self.blocks):
@@ -231,7 +246,9 @@ class MultiViewVit(Vit):
             if i == start:
                 x = torch.cat([self._camera(b, s) if camera is None else camera[:, :, None], x[:, :, 1:]], 2)
             rotated = self.family.rope_from is not None and i >= self.family.rope_from
-            if start is not None and i >= start and i % 2:
+            if i in self.family.register_only:
+                x = torch.cat([_over_views(block, x[:, :, : self.special], None, None), x[:, :, self.special :]], 2)
+            elif start is not None and i >= start and i % 2:
                 x = _over_views(block, x, over if rotated else None, keys)
             else:
                 x = local = _within_views(block, x, within if rotated else None, keys)
@@ -242,7 +259,7 @@ class MultiViewVit(Vit):
 
     def _angles(self, images: Tensor) -> tuple[Rope, Rope]:
         """Rotary angles within a view, by row and column, and over all views, where every patch is at 1."""
-        positions = patch_positions(picture_grid(images), 1, images.device)
+        positions = patch_positions(picture_grid(images), self.special, images.device)
         head_dim, base = self.config.dim // self.config.heads, self.family.rope_base
         cos, sin = rope(positions.clamp(max=1), head_dim, base)
         s = images.shape[1]
@@ -254,9 +271,9 @@ class MultiViewVit(Vit):
         return torch.cat([first, others.expand(-1, s - 1, -1)], 1)[:, :, None].expand(b, -1, -1, -1)
 
     def _output(self, x: Tensor, local: Tensor, order: Tensor | None) -> tuple[Tensor, Tensor]:
-        patches, camera = self.norm(x[:, :, 1:]), x[:, :, 0]
+        patches, camera = self.norm(x[:, :, self.special :]), x[:, :, 0]
         if self.family.with_local:
-            patches = torch.cat([local[:, :, 1:], patches], -1)
+            patches = torch.cat([local[:, :, self.special :], patches], -1)
             camera = torch.cat([local[:, :, 0], camera], -1)
         if order is None:
             return patches, camera
@@ -336,10 +353,15 @@ class DualDpt(Dpt):
         scratch = DualScratch(config.features, config.channels)
         super().__init__(config.dim_out, config.channels, scratch, position_embedding=config.position_embedding)
 
-    def forward(self, tokens: Sequence[Tensor], grid_hw: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, tokens: Sequence[Tensor], grid_hw: tuple[int, int]) -> tuple[Tensor, ...]:
         """Depth and confidence `(n, 14h, 14w)`, rays `(n, 8h, 8w, 6)` and confidence `(n, 8h, 8w)` of patch tokens."""
-        levels, scratch = self.levels(tokens, grid_hw), self.scratch
-        fused = resize(scratch.output_conv1(scratch.fuse(levels)), (14 * grid_hw[0], 14 * grid_hw[1]))
+        levels = self.levels(tokens, grid_hw)
+        return self.maps(levels, self.scratch.fuse(levels), grid_hw)
+
+    def maps(self, levels: Sequence[Tensor], fused: Tensor, grid_hw: tuple[int, int]) -> tuple[Tensor, ...]:
+        """What `forward` returns, of the levels and of these fused."""
+        scratch = self.scratch
+        fused = resize(scratch.output_conv1(fused), (14 * grid_hw[0], 14 * grid_hw[1]))
         depth = scratch.output_conv2(self.placed(fused, grid_hw))
         rays = scratch.output_conv1_aux[3](scratch.fuse(levels, "_aux"))
         rays = scratch.output_conv2_aux[3](self.placed(rays, grid_hw)).permute(0, 2, 3, 1)

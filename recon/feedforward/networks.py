@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from geo4d.core import geometry
 from geo4d.core.errors import InputError
 from geo4d.core.progress import Progress
 from geo4d.core.types import Camera, Frames, Observations
@@ -28,6 +30,7 @@ IN_A_ROW = 0.5
 """Share of neighbours in the order of names that must be alike for the order to count as that of capture."""
 TRACKED = 512
 """Points of the first picture that a track head follows."""
+CAMERAS_AND_DEPTH = ("cam_from_world", "K", "depth", "depth_conf")
 SURE = 0.5
 """Visibility and confidence of a tracked point, each, from which it counts."""
 
@@ -43,13 +46,23 @@ class Network:
     commercial: bool
     """Whether the licence of the weights allows commercial use."""
     family: str
-    """`da3` or `vggt`."""
+    """`da3`, `vggt` or `geo4d`."""
     cost: str
     """Of `recon.feedforward.planning.COSTS`."""
     parameters: int
     accepts: tuple[str, ...]
     """What it takes of what is known."""
     long_side: int = 518
+    bundled: str = ""
+    """Folder of this package that holds the weights, for those that geo4d brings along."""
+    helps: bool = True
+    """Whether `auto` may take it unasked; of small ones, where benchmarks/sparse_views.py shows that it helps."""
+
+    def weights_here(self) -> Path | None:
+        """The weights, where they are on this machine."""
+        from recon.feedforward.weights import bundled_weights, cached_weights
+
+        return bundled_weights(self.bundled) if self.bundled else cached_weights(self.repo)
 
 
 NETWORKS: dict[str, Network] = {
@@ -69,30 +82,37 @@ NETWORKS: dict[str, Network] = {
         "facebook/VGGT-1B-Commercial", "VGGT, weights for commercial use", "VGGT License (no military use), gated",
         True, "vggt", "vggt-1b", 1_256_537_516, ("masks",),
     ),
+    "geo4d-s": Network(
+        "geo4d/geo4d-s", "geo4d-s, small and trained on generated scenes", "Apache-2.0", True, "geo4d", "geo4d-s",
+        21_961_514, ("intrinsics", "poses", "masks"), 252, bundled="geo4d_s_weights", helps=False,
+    ),
 }  # fmt: skip
 """Best first: `auto` and `hybrid` take the first whose weights are at hand and may be used commercially."""
+ANY = ("any", "auto")
+"""Instead of a name: any network, and any that is known to help."""
 
 
 def at_hand(name: str, options: ReconstructOptions) -> Predict | None:
-    """The network of that name, or for `"any"` the one to use; None where no weights are at hand.
+    """The network of that name, or for `"any"` and `"auto"` the one to use; None where no weights are at hand.
 
-    Named networks fetch their weights where the `hub` extra is installed; `"any"` takes what is on this machine.
+    Named networks fetch their weights where the `hub` extra is installed; `"any"` takes what is on this machine, and
+    `"auto"` what is known to help.
 
     Raises:
         InputError: an unknown network, or weights that cannot be had.
     """
-    from recon.feedforward.weights import cached_weights, find_weights
+    from recon.feedforward.weights import find_weights
 
-    wanted = options.network if name == "any" else name
+    wanted = options.network if name in ANY else name
     if wanted is not None:
         check_name(wanted)
-        path = find_weights(NETWORKS[wanted].repo, options.weights)
+        path = find_weights(NETWORKS[wanted].repo, options.weights, bundled=NETWORKS[wanted].bundled)
         return functools.partial(_predict, wanted, str(path))
     if options.weights is not None:
         found = _recognised(options.weights)
         return functools.partial(_predict, found, options.weights)
     for candidate, network in NETWORKS.items():
-        path = cached_weights(network.repo) if network.commercial else None
+        path = network.weights_here() if network.commercial and (network.helps or name == "any") else None
         if path is not None:
             return functools.partial(_predict, candidate, str(path))
     return None
@@ -106,8 +126,6 @@ def check_name(name: str) -> None:
 
 def _recognised(weights: str) -> str:
     """The network that a file of weights belongs to."""
-    from pathlib import Path
-
     from recon.feedforward.weights import looks_like, read_weights
 
     repo = looks_like(read_weights(Path(weights)))
@@ -175,8 +193,6 @@ def pick_device(asked: str) -> str:
 
 def load(name: str, weights: str, device: str = "cpu") -> nn.Module:
     """The network with its weights, ready to predict."""
-    from pathlib import Path
-
     from recon.feedforward.weights import load_weights
 
     with torch.device("meta"):
@@ -191,6 +207,10 @@ def build(name: str) -> nn.Module:
         from recon.feedforward.vggt import VGGT, VGGT_1B
 
         return VGGT(VGGT_1B)
+    if NETWORKS[name].family == "geo4d":
+        from recon.feedforward.geo4d_s import GEO4D_S, Geo4dS
+
+        return Geo4dS(GEO4D_S)
     from recon.feedforward.da3 import DA3, DA3_BASE, DA3_SMALL
 
     return DA3(DA3_BASE if name == "da3-base" else DA3_SMALL)
@@ -219,10 +239,10 @@ def predict(
     """
     from recon.feedforward import views as network_views
 
-    seen = network_views.to_network(frames, long_side=long_side, normalise=network.family == "da3")
+    seen = network_views.to_network(frames, long_side=long_side, normalise=network.family != "vggt")
     mask = None if bool(seen.token_usable.all()) else seen.token_usable[None].to(device)
     with torch.no_grad(), torch.autocast(device, dtype, enabled=dtype != torch.float32):
-        run = _vggt if network.family == "vggt" else _da3
+        run = {"vggt": _vggt, "da3": _da3, "geo4d": _geo4d}[network.family]
         out, tracks = run(model, seen, priors, mask, device)
     return network_views.to_prediction(
         seen, out["cam_from_world"][0], out["K"][0], out["depth"][0], out["depth_conf"][0], observations=tracks,
@@ -233,23 +253,58 @@ def predict(
 def _da3(
     model: nn.Module, seen: NetworkViews, priors: Priors, mask: Tensor | None, device: str
 ) -> tuple[dict[str, Tensor], None]:
+    out = model(seen.rgb[None].to(device), mask=mask, **_given(seen, priors, device))
+    return {k: getattr(out, k) for k in CAMERAS_AND_DEPTH}, None
+
+
+def _geo4d(
+    model: nn.Module, seen: NetworkViews, priors: Priors, mask: Tensor | None, device: str
+) -> tuple[dict[str, Tensor], Observations | None]:
+    from recon.feedforward.described import follow_corners
+    from recon.feedforward.views import colours
+
+    out = model(seen.rgb[None].to(device), mask=mask, **_given(seen, priors, device))
+    found = {k: getattr(out, k) for k in CAMERAS_AND_DEPTH}
+    grey = (colours(seen).mean(1) * 255).round().byte().numpy()
+    track, frame, uv_px = follow_corners(out.descriptor[0].cpu(), grey, seen.usable.numpy())
+    return found, _lifted_tracks(seen, found, track, frame, uv_px) if len(track) else None
+
+
+def _lifted_tracks(
+    seen: NetworkViews, found: Mapping[str, Tensor], track: Tensor, frame: Tensor, uv_px: Tensor
+) -> Observations:
+    """Tracks whose points lie where the depth of the first picture of each puts them."""
+    from recon.feedforward.views import colours
+
+    ordered = track.sort(stable=True)
+    start = ordered.indices[torch.searchsorted(ordered.values, ordered.values.unique())]
+    column, row = uv_px[start].long().unbind(-1)
+    h, w = seen.hw
+    at = (frame[start], row.clamp(0, h - 1), column.clamp(0, w - 1))
+    depth = found["depth"][0].cpu()[at].double()
+    pose = geometry.rigid_inverse(found["cam_from_world"][0].double().cpu())[frame[start]]
+    K = found["K"][0].double().cpu()[frame[start]]
+    ray = torch.cat([(uv_px[start] - K[:, :2, 2]) / K.diagonal(dim1=1, dim2=2)[:, :2], torch.ones(len(start), 1)], 1)
+    p_world = geometry.transform_points(pose, (ray * depth[:, None])[:, None])[:, 0]
+    rgb = colours(seen)[at[0], :, at[1], at[2]]
+    return Observations(track, frame, uv_px, p_world, rgb)
+
+
+def _given(seen: NetworkViews, priors: Priors, device: str) -> dict[str, Tensor]:
+    """Known cameras as the network takes them, where all are known."""
     from recon.feedforward.views import known_cameras
 
     known = known_cameras(seen, priors)
-    given: dict[str, Tensor] = {}
     poses = _as_trained(known.cam_from_world) if bool((known.has_K & known.has_pose).all()) else None
-    if poses is not None:
-        given = {"cam_from_world": poses.float()[None].to(device), "K": known.K.float()[None].to(device)}
-    out = model(seen.rgb[None].to(device), mask=mask, **given)
-    return {k: getattr(out, k) for k in ("cam_from_world", "K", "depth", "depth_conf")}, None
+    if poses is None:
+        return {}
+    return {"cam_from_world": poses.float()[None].to(device), "K": known.K.float()[None].to(device)}
 
 
 def _as_trained(cam_from_world: Tensor) -> Tensor | None:
     """Known poses in the world of the first camera, with a median distance of 1 from it to the others; None where all
     cameras stand in one place.
     """
-    from geo4d.core import geometry
-
     world_from_cam = geometry.rigid_inverse(cam_from_world)
     first = cam_from_world[0] @ world_from_cam
     distance = first[:, :3, 3].norm(dim=-1)

@@ -73,7 +73,11 @@ VGGT_1B = NetworkCost(
     "vggt-1b", 1_256_537_516, width=1024, within_views=48, over_views=24, special_tokens=5, kept_layers=4,
     kept_width=2048, dense=(256, 256), outputs=6,
 )  # fmt: skip
-COSTS = {cost.name: cost for cost in (DA3_SMALL, DA3_BASE, VGGT_1B)}
+GEO4D_S = NetworkCost(
+    "geo4d-s", 21_961_514, width=320, within_views=8, over_views=4, special_tokens=1, kept_layers=4, kept_width=640,
+    dense=(64, 64), outputs=12.1,
+)  # fmt: skip
+COSTS = {cost.name: cost for cost in (DA3_SMALL, DA3_BASE, VGGT_1B, GEO4D_S)}
 
 
 def peak_bytes(

@@ -227,6 +227,12 @@ def pick_dtype(asked: str, device: str | torch.device) -> torch.dtype:
     return names[asked]
 
 
+def colours(views: NetworkViews) -> Tensor:
+    """Normalised pictures `(n, 3, h, w)` as colours in [0, 1]."""
+    mean, std = torch.tensor(IMAGENET_MEAN)[:, None, None], torch.tensor(IMAGENET_STD)[:, None, None]
+    return (views.rgb * std + mean).clamp(0, 1)
+
+
 @dataclass(frozen=True, eq=False)
 class KnownCameras:
     """What priors say of the cameras of `NetworkViews`; entries that are not known are identities."""

@@ -23,7 +23,11 @@ OFFLINE = "--backend sfm works offline, without any weights"
 FAMILIES: dict[str, tuple[str, dict[tuple[int, ...], str]]] = {
     "backbone.pretrained.cls_token": (
         "a Depth Anything 3 network",
-        {(1, 1, 384): "depth-anything/DA3-SMALL", (1, 1, 768): "depth-anything/DA3-BASE"},
+        {
+            (1, 1, 384): "depth-anything/DA3-SMALL",
+            (1, 1, 768): "depth-anything/DA3-BASE",
+            (1, 1, 320): "geo4d/geo4d-s",
+        },
     ),
     "aggregator.camera_token": ("a VGGT network", {(1, 2, 1, 1024): "facebook/VGGT-1B"}),
 }
@@ -33,13 +37,20 @@ FAMILIES: dict[str, tuple[str, dict[tuple[int, ...], str]]] = {
 # Where they are
 
 
-def find_weights(repo_id: str, given: Path | str | None = None, *, download: bool = True) -> Path:
+def bundled_weights(folder: str) -> Path | None:
+    """Weights in a folder of this package; None where this version brings none."""
+    path = Path(__file__).parent / folder
+    return path if path.is_dir() else None
+
+
+def find_weights(repo_id: str, given: Path | str | None = None, *, download: bool = True, bundled: str = "") -> Path:
     """A file or folder for `load_weights`: the given one, else the Hugging Face cache, else a download.
 
     Args:
         repo_id: owner/name on the Hugging Face hub.
         given: what the user named.
         download: whether to try, where neither is there; needs huggingface_hub.
+        bundled: folder of this package that has them, instead of the hub.
 
     Raises:
         InputError: nothing there; it says what to do.
@@ -47,6 +58,15 @@ def find_weights(repo_id: str, given: Path | str | None = None, *, download: boo
     if given is not None:
         weight_files(Path(given))
         return Path(given)
+    if bundled:
+        here = bundled_weights(bundled)
+        if here is not None:
+            return here
+        raise InputError(
+            f"cannot find the weights of {repo_id}", found="none in this version of geo4d: they await their training",
+            accepted=f"--weights FOLDER, of a training of your own ({FORMATS})",
+            hint=f"geo4d train recon --resume FOLDER, then --weights FOLDER/best; {OFFLINE}",
+        )  # fmt: skip
     cached = cached_weights(repo_id)
     if cached is not None:
         return cached

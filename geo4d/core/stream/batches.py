@@ -1,0 +1,124 @@
+"""Batches of generated scenes: photographs and all that is true of them."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from geo4d.core import geometry
+from geo4d.core.errors import InputError
+from geo4d.core.stream.cameras import draw_views, looked_up, project
+from geo4d.core.stream.casting import TILE, Rays, cast
+from geo4d.core.stream.photos import exposed, photographed
+from geo4d.core.stream.shading import shade
+from geo4d.core.stream.solids import Draw, draw_solids
+
+SEEN_SHARE = 0.01
+"""A point counts as seen where what its pixel shows lies no nearer than this share of its depth."""
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """What the scenes of a batch are like."""
+
+    scenes: int = 8
+    views: int = 4
+    hw: tuple[int, int] = (224, 224)
+    """Multiples of 14."""
+    overlap: tuple[float, float] = (0.2, 0.9)
+    """Least and largest share of what a view sees that one of those before it sees too."""
+    moving_share: float = 0.15
+    """Of the scenes, in which solids move between views."""
+    photo: float = 1.0
+    """Strength of what makes photographs of pictures; 0: none."""
+    shadows: bool = True
+
+    def __post_init__(self) -> None:
+        h, w = self.hw
+        if h % TILE or w % TILE or min(h, w, self.scenes, self.views) < 1:
+            raise InputError(
+                "cannot generate these scenes", found=f"{self.scenes} scenes of {self.views} views of {h}x{w} px",
+                accepted=f"one or more, of sides that are multiples of {TILE} px",
+            )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """`b` scenes of `v` views; float32, metres, OpenCV axes, z up in the world."""
+
+    rgb: Tensor
+    """`(b, v, 3, h, w)` in [0, 1]."""
+    depth: Tensor
+    """`(b, v, h, w)` z-depth of the pixels' centres; every pixel has one."""
+    K: Tensor
+    """`(b, v, 3, 3)`."""
+    world_from_cam: Tensor
+    """`(b, v, 4, 4)`."""
+    solid: Tensor
+    """`(b, v, h, w)` int16: which solid a pixel shows."""
+    world_from_solid: Tensor
+    """`(b, v, m, 4, 4)`."""
+    moves: Tensor
+    """`(b, m)` bool."""
+
+    @property
+    def dynamic(self) -> Tensor:
+        """Bool `(b, v, h, w)`: pixels that show what moves between views."""
+        b, v, h, w = self.solid.shape
+        return self.moves.gather(1, self.solid.long().reshape(b, -1)).reshape(b, v, h, w)
+
+    def follow(self, view: Tensor, uv_px: Tensor) -> tuple[Tensor, Tensor]:
+        """Where points that pixels show are in all views, and whether these see them.
+
+        Args:
+            view: `(b,)` int64: the view of each scene that the pixels are of.
+            uv_px: `(b, q, 2)` centres of its pixels.
+
+        Returns:
+            `(b, v, q, 2)` pixels, NaN behind a camera, and bool `(b, v, q)`.
+        """
+        scene = torch.arange(len(view), device=view.device)
+        column, row = uv_px.long().unbind(-1)
+        at = (scene[:, None], view[:, None], row, column)
+        depth, solid = self.depth[at], self.solid[at].long()
+        K, pose = self.K[scene, view], self.world_from_cam[scene, view]
+        ray = (uv_px - K[:, None, :2, 2]) / K.diagonal(dim1=-2, dim2=-1)[:, None, :2]
+        p_cam = torch.cat([ray, torch.ones_like(ray[..., :1])], -1) * depth[..., None]
+        p_world = geometry.transform_points(pose[:, None], p_cam[..., None, :])[..., 0, :]
+        there = self.world_from_solid[scene[:, None], view[:, None], solid]
+        p_solid = geometry.transform_points(geometry.rigid_inverse(there), p_world[..., None, :])
+        every = self.world_from_solid.gather(2, solid[:, None, :, None, None].expand(-1, self.rgb.shape[1], -1, 4, 4))
+        p_then = geometry.transform_points(every, p_solid[:, None])[..., 0, :]
+        p_cam = geometry.transform_points(geometry.rigid_inverse(self.world_from_cam), p_then)
+        at_px, z = project(self.K, p_cam)
+        shown = looked_up(self.depth, at_px)
+        visible = (z > 0) & (shown > 0) & (shown >= (1 - SEEN_SHARE) * z - 1e-3)
+        return torch.where((z > 0)[..., None], at_px, torch.nan), visible
+
+
+def make_batch(options: BatchOptions, *, seed: int, index: int, device: str | torch.device = "cpu") -> Batch:
+    """The batch of that number: the same whenever and wherever it is made, but for rounding and noise of devices."""
+    draw = Draw(_seed_of(seed, index))
+    device = torch.device(device)
+    solids = draw_solids(draw, options.scenes, options.views, moving_share=options.moving_share).to(device)
+    views = draw_views(draw, solids, options.views, options.hw, overlap=options.overlap)
+    rays = Rays.of(views.K.flatten(0, 1), views.world_from_cam.flatten(0, 1), options.hw)
+    hits = cast(solids, rays)
+    split = (options.scenes, options.views)
+    picture = lambda x: rays.picture(x).unflatten(0, split)  # noqa: E731
+    rgb = exposed(picture(shade(solids, rays, hits, shadows=options.shadows)).movedim(-1, 2), draw)
+    generator = torch.Generator(device).manual_seed(_seed_of(seed, index))
+    rgb = photographed(rgb, draw, generator, strength=options.photo)
+    return Batch(
+        rgb.contiguous(), picture(hits.distance), views.K, views.world_from_cam, picture(hits.index).to(torch.int16),
+        solids.world_from_solid, solids.moves,
+    )  # fmt: skip
+
+
+def _seed_of(seed: int, index: int) -> int:
+    """One number of two, far from those of their neighbours."""
+    digest = hashlib.sha256(f"{seed} {index}".encode()).digest()
+    return int.from_bytes(digest[:7], "little")

@@ -1,0 +1,133 @@
+"""Training from the command line: a recipe with what was asked for, a slice of it, and a picture of how it goes."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from geo4d.core.errors import InputError
+from geo4d.core.io import atomic
+from geo4d.core.progress import Progress
+from recon.feedforward.losses import LossWeights
+from recon.feedforward.networks import pick_device
+from recon.feedforward.recipe import RECIPES, Recipe
+from recon.feedforward.training import LOG, train
+
+CURVE = "curve.svg"
+_OPTIONAL = ("relative", "ray", "descriptor", "track")
+_WIDTH, _HEIGHT, _LEFT, _TOP = 420, 150, 52, 22
+
+
+def train_recon(
+    folder: Path,
+    *,
+    minutes: float,
+    network: str = "geo4d-s",
+    pictures: int | None = None,
+    rate: float | None = None,
+    registers: int = 0,
+    register_only: str = "",
+    without: str = "",
+    device: str = "auto",
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """One slice of the training of a feed-forward network; returns what the command line shows.
+
+    Raises:
+        InputError: options that do not fit, a folder of another training, or one that cannot be written.
+    """
+    if not minutes > 0:
+        raise InputError("cannot train for so long", found=f"--minutes {minutes:g}", accepted="more than 0")
+    recipe = _recipe(network, pictures, rate, registers, register_only, without)
+    result = train(folder, recipe, minutes=minutes, seed=seed, device=pick_device(device), progress=progress)
+    write_curve(folder)
+    return {**result, "curve": str(folder / CURVE)}
+
+
+def _recipe(
+    network: str, pictures: int | None, rate: float | None, registers: int, register_only: str, without: str
+) -> Recipe:
+    left_out = [name.strip() for name in without.split(",") if name.strip()]
+    unknown = sorted(set(left_out) - set(_OPTIONAL))
+    if unknown:
+        raise InputError("unknown loss", found=", ".join(unknown), accepted=", ".join(_OPTIONAL))
+    try:
+        blocks = tuple(int(k) for k in register_only.split(",") if k.strip())
+    except ValueError as error:
+        raise InputError(
+            "cannot read --register-only", found=repr(register_only), accepted="numbers of blocks: 5,9"
+        ) from error
+    if blocks and not registers:
+        raise InputError(
+            "--register-only needs register tokens", found="--registers 0", accepted="1 or more", hint="--registers 4"
+        )
+    recipe = replace(
+        RECIPES[network], registers=registers, register_only=blocks,
+        weights=replace(LossWeights(), **dict.fromkeys(left_out, 0.0)),
+    )  # fmt: skip
+    return replace(recipe, pictures=pictures or recipe.pictures, rate=rate or recipe.rate)
+
+
+def write_curve(folder: Path) -> None:
+    """`curve.svg`: losses and validation scores over the pictures seen, of the log in the folder."""
+    lines = [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
+    losses = [(x["pictures"], x["losses"]) for x in lines if "losses" in x]
+    scores = [(x["pictures"], x["validation"]) for x in lines if "validation" in x]
+    panels = [
+        ("loss", [("total", [(n, v["total"]) for n, v in losses])]),
+        *((name, [(name, [(n, v[name]) for n, v in losses])]) for name in ("camera", "depth", "point", "descriptor")),
+        ("validation: AUC@30 and AUC@5, %", [(k, [(n, v[k]) for n, v in scores]) for k in ("auc@30", "auc@5")]),
+        ("validation: depth AbsRel", [("abs_rel", [(n, v["abs_rel"]) for n, v in scores])]),
+        ("validation: descriptors that match, %", [("matched", [(n, 100 * v["matched"]) for n, v in scores])]),
+    ]
+    parts = [_panel(title, lines, k) for k, (title, lines) in enumerate(panels)]
+    rows = (len(parts) + 1) // 2
+    width, height = 2 * _WIDTH, rows * (_HEIGHT + 2 * _TOP)
+    atomic.write_text(
+        folder / CURVE,
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        f'font-family="sans-serif" font-size="11"><rect width="100%" height="100%" fill="white"/>'
+        f"{''.join(parts)}</svg>\n",
+    )
+
+
+def _panel(title: str, lines: Sequence[tuple[str, Sequence[tuple[float, float]]]], k: int) -> str:
+    """One chart; values are averaged where there are more than its pixels."""
+    left, top = _LEFT + (k % 2) * _WIDTH, _TOP + (k // 2) * (_HEIGHT + 2 * _TOP)
+    wide = _WIDTH - _LEFT - 14
+    points = [p for _, line in lines for p in line if math.isfinite(p[1])]
+    out = [f'<text x="{left}" y="{top - 7}" font-weight="bold">{escape(title)}</text>']
+    if not points:
+        return "".join([*out, f'<text x="{left}" y="{top + 20}" fill="#777">none yet</text>'])
+    most_x = max(p[0] for p in points) or 1
+    values = sorted(p[1] for p in points)
+    low, high = min(0.0, values[0]), values[min(len(values) - 1, int(0.995 * len(values)))]
+    high = high if high > low else low + 1
+    place = lambda x, y: (left + wide * x / most_x, top + _HEIGHT * (1 - (min(y, high) - low) / (high - low)))  # noqa: E731
+    for share in (0, 0.5, 1):
+        y = top + _HEIGHT * (1 - share)
+        out.append(f'<line x1="{left}" y1="{y:.1f}" x2="{left + wide}" y2="{y:.1f}" stroke="#ddd"/>')
+        out.append(f'<text x="{left - 5}" y="{y + 4:.1f}" text-anchor="end">{low + share * (high - low):.3g}</text>')
+    out.append(f'<text x="{left + wide}" y="{top + _HEIGHT + 14}" text-anchor="end">{most_x:,.0f} pictures</text>')
+    for (name, line), colour in zip(lines, ("#1f77b4", "#ff7f0e"), strict=False):
+        shown = [place(x, y) for x, y in _thinned([p for p in line if math.isfinite(p[1])], wide // 2)]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in shown)
+        out.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
+        out.extend(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2" fill="{colour}"/>' for x, y in shown if len(shown) < 40)
+        if len(lines) > 1:
+            x, y = shown[-1]
+            out.append(f'<text x="{x - 4:.1f}" y="{y - 5:.1f}" text-anchor="end" fill="{colour}">{escape(name)}</text>')
+    return "".join(out)
+
+
+def _thinned(line: Sequence[tuple[float, float]], most: int) -> list[tuple[float, float]]:
+    """Means of runs, so that at most so many points are left."""
+    run = max(1, math.ceil(len(line) / most))
+    parts = [line[i : i + run] for i in range(0, len(line), run)]
+    return [(sum(x for x, _ in p) / len(p), sum(y for _, y in p) / len(p)) for p in parts]

@@ -1,0 +1,113 @@
+"""geo4d-s: the graph of Depth Anything 3 at a small size, trained from nothing, with a descriptor for every pixel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from recon.feedforward.da3 import DA3, Da3Config, Da3Output, DualDpt, ReferenceView
+from recon.feedforward.layers import VitConfig
+
+DESCRIPTOR = 24
+"""Dimensions of a descriptor."""
+
+
+@dataclass(frozen=True)
+class Geo4dSConfig:
+    """Sizes of the network; the default is the one that is trained for use."""
+
+    graph: Da3Config
+    descriptor: int = DESCRIPTOR
+
+
+def _vit(dim: int, depth: int, heads: int) -> VitConfig:
+    return VitConfig(dim=dim, depth=depth, heads=heads, img_size=252, norm_eps=1e-5, qk_norm_from=depth // 3)
+
+
+GEO4D_S = Geo4dSConfig(Da3Config(_vit(320, 12, 5), camera_depth=2))
+GEO4D_XS = Geo4dSConfig(
+    Da3Config(
+        _vit(128, 8, 4), alternate_from=2, rope_from=2, out_layers=(3, 5, 6, 7), features=32,
+        channels=(24, 48, 64, 96), camera_heads=4, camera_depth=1,
+    )
+)  # fmt: skip
+"""Small enough to be trained on two cores, to see that the recipe learns."""
+CONFIGS = {"geo4d-s": GEO4D_S, "geo4d-xs": GEO4D_XS}
+
+
+@dataclass(frozen=True, eq=False)
+class Geo4dSOutput(Da3Output):
+    """What the network says of every view; the world is that of the first view's camera."""
+
+    descriptor: Tensor
+    """`(b, s, 8h/14, 8w/14, c)`, unit length: alike where two views show the same point."""
+
+
+class Geo4dS(DA3):
+    """Depth, rays, cameras and descriptors of several views in one pass.
+
+    Example:
+        >>> import torch
+        >>> model = Geo4dS(GEO4D_XS).eval()
+        >>> with torch.no_grad():
+        ...     out = model(torch.zeros(1, 2, 3, 28, 42))
+        >>> tuple(out.depth.shape), tuple(out.descriptor.shape)
+        ((1, 2, 28, 42), (1, 2, 16, 24, 24))
+    """
+
+    optional_weights = ()
+
+    def __init__(self, config: Geo4dSConfig = GEO4D_S) -> None:
+        super().__init__(config.graph)
+        self.head = DescribingDpt(config)
+        # From the start cameras look ahead by about a radian: near zero, a quaternion's direction would be anything.
+        nn.init.constant_(self.cam_dec.fc_qvec.bias[3:].detach(), 1.0)
+        fov = self.cam_dec.fc_fov[0]
+        assert isinstance(fov, nn.Linear)
+        nn.init.constant_(fov.bias.detach(), 1.0)
+
+    def forward(
+        self,
+        images: Tensor,
+        *,
+        cam_from_world: Tensor | None = None,
+        K: Tensor | None = None,
+        mask: Tensor | None = None,
+        reference_view: ReferenceView = "first",
+        chunk: int = 4,
+    ) -> Geo4dSOutput:
+        """As `DA3.forward`; it was trained with the first view as the reference."""
+        maps, pose_enc = self._predicted(images, cam_from_world, K, mask, reference_view, chunk)
+        depth, depth_conf, ray, ray_conf, descriptor = maps
+        decoded = self._decoded(pose_enc, images)
+        return Geo4dSOutput(depth, depth_conf, ray, ray_conf, pose_enc, *decoded, descriptor)
+
+
+class DescribingDpt(DualDpt):
+    """Depth, rays, and descriptors from the levels that depth is made of."""
+
+    def __init__(self, config: Geo4dSConfig) -> None:
+        super().__init__(config.graph)
+        width = config.graph.features
+        self.describe = nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=1), nn.GELU(), nn.Conv2d(width, config.descriptor, 1)
+        )
+        # Of the cascade of rays only the finest output is trained; published checkpoints hold one per level.
+        scratch = self.scratch
+        for stack in (scratch.output_conv1_aux, scratch.output_conv2_aux):
+            for coarser in range(3):
+                stack[coarser] = nn.Identity()
+
+    def maps(self, levels: Sequence[Tensor], fused: Tensor, grid_hw: tuple[int, int]) -> tuple[Tensor, ...]:
+        """Those of `DualDpt`, and descriptors `(n, 8h, 8w, c)`."""
+        described = F.normalize(self.describe(fused).permute(0, 2, 3, 1), dim=-1)
+        return (*super().maps(levels, fused, grid_hw), described)
+
+
+def registers(config: Geo4dSConfig, count: int, blocks: tuple[int, ...]) -> Geo4dSConfig:
+    """The network with register tokens, which alone attend over all views in some blocks."""
+    graph = replace(config.graph, vit=replace(config.graph.vit, registers=count), register_only=blocks)
+    return replace(config, graph=graph)

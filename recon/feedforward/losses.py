@@ -1,0 +1,235 @@
+"""What the training of geo4d-s makes small: errors of cameras, depth, points, rays, descriptors and tracks.
+
+The truth is in the axes of the first view's camera, and so large that its points lie 1 from there on average. The
+network's numbers are compared as they are, so that it learns this scale. Formulas are those of the published training
+of VGGT (Wang et al. 2025) and Depth Anything 3, with logarithms of depth; descriptors by InfoNCE (van den Oord et al.
+2018).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from geo4d.core import geometry
+from geo4d.core.stream.batches import Batch
+from recon.feedforward.geo4d_s import Geo4dSOutput
+from recon.feedforward.layers import encode_pose
+
+CONF_WEIGHT = 0.2
+"""Of the logarithm of confidence, against the error that it is multiplied with."""
+FAR = 5.0
+"""Errors of points and rays are not counted beyond: a wrong camera throws them anywhere."""
+TEMPERATURE = 0.07
+NEAR_PX = 6.0
+"""Points as near to each other as this in a picture are no opposites."""
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weights of the parts."""
+
+    camera: float = 5.0
+    relative: float = 1.0
+    """Within `camera`: of the poses of all pairs."""
+    depth: float = 5.0
+    point: float = 2.0
+    ray: float = 1.0
+    descriptor: float = 1.0
+    track: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Truth:
+    """What is true of a batch, in the axes and units of the losses."""
+
+    rgb: Tensor
+    """`(b, v, 3, h, w)` in [0, 1]."""
+    world_from_cam: Tensor
+    """`(b, v, 4, 4)`; the first is the identity."""
+    K: Tensor
+    depth: Tensor
+    """`(b, v, h, w)`."""
+
+    @staticmethod
+    def of(batch: Batch) -> Truth:
+        """Of generated scenes."""
+        first = geometry.rigid_inverse(batch.world_from_cam[:, :1]) @ batch.world_from_cam
+        far = unprojected(batch.depth, batch.K, first).norm(dim=-1).mean((1, 2, 3)).clamp_min(1e-6)
+        pose = geometry.rigid(first[..., :3, :3], first[..., :3, 3] / far[:, None, None])
+        return Truth(batch.rgb, pose, batch.K, batch.depth / far[:, None, None, None])
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Pixels of one view of each scene, and where another one sees their points."""
+
+    view: Tensor
+    """`(b, 2)` int64."""
+    uv_px: tuple[Tensor, Tensor]
+    """Each `(b, q, 2)`."""
+    seen: Tensor
+    """Bool `(b, q)`: whether the other view sees it."""
+    still: Tensor
+    """Bool `(b, q)`: of what does not move between them."""
+
+    @staticmethod
+    def of(batch: Batch, count: int, generator: torch.Generator) -> Pairs:
+        """Random pixels of random views; `generator` is of the batch's device."""
+        b, v, _, h, w = batch.rgb.shape
+        device = batch.rgb.device
+        view = torch.rand(b, v, generator=generator, device=device).argsort(1)[:, :2]
+        size = torch.tensor([w, h], device=device)
+        uv_px = (torch.rand(b, count, 2, generator=generator, device=device) * size).floor() + 0.5
+        places, seen = batch.follow(view[:, 0], uv_px)
+        scene = torch.arange(b, device=device)
+        there, seen = places[scene, view[:, 1]], seen[scene, view[:, 1]]
+        column, row = uv_px.long().unbind(-1)
+        solid = batch.solid[scene[:, None], view[:, :1], row, column].long()
+        there = torch.where(seen[..., None], there, 0.0)
+        return Pairs(view, (uv_px, there), seen, ~batch.moves.gather(1, solid))
+
+
+def losses(out: Geo4dSOutput, truth: Truth, pairs: Pairs, weights: LossWeights) -> dict[str, Tensor]:
+    """The parts, each a number, and `total`, their weighted sum."""
+    hw = (truth.depth.shape[-2], truth.depth.shape[-1])
+    parts = {
+        "camera": _camera(out, truth, hw) + weights.relative * _relative(out, truth),
+        "depth": _depth(out, truth),
+        "point": _points(out, truth),
+        "ray": _rays(out, truth, hw),
+        "descriptor": _descriptors(out, pairs, hw),
+        "track": _tracks(out, truth, pairs),
+    }
+    total = torch.stack([getattr(weights, name) * value for name, value in parts.items()]).sum()
+    return parts | {"total": total}
+
+
+def unprojected(depth: Tensor, K: Tensor, world_from_cam: Tensor) -> Tensor:
+    """Points `(b, v, h, w, 3)` of depth `(b, v, h, w)` in the world."""
+    h, w = depth.shape[-2:]
+    v, u = torch.meshgrid(*(torch.arange(n, device=depth.device) + 0.5 for n in (h, w)), indexing="ij")
+    return _lifted(torch.stack([u, v], -1).expand(*depth.shape[:2], h, w, 2), depth, K, world_from_cam)
+
+
+def _lifted(uv_px: Tensor, depth: Tensor, K: Tensor, world_from_cam: Tensor) -> Tensor:
+    """Points of pixels `(b, v, ..., 2)` at depths `(b, v, ...)`."""
+    lead = (..., *(None,) * (depth.ndim - 2), slice(None))
+    ray = (uv_px - K[..., :2, 2][lead]) / K.diagonal(dim1=-2, dim2=-1)[..., :2][lead]
+    p_cam = torch.cat([ray, torch.ones_like(ray[..., :1])], -1) * depth[..., None]
+    flat = p_cam.flatten(2, -2) @ world_from_cam[..., :3, :3].transpose(-1, -2) + world_from_cam[..., None, :3, 3]
+    return flat.view_as(p_cam)
+
+
+def _camera(out: Geo4dSOutput, truth: Truth, hw: tuple[int, int]) -> Tensor:
+    wanted = encode_pose(truth.world_from_cam, truth.K, hw)
+    place = (out.pose_enc[..., :3] - wanted[..., :3]).abs().sum(-1)
+    turn = F.normalize(out.pose_enc[..., 3:7], dim=-1)
+    turned = torch.minimum((turn - wanted[..., 3:7]).abs().sum(-1), (turn + wanted[..., 3:7]).abs().sum(-1))
+    fov = (out.pose_enc[..., 7:] - wanted[..., 7:]).abs().sum(-1)
+    unit = (out.pose_enc[..., 3:7].norm(dim=-1) - 1).square()
+    return (2 * place.clamp_max(FAR) + turned + fov + 0.1 * unit).mean()
+
+
+def _relative(out: Geo4dSOutput, truth: Truth) -> Tensor:
+    """Of the pose of every view in the axes of every other."""
+    if truth.depth.shape[1] < 2:
+        return out.pose_enc.sum() * 0
+    predicted = geometry.rigid_inverse(out.cam_from_world)
+    gap = [_between(p) for p in (predicted, truth.world_from_cam)]
+    turned = (gap[0][0] - gap[1][0]).square().sum((-2, -1))
+    moved = (gap[0][1] - gap[1][1]).abs().sum(-1).clamp_max(FAR)
+    return (turned + moved).mean()
+
+
+def _between(world_from_cam: Tensor) -> tuple[Tensor, Tensor]:
+    rotation, place = world_from_cam[..., :3, :3], world_from_cam[..., :3, 3]
+    back = rotation.transpose(-1, -2)
+    apart = place[:, None] - place[:, :, None]
+    return back[:, :, None] @ rotation[:, None], (back[:, :, None] @ apart[..., None])[..., 0]
+
+
+def _confident(error: Tensor, confidence: Tensor) -> Tensor:
+    """Errors as they are, and weighted by a confidence that costs where it is low."""
+    return (error + CONF_WEIGHT * (confidence * error - CONF_WEIGHT * confidence.log())).mean()
+
+
+def _depth(out: Geo4dSOutput, truth: Truth) -> Tensor:
+    gap = out.depth.log() - truth.depth.log()
+    return _confident(gap.abs(), out.depth_conf.clamp_max(1e3)) + _gradients(gap)
+
+
+def _gradients(gap: Tensor) -> Tensor:
+    """Of the error's change from pixel to pixel, at four scales."""
+    total = gap.new_zeros(())
+    for scale in range(4):
+        coarse = gap[..., :: 2**scale, :: 2**scale]
+        total = total + coarse.diff(dim=-1).abs().mean() + coarse.diff(dim=-2).abs().mean()
+    return total / 4
+
+
+def _points(out: Geo4dSOutput, truth: Truth) -> Tensor:
+    """Depth and pose together, with the true intrinsics."""
+    predicted = unprojected(out.depth, truth.K, geometry.rigid_inverse(out.cam_from_world))
+    wanted = unprojected(truth.depth, truth.K, truth.world_from_cam)
+    return (predicted - wanted).norm(dim=-1).clamp_max(FAR).mean()
+
+
+def _rays(out: Geo4dSOutput, truth: Truth, hw: tuple[int, int]) -> Tensor:
+    """Direction and origin of the ray through the middle of every cell."""
+    rows, columns = out.ray.shape[2:4]
+    v = (torch.arange(rows, device=out.ray.device) + 0.5) * hw[0] / rows
+    u = (torch.arange(columns, device=out.ray.device) + 0.5) * hw[1] / columns
+    uv_px = torch.stack([u.expand(rows, -1), v[:, None].expand(-1, columns)], -1)
+    uv_px = uv_px.expand(*out.ray.shape[:2], -1, -1, -1)
+    centre = truth.world_from_cam[..., None, None, :3, 3].expand_as(out.ray[..., 3:])
+    ahead = _lifted(uv_px, torch.ones_like(uv_px[..., 0]), truth.K, truth.world_from_cam) - centre
+    error = (out.ray - torch.cat([ahead, centre], -1)).abs().mean(-1).clamp_max(FAR)
+    return _confident(error, out.ray_conf.clamp_max(1e3))
+
+
+def sampled(maps: Tensor, uv_px: Tensor, hw: tuple[int, int]) -> Tensor:
+    """Values `(b, q, c)` of maps `(b, y, x, c)`, which cover pictures of size `hw`, at pixels `(b, q, 2)` of these."""
+    grid = 2 * uv_px / uv_px.new_tensor([hw[1], hw[0]]) - 1
+    found = F.grid_sample(maps.movedim(-1, 1), grid[:, None].to(maps.dtype), align_corners=False, padding_mode="border")
+    return found[:, :, 0].movedim(1, -1)
+
+
+def _descriptors(out: Geo4dSOutput, pairs: Pairs, hw: tuple[int, int]) -> Tensor:
+    """Each point is told from all others of its picture by the descriptor that the other view has of it; and back."""
+    if out.descriptor.shape[1] < 2:
+        return out.descriptor.sum() * 0
+    scene = torch.arange(len(pairs.view), device=pairs.view.device)
+    here, there = (
+        F.normalize(sampled(out.descriptor[scene, pairs.view[:, k]], pairs.uv_px[k], hw), dim=-1) for k in range(2)
+    )
+    alike = here @ there.transpose(1, 2) / TEMPERATURE
+    total, seen = alike.new_zeros(()), pairs.seen
+    self_pair = torch.eye(alike.shape[1], dtype=torch.bool, device=alike.device)
+    for k, logits in ((1, alike), (0, alike.transpose(1, 2))):
+        close = torch.cdist(pairs.uv_px[k], pairs.uv_px[k]) < NEAR_PX
+        excluded = (close | ~seen[:, None]) & ~self_pair
+        each = logits.masked_fill(excluded, -1e4).log_softmax(-1).diagonal(dim1=1, dim2=2)
+        total = total - (each * seen).sum() / seen.sum().clamp_min(1)
+    return total / 2
+
+
+def _tracks(out: Geo4dSOutput, truth: Truth, pairs: Pairs) -> Tensor:
+    """Points of what stands still lie where both views put them."""
+    if truth.depth.shape[1] < 2:
+        return out.depth.sum() * 0
+    hw = (truth.depth.shape[-2], truth.depth.shape[-1])
+    scene = torch.arange(len(pairs.view), device=pairs.view.device)
+    pose = geometry.rigid_inverse(out.cam_from_world)
+    places = []
+    for k in range(2):
+        view = pairs.view[:, k]
+        depth = sampled(out.depth[scene, view][..., None], pairs.uv_px[k], hw)[..., 0]
+        at = (t[scene, view][:, None] for t in (truth.K, pose))
+        places.append(_lifted(pairs.uv_px[k][:, None], depth[:, None], *at)[:, 0])
+    kept = pairs.seen & pairs.still
+    apart = (places[0] - places[1]).abs().sum(-1).clamp_max(FAR)
+    return (apart * kept).sum() / kept.sum().clamp_min(1)

@@ -1,0 +1,123 @@
+"""How geo4d-s is trained: sizes, views and difficulty over the course of a training, and the rate of learning."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass, field
+
+from geo4d.core.errors import InputError
+from geo4d.core.stream.batches import BatchOptions
+from recon.feedforward.losses import LossWeights
+
+WARM_UP, DECAY = 0.02, 0.2
+"""Shares of the training in which the rate grows to its value and falls from it (warm-up, stable, decay)."""
+LEAST_RATE = 0.02
+"""Of the rate, at the end."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the training."""
+
+    until: float
+    """Share of the training's pictures at which it ends."""
+    sides_px: tuple[int, ...]
+    """Sides of the pictures, multiples of 14; two are drawn for height and width where `varied`."""
+    views: tuple[int, int]
+    """Fewest and most."""
+    overlap: tuple[float, float]
+    photo: float
+    """Strength of exposure, noise and the like."""
+    moving_share: float
+    varied: bool = False
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides what a training does, its length apart."""
+
+    network: str
+    """A key of `recon.feedforward.geo4d_s.CONFIGS`."""
+    stages: tuple[Stage, ...]
+    pixels: int
+    """Of a batch: how many pictures it has follows from their size."""
+    rate: float
+    pictures: int
+    """Of the whole training, as planned."""
+    points: int = 256
+    """Pixels of a scene whose descriptors and tracks are compared."""
+    known_share: float = 0.15
+    """Of the batches, in which cameras are given to the network."""
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float = 1.0
+    average: float = 0.999
+    """Of the running mean of the weights, which is what is kept."""
+    registers: int = 0
+    register_only: tuple[int, ...] = ()
+    """Blocks in which register and camera tokens alone attend over all views."""
+    weights: LossWeights = field(default_factory=LossWeights)
+
+    def __post_init__(self) -> None:
+        if self.pictures < 1 or not 0 < self.rate < 1:
+            raise InputError(
+                "cannot train like this", found=f"{self.pictures} pictures at a rate of {self.rate:g}",
+                accepted="at least one picture, a rate between 0 and 1",
+            )  # fmt: skip
+
+    def rate_at(self, pictures: int) -> float:
+        """The rate after so many pictures."""
+        done = pictures / self.pictures
+        rising = min(1.0, (done + 1e-9) / WARM_UP)
+        left = min(1.0, max(0.0, (1 - done) / DECAY))
+        return self.rate * rising * max(LEAST_RATE, left)
+
+    def batch_at(self, pictures: int, *, seed: int, index: int) -> BatchOptions:
+        """What batch number `index` is like, after so many pictures."""
+        done = pictures / self.pictures
+        stage = next((s for s in self.stages if done < s.until), self.stages[-1])
+        draw = random.Random(f"{seed} {index}")
+        h = draw.choice(stage.sides_px)
+        w = draw.choice(stage.sides_px) if stage.varied else h
+        views = draw.randint(*stage.views)
+        return BatchOptions(
+            scenes=max(1, round(self.pixels / (h * w * views))), views=views, hw=(h, w), overlap=stage.overlap,
+            moving_share=stage.moving_share, photo=stage.photo,
+        )  # fmt: skip
+
+    def cameras_known(self, *, seed: int, index: int) -> bool:
+        """Whether batch number `index` gives cameras to the network."""
+        return random.Random(f"known {seed} {index}").random() < self.known_share
+
+
+RECIPES = {
+    "geo4d-s": Recipe(
+        "geo4d-s",
+        (
+            Stage(0.4, (112, 126), (2, 2), (0.4, 0.9), 0.3, 0.0),
+            Stage(0.8, (168, 182, 196), (2, 6), (0.3, 0.9), 0.7, 0.1),
+            Stage(1.0, (196, 224, 252), (3, 8), (0.2, 0.9), 1.0, 0.15, varied=True),
+        ),
+        pixels=256 * 126 * 126, rate=4e-4, pictures=5_000_000,
+    ),
+    "geo4d-xs": Recipe(
+        "geo4d-xs",
+        (
+            Stage(0.6, (70, 84), (2, 2), (0.5, 0.9), 0.0, 0.0),
+            Stage(1.0, (84, 98), (2, 4), (0.4, 0.9), 0.3, 0.0),
+        ),
+        pixels=24 * 84 * 84, rate=6e-4, pictures=60_000, points=128, average=0.995,
+    ),
+}  # fmt: skip
+"""By name of the network: for one data-centre GPU, and for two cores."""
+
+
+def steps_of_average(recipe: Recipe, steps: int) -> float:
+    """How much of the running mean stays at a step: less at first, when weights change fast."""
+    return min(recipe.average, (1 + steps) / (10 + steps))
+
+
+def finite(value: float) -> bool:
+    """Whether it is a number."""
+    return math.isfinite(value)

@@ -1,0 +1,363 @@
+"""Training of geo4d-s on generated scenes, in slices of time that continue each other."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from geo4d.core import geometry
+from geo4d.core.errors import InputError
+from geo4d.core.io import atomic
+from geo4d.core.progress import Progress
+from geo4d.core.stream.batches import Batch, make_batch
+from recon.feedforward import trained
+from recon.feedforward.geo4d_s import CONFIGS, Geo4dS, Geo4dSConfig, registers
+from recon.feedforward.losses import Pairs, Truth, losses
+from recon.feedforward.recipe import Recipe, finite, steps_of_average
+from recon.feedforward.validation import validated
+from recon.feedforward.views import IMAGENET_MEAN, IMAGENET_STD
+
+STATE, LOG, BEST = "training.safetensors", "log.jsonl", "best"
+FORMAT = "geo4d-training-1"
+SAVED_EVERY_S, LOGGED_EVERY_S, VALIDATED_EVERY_S = 120.0, 5.0, 240.0
+GOOD_EVERY = 100
+"""Steps after which a state that was finite all the while is remembered, to go back to."""
+MOST_ROLLBACKS = 8
+
+
+@dataclass
+class State:
+    """How far a training is; all else follows from the recipe and the seed."""
+
+    steps: int = 0
+    pictures: int = 0
+    batches: int = 0
+    """Made so far, with those that were thrown away."""
+    rate_factor: float = 1.0
+    rollbacks: int = 0
+    seconds: float = 0.0
+    best: float = -1.0
+    """Validation AUC@30 of the weights that are kept."""
+
+
+class Training:
+    """A network, its optimiser, the running mean of its weights, and where it stands."""
+
+    def __init__(
+        self, recipe: Recipe, *, seed: int = 0, device: str = "cpu", progress: Progress | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:  # fmt: skip
+        """`dtype` of matrix products: bfloat16 on a GPU, float32 on a CPU, if not given."""
+        self.recipe, self.seed, self.device = recipe, seed, torch.device(device)
+        self.progress = progress or Progress()
+        on_gpu = self.device.type == "cuda"
+        self.dtype = dtype or (torch.bfloat16 if on_gpu else torch.float32)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.model = Geo4dS(network_config(recipe)).to(self.device).train()
+        self.average = Geo4dS(network_config(recipe)).to(self.device).eval().requires_grad_(False)
+        self.average.load_state_dict(self.model.state_dict())
+        decayed = [p for p in self.model.parameters() if p.ndim > 1]
+        others = [p for p in self.model.parameters() if p.ndim <= 1]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}],
+            lr=recipe.rate, betas=recipe.betas, fused=on_gpu,
+        )  # fmt: skip
+        self.state = State()
+        self._good: dict[str, Tensor] | None = None
+        self._good_state = replace(self.state)
+
+    # Steps
+
+    def step(self) -> dict[str, float]:
+        """Learn from the next batch; the parts of the loss. What is not finite is undone, at half the rate from then.
+
+        Raises:
+            InputError: it was undone too often.
+        """
+        if self._good is None:
+            self._remember()
+        batch, known = self._next()
+        rate = self.state.rate_factor * self.recipe.rate_at(self.state.pictures)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        parts = self._losses(batch, known)
+        self.optimizer.zero_grad(set_to_none=True)
+        parts["total"].backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
+        numbers = dict(zip([*parts, "gradient"], torch.stack([*parts.values(), norm]).tolist(), strict=True))
+        if not all(map(finite, numbers.values())):
+            self._roll_back(numbers)
+            return numbers
+        self.optimizer.step()
+        self.state.steps += 1
+        self.state.pictures += batch.rgb.shape[0] * batch.rgb.shape[1]
+        self._average()
+        if self.state.steps % GOOD_EVERY == 0:
+            self._remember()
+        return numbers | {"rate": rate}
+
+    def _next(self) -> tuple[Batch, bool]:
+        index = self.state.batches
+        self.state.batches += 1
+        options = self.recipe.batch_at(self.state.pictures, seed=self.seed, index=index)
+        known = self.recipe.cameras_known(seed=self.seed, index=index)
+        return make_batch(options, seed=self.seed, index=index, device=self.device), known
+
+    def _losses(self, batch: Batch, known: bool) -> dict[str, Tensor]:
+        truth = Truth.of(batch)
+        generator = torch.Generator(self.device).manual_seed(self.state.batches)
+        pairs = Pairs.of(batch, self.recipe.points, generator)
+        given = {"cam_from_world": geometry.rigid_inverse(truth.world_from_cam), "K": truth.K} if known else {}
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            out = self.model(normalised(truth.rgb), chunk=batch.rgb.shape[0] * batch.rgb.shape[1], **given)
+        return losses(out, truth, pairs, self.recipe.weights)
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        keep = steps_of_average(self.recipe, self.state.steps)
+        for mean, now in zip(self.average.parameters(), self.model.parameters(), strict=True):
+            mean.lerp_(now, 1 - keep)
+
+    def _remember(self) -> None:
+        self._good = {k: v.clone() for k, v in self.tensors().items()}
+        self._good_state = replace(self.state)
+
+    def _roll_back(self, numbers: Mapping[str, float]) -> None:
+        """Back to the last good state, with half the rate, and past the batch that did it."""
+        assert self._good is not None
+        wrong = ", ".join(k for k, v in numbers.items() if not finite(v))
+        batches, rollbacks = self.state.batches, self.state.rollbacks + 1
+        if rollbacks > MOST_ROLLBACKS:
+            raise InputError(
+                "the training does not hold", found=f"{wrong} not finite for the {rollbacks}th time",
+                accepted="a loss that stays finite", hint="a smaller --rate, or begin again with another --seed",
+            )  # fmt: skip
+        self.set_tensors(self._good)
+        factor = self.state.rate_factor / 2
+        self.state = replace(self._good_state, batches=batches, rollbacks=rollbacks, rate_factor=factor,
+                             seconds=self.state.seconds, best=self.state.best)  # fmt: skip
+        self._good_state = replace(self.state)
+        self.progress.note(f"{wrong} not finite: back to step {self.state.steps}, from now on {factor:g} of the rate")
+
+    # State
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that is learnt: weights, their running mean, and the optimiser's moments."""
+        found = {f"model/{k}": v.detach() for k, v in self.model.state_dict().items()}
+        found |= {f"average/{k}": v.detach() for k, v in self.average.state_dict().items()}
+        for name, parameter in self.model.named_parameters():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                found[f"{key}/{name}"] = value
+        return found
+
+    def set_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Inverse of `tensors`."""
+        groups: dict[str, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            group, _, name = key.partition("/")
+            groups.setdefault(group, {})[name] = value
+        self.model.load_state_dict(groups.pop("model"))
+        self.average.load_state_dict(groups.pop("average"))
+        self.optimizer.state.clear()
+        for name, parameter in self.model.named_parameters():
+            moments = {k: v[name].clone() for k, v in groups.items() if name in v}
+            # Adam's count of steps stays where the optimiser wants it.
+            self.optimizer.state[parameter] = {
+                k: v if k == "step" and not self.optimizer.defaults["fused"] else v.to(self.device)
+                for k, v in moments.items()
+            }
+
+    def save(self, folder: Path) -> None:
+        """Write all that `resume` needs, whole or not at all.
+
+        Raises:
+            InputError: the disk refuses.
+        """
+        from safetensors.torch import save
+
+        about = {"format": FORMAT, "recipe": asdict(self.recipe), "seed": self.seed, "state": asdict(self.state)}
+        tensors = {k: v.contiguous() for k, v in self.tensors().items()}
+        atomic.write_bytes(folder / STATE, save(tensors, {"geo4d": json.dumps(about)}))
+
+    def resume(self, folder: Path) -> None:
+        """Go on where the training stood that wrote the folder.
+
+        Raises:
+            InputError: damaged, or of another recipe or seed.
+        """
+        about, tensors = read_state(folder)
+        wanted = json.loads(json.dumps(asdict(self.recipe)))
+        differ = [k for k in wanted if wanted[k] != about["recipe"].get(k)] + ["seed"] * (about["seed"] != self.seed)
+        if differ:
+            found = ", ".join(f"{k} {_short(about['recipe'].get(k, about['seed']))}" for k in differ)
+            asked = ", ".join(f"{k} {_short(wanted.get(k, self.seed))}" for k in differ)
+            raise InputError(
+                f"cannot go on with the training in {folder}", found=f"it was begun with {found}",
+                accepted=f"the same; asked for were {asked}", hint="name another folder to begin anew",
+            )  # fmt: skip
+        try:
+            self.set_tensors(tensors)
+            self.state = State(**about["state"])
+        except (KeyError, RuntimeError, TypeError) as error:
+            raise InputError(
+                f"cannot go on with the training in {folder}", found=f"its tensors do not fit the network: {error}",
+                accepted=f"a {STATE} of the same version", hint="name another folder to begin anew",
+            ) from error  # fmt: skip
+        self._good = None
+
+
+def network_config(recipe: Recipe) -> Geo4dSConfig:
+    """The network that a recipe trains."""
+    config = CONFIGS[recipe.network]
+    return registers(config, recipe.registers, recipe.register_only) if recipe.registers else config
+
+
+def normalised(rgb: Tensor) -> Tensor:
+    """Pictures in [0, 1] `(..., 3, h, w)` as the network takes them."""
+    mean, std = (rgb.new_tensor(x)[:, None, None] for x in (IMAGENET_MEAN, IMAGENET_STD))
+    return (rgb - mean) / std
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) < 60 else f"{text[:57]}..."
+
+
+def read_state(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What a training's folder says of it, and its tensors.
+
+    Raises:
+        InputError: no training there, or a damaged one.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = folder / STATE
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {})["geo4d"])
+            tensors = {k: file.get_tensor(k) for k in file.keys()}
+        if about["format"] != FORMAT:
+            raise ValueError(f"format {about['format']}")
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise InputError(
+            f"cannot go on with the training in {folder}", found=f"{path.name}: {type(error).__name__}: {error}",
+            accepted="the folder of a training that this version began", hint="name another folder to begin anew",
+        ) from error  # fmt: skip
+    return about, tensors
+
+
+def train(
+    folder: Path,
+    recipe: Recipe,
+    *,
+    minutes: float,
+    seed: int = 0,
+    device: str = "cpu",
+    validation_scenes: int = 32,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """One slice of a training; the folder holds it, and a later call with the same recipe goes on.
+
+    The folder gets `training.safetensors` (all of the state), `log.jsonl` (losses, rate, pictures per second, and the
+    scores of validations), and `best/` (weights in half precision of the best validation, with their model card).
+
+    Args:
+        folder: to continue; begun where it holds no training.
+        recipe: what to train, and how.
+        minutes: of this slice, with its validation at the end.
+        seed: of scenes and first weights.
+        device: where to compute.
+        validation_scenes: that weights are scored on; they are never trained on.
+        progress: hears what happens.
+
+    Returns:
+        What the command line shows.
+
+    Raises:
+        InputError: a folder of another training, that cannot be written, or a loss that does not stay finite.
+    """
+    progress = progress or Progress()
+    training = Training(recipe, seed=seed, device=device, progress=progress)
+    if (folder / STATE).exists():
+        training.resume(folder)
+        progress.note(f"going on after {training.state.pictures} of {recipe.pictures} pictures")
+    atomic.write_text(folder / "about.json", json.dumps(asdict(recipe), indent=2) + "\n")
+    log = _Log(folder / LOG, training.state.steps)
+    start = saved = shown = time.perf_counter()
+    before, seen, end = training.state.seconds, training.state.pictures, start + 60 * minutes
+    at_first, cost = training.state.pictures, 0.0
+    checked = time.perf_counter()
+    with progress.stage("train"):
+        try:
+            while training.state.pictures < recipe.pictures:
+                now = time.perf_counter()
+                if now + 1.2 * cost >= end:
+                    break
+                parts = training.step()
+                now = time.perf_counter()
+                training.state.seconds = before + now - start
+                if now - shown > LOGGED_EVERY_S:
+                    speed = (training.state.pictures - seen) / (now - shown)
+                    log.add(training.state, {"losses": parts, "pictures_per_s": speed})
+                    progress.status(
+                        f"step {training.state.steps}, loss {parts['total']:.3f}, {speed:.0f} pictures/s, "
+                        f"{100 * training.state.pictures / recipe.pictures:.1f} %"
+                    )
+                    shown, seen = now, training.state.pictures
+                if now - checked > VALIDATED_EVERY_S:
+                    before_check = time.perf_counter()
+                    _validate(training, folder, log, validation_scenes)
+                    cost, checked = time.perf_counter() - before_check, time.perf_counter()
+                if time.perf_counter() - saved > SAVED_EVERY_S:
+                    training.save(folder)
+                    saved = time.perf_counter()
+        finally:
+            training.save(folder)
+    scores = _validate(training, folder, log, validation_scenes)
+    training.save(folder)
+    speed = (training.state.pictures - at_first) / (time.perf_counter() - start)
+    return {
+        "folder": str(folder), "steps": training.state.steps, "pictures": training.state.pictures,
+        "share": training.state.pictures / recipe.pictures, "pictures_per_s": speed,
+        "validation": scores, "best_auc@30": training.state.best,
+    }  # fmt: skip
+
+
+def _validate(training: Training, folder: Path, log: _Log, scenes: int) -> dict[str, float]:
+    """Score the mean weights; keep them where they are the best so far."""
+    scores = validated(training.average, training.recipe, scenes=scenes, device=training.device, dtype=training.dtype)
+    log.add(training.state, {"validation": scores})
+    if scores["auc@30"] > training.state.best:
+        training.state.best = scores["auc@30"]
+        trained.write_weights(folder / BEST, training.average, training.recipe, training.state, scores)
+    training.progress.note(
+        f"after {training.state.pictures} pictures: AUC@30 {scores['auc@30']:.1f}, "
+        f"depth AbsRel {scores['abs_rel']:.3f}, {100 * scores['matched']:.0f} % of descriptors match"
+    )
+    return scores
+
+
+class _Log:
+    """Lines of JSON; those that a resumed training will write again are dropped."""
+
+    def __init__(self, path: Path, steps: int) -> None:
+        self.path = path
+        lines = path.read_text().splitlines() if path.exists() else []
+        self.lines = [line for line in lines if json.loads(line)["steps"] <= steps]
+        self._write()
+
+    def add(self, state: State, values: Mapping[str, Any]) -> None:
+        about = {"steps": state.steps, "pictures": state.pictures, "seconds": round(state.seconds, 2)}
+        self.lines.append(json.dumps(atomic.to_json(about | dict(values))))
+        self._write()
+
+    def _write(self) -> None:
+        atomic.write_text(self.path, "".join(f"{line}\n" for line in self.lines))

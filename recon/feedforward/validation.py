@@ -1,0 +1,106 @@
+"""Scores of a geo4d-s network on generated scenes that no training sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from geo4d.core import geometry, metrics
+from geo4d.core.stream.batches import Batch, BatchOptions, make_batch
+from recon.feedforward.geo4d_s import Geo4dS, Geo4dSOutput
+from recon.feedforward.losses import Pairs, sampled
+from recon.feedforward.recipe import Recipe
+from recon.feedforward.views import IMAGENET_MEAN, IMAGENET_STD
+
+SEED = 2**40
+"""Of the scenes; trainings have smaller ones."""
+VIEWS = 4
+POINTS = 128
+MATCHED = 0.03
+"""A descriptor matches where the most alike one of another view is no farther from the point than this share of the
+picture's width."""
+
+
+def held_out(recipe: Recipe, scenes: int, *, side_px: int | None = None, device: torch.device | str = "cpu") -> Batch:
+    """The first so many scenes of 4 views, of the largest size that the recipe trains at."""
+    last = recipe.stages[-1]
+    side = side_px or max(last.sides_px)
+    options = BatchOptions(
+        scenes=1, views=VIEWS, hw=(side, side), overlap=last.overlap, moving_share=0.0, photo=last.photo
+    )
+    every = [make_batch(options, seed=SEED, index=i, device=device) for i in range(scenes)]
+    most = max(b.moves.shape[1] for b in every)
+    return Batch(*(torch.cat([_padded(getattr(b, name), name, most) for b in every]) for name in _FIELDS))
+
+
+_FIELDS = ("rgb", "depth", "K", "world_from_cam", "solid", "world_from_solid", "moves")
+
+
+def _padded(value: Tensor, name: str, solids: int) -> Tensor:
+    """With so many solids."""
+    if name == "moves":
+        return F.pad(value, (0, solids - value.shape[1]))
+    if name == "world_from_solid":
+        return torch.cat(
+            [value, torch.eye(4, device=value.device).expand(*value.shape[:2], solids - value.shape[2], 4, 4)], 2
+        )
+    return value
+
+
+def validated(
+    model: Geo4dS, recipe: Recipe, *, scenes: int = 32, device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32, at_once: int = 8,
+) -> dict[str, float]:  # fmt: skip
+    """Means over scenes: AUC@5 and @30 of poses, AbsRel of depth after one scale per scene, share of descriptors that
+    match; `model` is as it is (in evaluation mode).
+    """
+    device = torch.device(device)
+    batch = held_out(recipe, scenes, device=device)
+
+    def run(rgb: Tensor) -> Geo4dSOutput:
+        mean, std = (rgb.new_tensor(x)[:, None, None] for x in (IMAGENET_MEAN, IMAGENET_STD))
+        with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            return model((rgb - mean) / std, chunk=4 * at_once)
+
+    return scored(run, batch, at_once=at_once)
+
+
+def scored(run: Callable[[Tensor], Geo4dSOutput], batch: Batch, *, at_once: int = 8) -> dict[str, float]:
+    """`validated` of anything that gives an output for pictures `(b, v, 3, h, w)`."""
+    rows: list[dict[str, float]] = []
+    for start in range(0, len(batch.rgb), at_once):
+        part = Batch(*(getattr(batch, name)[start : start + at_once] for name in _FIELDS))
+        out = run(part.rgb)
+        matched = _matched(out, part)
+        for k in range(len(part.rgb)):
+            poses = geometry.rigid_inverse(out.cam_from_world[k].double().cpu())
+            reference = part.world_from_cam[k].double().cpu()
+            poses[:, :3, :3] = geometry.project_to_so3(poses[:, :3, :3])
+            reference[:, :3, :3] = geometry.project_to_so3(reference[:, :3, :3])
+            auc = metrics.pose_auc(list(poses), list(reference))
+            depth, truth = out.depth[k].float(), part.depth[k]
+            scale = (truth / depth).median()
+            rows.append({
+                "auc@5": auc["auc@5"], "auc@30": auc["auc@30"],
+                "abs_rel": float(((depth * scale - truth).abs() / truth).mean()), "matched": float(matched[k]),
+            })  # fmt: skip
+    return {name: sum(r[name] for r in rows) / len(rows) for name in rows[0]}
+
+
+def _matched(out: Geo4dSOutput, batch: Batch) -> Tensor:
+    """Share `(b,)` of points whose most alike descriptor in another view lies where that view sees them."""
+    hw = (batch.depth.shape[-2], batch.depth.shape[-1])
+    generator = torch.Generator(batch.rgb.device).manual_seed(0)
+    pairs = Pairs.of(batch, POINTS, generator)
+    scene = torch.arange(len(batch.rgb), device=batch.rgb.device)
+    here = sampled(out.descriptor[scene, pairs.view[:, 0]], pairs.uv_px[0], hw)
+    maps = out.descriptor[scene, pairs.view[:, 1]]
+    rows, columns = maps.shape[1:3]
+    best = torch.einsum("bqc,byxc->bqyx", here, maps).flatten(2).argmax(-1)
+    cell = torch.stack([best % columns, best // columns], -1) + 0.5
+    uv_px = cell * cell.new_tensor([hw[1] / columns, hw[0] / rows])
+    close = (uv_px - pairs.uv_px[1]).norm(dim=-1) < MATCHED * hw[1]
+    return (close & pairs.seen).sum(1) / pairs.seen.sum(1).clamp_min(1)

@@ -1,0 +1,284 @@
+"""The endless stream of generated scenes: rays against an oracle, correspondences, overlap, photographs, seeds."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from geo4d.core import geometry, procedural
+from geo4d.core.errors import InputError
+from geo4d.core.procedural import BOX, CYLINDER, ELLIPSOID, Boxes
+from geo4d.core.stream import casting, photos
+from geo4d.core.stream.batches import Batch, BatchOptions, make_batch
+from geo4d.core.stream.casting import Rays, cast, shadowed
+from geo4d.core.stream.solids import MARCHED, RELIEF, TORUS, Draw, Solids, draw_solids
+from geo4d.core.types import Camera
+
+HW = (56, 84)
+
+
+@pytest.fixture(scope="module")
+def batch() -> Batch:
+    return make_batch(BatchOptions(scenes=6, views=3, hw=HW, photo=0, moving_share=0), seed=5, index=1)
+
+
+@pytest.fixture(scope="module")
+def moving() -> Batch:
+    return make_batch(BatchOptions(scenes=8, views=3, hw=HW, photo=0, moving_share=1), seed=5, index=2)
+
+
+def seen(seed: int, scenes: int = 4) -> tuple[Solids, Rays]:
+    """Scenes, and a view of each."""
+    draw = Draw(seed)
+    solids = draw_solids(draw, scenes, 1)
+    eye = torch.tensor([0.9, -0.8, 1.1]).repeat(scenes, 1)
+    pose = procedural.look_at(eye.double(), 0.4 * torch.ones(scenes, 3).double(), torch.zeros(scenes).double()).float()
+    K = torch.tensor([[60.0, 0, 42], [0, 60, 28], [0, 0, 1]]).repeat(scenes, 1, 1)
+    return solids, Rays.of(K, pose, HW)
+
+
+def test_tiles_are_put_together_as_they_were_cut() -> None:
+    picture = torch.arange(2 * HW[0] * HW[1] * 3).reshape(2, *HW, 3)
+    rays = Rays(torch.zeros(2, 3), casting._tiled(picture), HW)
+    assert torch.equal(rays.picture(rays.ray), picture)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_depth_is_that_of_the_caster_of_single_scenes(seed: int) -> None:
+    solids, rays = seen(seed)
+    kind = torch.where(torch.isin(solids.kind, torch.tensor(MARCHED)), BOX, solids.kind)
+    assert set(kind.unique().tolist()) == {BOX, ELLIPSOID, CYLINDER}
+    half = torch.where((solids.kind == RELIEF)[..., None], 0.0, solids.half)
+    plain = Solids(
+        solids.world_from_solid, half, kind, solids.shape, solids.look, solids.lamps, solids.moves, solids.focus
+    )
+    depth = rays.picture(cast(plain, rays).distance)
+    for k in range(len(half)):
+        there = half[k].norm(dim=-1) > 0
+        boxes = Boxes(
+            solids.world_from_solid[k, 0, there].double(), half[k, there].double(),
+            torch.zeros(int(there.sum()), 2, 3), torch.ones(int(there.sum())), 0, kind[k, there],
+        )  # fmt: skip
+        pose = torch.eye(4, dtype=torch.float64)
+        pose[:3, 3] = rays.centre[k].double()
+        ray = rays.picture(rays.ray)[k].double()
+        K = torch.tensor([[60.0, 0, 42], [0, 60, 28], [0, 0, 1]]).double()
+        # The camera's axes from three of its rays.
+        at = torch.tensor([[0.5, 0.5], [HW[1] - 0.5, 0.5], [0.5, HW[0] - 0.5]]).double()
+        flat = (at - K[:2, 2]) / 60
+        local = torch.cat([flat, torch.ones(3, 1).double()], 1)
+        pose[:3, :3] = (torch.linalg.inv(local) @ torch.stack([ray[0, 0], ray[0, -1], ray[-1, 0]])).T
+        wanted = procedural.cast_depth(boxes, Camera(K, pose, HW))
+        gap = (depth[k] - wanted).abs() / wanted
+        # At edges rounding decides.
+        assert float((gap > 1e-4).float().mean()) < 2e-3
+
+
+@pytest.mark.parametrize("kind", MARCHED)
+def test_traced_surfaces_are_met_where_they_begin(kind: int) -> None:
+    g = torch.Generator().manual_seed(kind)
+    n = 400
+    half = 0.1 + 0.3 * torch.rand(n, 3, generator=g)
+    half[:, 1] = half[:, 0]
+    half[:, 2] = torch.minimum(half[:, 2], 0.4 * half[:, 0]) if kind in (TORUS, RELIEF) else half[:, 2]
+    shape = torch.rand(n, generator=g)
+    start = torch.nn.functional.normalize(torch.randn(n, 3, generator=g), dim=-1) * 1.5
+    ray = (torch.rand(n, 3, generator=g) - 0.5) * half - start
+    middle, reach = -start / ray, half / ray.abs()
+    enter, leave = (middle - reach).amax(-1), (middle + reach).amin(-1)
+    inside = leave > enter
+    half, shape, start, ray, enter, leave = (x[inside] for x in (half, shape, start, ray, enter, leave))
+    found = casting._march(kind, half, shape, start, ray, enter, leave)
+    steps = torch.linspace(0, 1, 400)
+    along = enter[:, None] + steps * (leave - enter)[:, None]
+    p = start[:, None] + along[..., None] * ray[:, None]
+    flat = lambda x: x.repeat_interleave(len(steps), 0)  # noqa: E731
+    value = casting._distance(kind, flat(half), flat(shape), p.reshape(-1, 3)).view(along.shape)
+    first = torch.where((value < 0).any(1), along.gather(1, (value < 0).int().argmax(1, keepdim=True))[:, 0], torch.inf)
+    hit = torch.isfinite(first)
+    assert float(hit.float().mean()) > 0.15
+    # A ray that grazes a surface is found by one and not by the other.
+    assert float((torch.isfinite(found) == hit).float().mean()) > 0.97
+    both = hit & torch.isfinite(found)
+    length = ray.norm(dim=-1)
+    assert float(((found - first).abs() * length)[both].quantile(0.97)) < 6e-3
+
+
+def test_normals_are_across_surfaces_and_towards_the_camera() -> None:
+    solids, rays = seen(3, scenes=6)
+    hits = cast(solids, rays)
+    normal, p = (
+        rays.picture(hits.normal_world),
+        rays.picture(rays.centre[:, None, None] + hits.distance[..., None] * rays.ray),
+    )
+    torch.testing.assert_close(normal.norm(dim=-1), torch.ones_like(normal[..., 0]))
+    assert bool(((hits.normal_world * rays.ray).sum(-1) <= 1e-5).all())
+    index = rays.picture(hits.index)
+    within = (index[:, 1:, 1:] == index[:, :-1, 1:]) & (index[:, 1:, 1:] == index[:, 1:, :-1])
+    across = torch.linalg.cross(p[:, 1:, 1:] - p[:, :-1, 1:], p[:, 1:, 1:] - p[:, 1:, :-1])
+    cosine = (torch.nn.functional.normalize(across, dim=-1) * normal[:, 1:, 1:]).sum(-1).abs()
+    assert float((cosine[within] > 0.95).float().mean()) > 0.93
+
+
+def test_shadows_are_where_a_lamp_is_hidden() -> None:
+    solids, rays = seen(4)
+    kind = torch.where(torch.isin(solids.kind, torch.tensor(MARCHED)), BOX, solids.kind)
+    half = torch.where((solids.kind == RELIEF)[..., None], 0.0, solids.half)
+    solids = Solids(
+        solids.world_from_solid, half, kind, solids.shape, solids.look, solids.lamps, solids.moves, solids.focus
+    )
+    hits = cast(solids, rays)
+    lamp = solids.lamps.p_world[:, 0]
+    hidden = shadowed(solids, rays, hits, lamp)
+    start = rays.centre[:, None, None] + hits.distance[..., None] * rays.ray + 5e-3 * hits.normal_world
+    # What is first met on the way from the lamp.
+    towards = start - lamp[:, None, None]
+    back = cast(solids, Rays(lamp, towards, HW))
+    blocked = (back.distance < 1 - 2e-3) & (back.distance > 0)
+    agree = hidden == blocked
+    assert 0.02 < float(hidden.float().mean()) < 0.8
+    assert float(agree.float().mean()) > 0.98
+
+
+def world(batch: Batch, scene: int, view: int, uv_px: torch.Tensor) -> torch.Tensor:
+    """Points that pixels show."""
+    K, column, row = batch.K[scene, view], *uv_px.long().unbind(-1)
+    ray = torch.cat([(uv_px - K[:2, 2]) / K.diagonal()[:2], torch.ones(len(uv_px), 1)], 1)
+    return geometry.transform_points(
+        batch.world_from_cam[scene, view], ray * batch.depth[scene, view, row, column][:, None]
+    )
+
+
+def test_pixels_are_found_again_where_other_views_see_them(batch: Batch) -> None:
+    b, _, h, w = batch.depth.shape
+    g = torch.Generator().manual_seed(0)
+    uv_px = (torch.rand(b, 200, 2, generator=g) * torch.tensor([w, h])).floor() + 0.5
+    view = torch.full((b,), 1)
+    places, visible = batch.follow(view, uv_px)
+    torch.testing.assert_close(places[:, 1], uv_px, atol=2e-3, rtol=0)
+    assert bool(visible[:, 1].all())
+    # Where another view sees them, it shows the same solid at about the same place.
+    column, row = uv_px.long().unbind(-1)
+    for k in range(b):
+        solid, p_world = batch.solid[k, 1, row[k], column[k]], world(batch, k, 1, uv_px[k])
+        for other in (0, 2):
+            seen = visible[k, other].nonzero()[:, 0]
+            at = places[k, other, seen].floor() + 0.5
+            if len(seen) > 20:
+                there = batch.solid[k, other, at[:, 1].long(), at[:, 0].long()]
+                assert float((there == solid[seen]).float().mean()) > 0.9
+                gap = (world(batch, k, other, at) - p_world[seen]).norm(dim=-1)
+                assert float(gap.median()) < 0.1  # of pixels that are some centimetres wide
+    assert 0.15 < float(visible[:, [0, 2]].float().mean()) < 0.95
+
+
+def test_colours_of_points_agree_between_views(batch: Batch) -> None:
+    uv_px = torch.stack(torch.meshgrid(torch.arange(4, 80, 4.0), torch.arange(4, 52, 4.0), indexing="ij"), -1)
+    uv_px = uv_px.reshape(1, -1, 2).repeat(len(batch.rgb), 1, 1) + 0.5
+    places, visible = batch.follow(torch.zeros(len(batch.rgb), dtype=torch.int64), uv_px)
+    gaps, chance = [], []
+    for k in range(len(batch.rgb)):
+        seen = visible[k, 1]
+        here = batch.rgb[k, 0][:, uv_px[k, seen, 1].long(), uv_px[k, seen, 0].long()]
+        there = batch.rgb[k, 1][:, places[k, 1, seen, 1].long(), places[k, 1, seen, 0].long()]
+        gaps.append((here - there).abs().mean(0))
+        chance.append((here - there.flip(1)).abs().mean(0))
+    assert float(torch.cat(gaps).median()) < 0.6 * float(torch.cat(chance).median())
+
+
+def test_what_moves_is_followed_by_its_own_motion(moving: Batch) -> None:
+    assert bool(moving.moves.any(1).all())
+    assert 0.001 < float(moving.dynamic.float().mean()) < 0.5
+    b = len(moving.rgb)
+    found = 0
+    for k in range(b):
+        where = moving.dynamic[k, 0].nonzero()[:50]
+        if not len(where):
+            continue
+        uv_px = where.flip(1).float()[None] + 0.5
+        one = Batch(**{name: getattr(moving, name)[k : k + 1] for name in vars(moving)})
+        places, visible = one.follow(torch.tensor([0]), uv_px)
+        still = Batch(**{**vars(one), "world_from_solid": one.world_from_solid[:, :1].expand_as(one.world_from_solid)})
+        at_rest, _ = still.follow(torch.tensor([0]), uv_px)
+        seen = visible[0, 1]
+        if int(seen.sum()) > 5:
+            column, row = places[0, 1, seen].long().unbind(-1)
+            solid = one.solid[0, 0, where[:, 0], where[:, 1]][seen]
+            # The other view shows the same solid there, and mostly not where it would be at rest.
+            assert float((one.solid[0, 1, row, column] == solid).float().mean()) > 0.75
+            found += bool((places[0, 1] - at_rest[0, 1])[seen].norm(dim=-1).median() > 2)
+    assert found >= 2
+
+
+def test_views_share_what_was_asked_for() -> None:
+    shares = []
+    for index in range(4):
+        made = make_batch(
+            BatchOptions(scenes=8, views=3, hw=(56, 56), photo=0, overlap=(0.3, 0.8)), seed=9, index=index
+        )
+        v, u = torch.meshgrid(torch.arange(2, 56, 4) + 0.5, torch.arange(2, 56, 4) + 0.5, indexing="ij")
+        grid = torch.stack([u, v], -1).reshape(1, -1, 2).repeat(8, 1, 1)
+        seen = torch.stack([made.follow(torch.full((8,), k), grid)[1].float().mean(-1) for k in range(3)], 1)
+        both = torch.minimum(seen, seen.transpose(1, 2))
+        shares += [both[:, 0, 1], torch.maximum(both[:, 0, 2], both[:, 1, 2])]
+    share = torch.cat(shares)
+    # Chosen by small depth maps that are compared within a tenth: nearly all keep to the range.
+    assert float(((share > 0.2) & (share < 0.9)).float().mean()) > 0.85
+
+
+def test_a_batch_follows_from_its_seed_and_number_alone() -> None:
+    options = BatchOptions(scenes=2, views=2, hw=(28, 28))
+    first = make_batch(options, seed=3, index=7)
+    make_batch(options, seed=3, index=8)
+    again = make_batch(options, seed=3, index=7)
+    for name, value in vars(first).items():
+        assert torch.equal(value, getattr(again, name)), name
+    for other in (make_batch(options, seed=3, index=8), make_batch(options, seed=4, index=7)):
+        assert not torch.equal(first.rgb, other.rgb)
+
+
+def test_scenes_are_as_varied_as_they_should_be() -> None:
+    solids = draw_solids(Draw(0), 200, 1)
+    count = (solids.half.norm(dim=-1) > 0).sum(1)
+    assert int(count.min()) >= 8
+    assert int(count.max()) <= 65
+    present = solids.half.norm(dim=-1) > 0
+    kinds = solids.kind[present].bincount(minlength=8)
+    assert bool((kinds > 20).all())
+    assert bool((solids.look.pattern[present].bincount(minlength=5) > 200).all())
+
+
+@pytest.mark.parametrize("quality", [30, 60, 90])
+def test_jpeg_is_that_of_a_library(quality: int) -> None:
+    made = make_batch(BatchOptions(scenes=1, views=2, hw=(84, 56), photo=0), seed=2, index=0).rgb
+    ours = photos.jpeg(made, torch.full((1, 2), float(quality)))
+    for k in range(2):
+        buffer = io.BytesIO()
+        picture = (255 * made[0, k].movedim(0, -1)).round().byte().numpy()
+        Image.fromarray(picture).save(buffer, "JPEG", quality=quality, subsampling=0)
+        theirs = np.asarray(Image.open(buffer)).astype(np.float32)
+        gap = 255 * ours[0, k].movedim(0, -1).numpy() - theirs
+        coded = float(np.abs(picture - theirs).mean())
+        assert float(np.abs(gap).mean()) < 0.12 * coded + 0.3
+
+
+def test_photographs_differ_from_pictures_by_as_much_as_asked() -> None:
+    rgb = make_batch(BatchOptions(scenes=2, views=2, hw=(56, 56), photo=0), seed=2, index=3).rgb
+    gaps = []
+    for strength in (0.0, 0.3, 1.0):
+        made = photos.photographed(rgb, Draw(1), torch.Generator().manual_seed(1), strength=strength)
+        assert float(made.min()) >= 0
+        assert float(made.max()) <= 1
+        gaps.append(float((made - rgb).abs().mean()))
+    assert gaps[0] == 0
+    assert gaps[1] < gaps[2]
+
+
+@pytest.mark.parametrize("options", [{"hw": (50, 56)}, {"scenes": 0}, {"views": 0}])
+def test_scenes_that_cannot_be_are_refused(options: dict[str, object]) -> None:
+    with pytest.raises(InputError, match="multiples of 14"):
+        BatchOptions(**options)  # pyright: ignore[reportArgumentType]

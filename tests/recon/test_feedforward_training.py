@@ -1,0 +1,286 @@
+"""Training of geo4d-s: losses that vanish at the truth, steps, slices that continue each other, what goes wrong."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from geo4d.core import geometry
+from geo4d.core.errors import InputError
+from geo4d.core.progress import Progress
+from geo4d.core.stream.batches import Batch, BatchOptions, make_batch
+from recon.feedforward import training, validation
+from recon.feedforward.geo4d_s import CONFIGS, GEO4D_S, GEO4D_XS, Geo4dS, Geo4dSOutput, registers
+from recon.feedforward.layers import encode_pose
+from recon.feedforward.losses import LossWeights, Pairs, Truth, losses, unprojected
+from recon.feedforward.recipe import RECIPES, Recipe, Stage
+from recon.feedforward.trained import CARD, INDEX
+from recon.feedforward.training import BEST, LOG, STATE, Training, read_state, train
+from recon.feedforward.weights import load_weights
+
+HW = (56, 70)
+TINY = replace(
+    RECIPES["geo4d-xs"], stages=(Stage(1.0, (42,), (2, 3), (0.4, 0.9), 0.2, 0.3),), pixels=6 * 42 * 42, pictures=10_000,
+    points=32,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def batch() -> Batch:
+    return make_batch(BatchOptions(scenes=2, views=3, hw=HW, photo=0, moving_share=0), seed=1, index=1)
+
+
+def perfect(truth: Truth, batch: Batch) -> Geo4dSOutput:
+    """What a network would say that knows the truth; descriptors are of the places of points."""
+    b, v, h, w = truth.depth.shape
+    rows, columns = 8 * h // 14, 8 * w // 14
+    y = (torch.arange(rows) + 0.5) * h / rows
+    x = (torch.arange(columns) + 0.5) * w / columns
+    at = torch.stack([x.expand(rows, -1), y[:, None].expand(-1, columns), torch.ones(rows, columns)], -1)
+    ahead = at @ torch.linalg.inv(truth.K)[..., None, :, :].transpose(-1, -2)
+    ahead = ahead @ truth.world_from_cam[..., None, :3, :3].transpose(-1, -2)
+    centre = truth.world_from_cam[..., None, None, :3, 3].expand_as(ahead)
+    waves = torch.randn(3, 64, generator=torch.Generator().manual_seed(0)) * 6
+    p_world = unprojected(truth.depth, truth.K, truth.world_from_cam)
+    p_small = torch.nn.functional.interpolate(
+        p_world.flatten(0, 1).movedim(-1, 1), (rows, columns), mode="bilinear", align_corners=False
+    )
+    described = torch.cat([(p_small.movedim(1, -1) @ waves).sin(), (p_small.movedim(1, -1) @ waves).cos()], -1)
+    described = torch.nn.functional.normalize(described, dim=-1).unflatten(0, (b, v))
+    sure = torch.ones_like(truth.depth)
+    return Geo4dSOutput(
+        truth.depth, sure, torch.cat([ahead, centre], -1), torch.ones(b, v, rows, columns),
+        encode_pose(truth.world_from_cam, truth.K, (h, w)), geometry.rigid_inverse(truth.world_from_cam), truth.K,
+        described,
+    )  # fmt: skip
+
+
+def parts_of(out: Geo4dSOutput, batch: Batch) -> dict[str, float]:
+    pairs = Pairs.of(batch, 64, torch.Generator().manual_seed(0))
+    return {k: float(v) for k, v in losses(out, Truth.of(batch), pairs, LossWeights()).items()}
+
+
+def test_the_truth_is_in_the_first_view_and_of_mean_distance_one(batch: Batch) -> None:
+    truth = Truth.of(batch)
+    torch.testing.assert_close(truth.world_from_cam[:, 0], torch.eye(4).expand(2, 4, 4), atol=1e-5, rtol=0)
+    far = unprojected(truth.depth, truth.K, truth.world_from_cam).norm(dim=-1).mean((1, 2, 3))
+    torch.testing.assert_close(far, torch.ones(2), atol=1e-4, rtol=0)
+    # Poses and depth are of one world: points of the second view lie where the first sees them.
+    pairs = Pairs.of(batch, 64, torch.Generator().manual_seed(3))
+    assert float(pairs.seen.float().mean()) > 0.1
+
+
+def test_losses_vanish_at_the_truth_and_each_grows_with_its_error(batch: Batch) -> None:
+    truth = Truth.of(batch)
+    out = perfect(truth, batch)
+    right = parts_of(out, batch)
+    assert right["camera"] < 1e-4
+    assert right["depth"] < 1e-5
+    assert right["point"] < 1e-4
+    assert right["ray"] < 1e-4
+    assert right["track"] < 0.05  # depth between pixels
+    shifted = out.pose_enc + torch.tensor([0.1, 0, 0, 0, 0, 0, 0, 0, 0])
+    wrong = {
+        "camera": replace(out, pose_enc=shifted),
+        "depth": replace(out, depth=1.3 * out.depth),
+        "point": replace(out, depth=1.3 * out.depth),
+        "ray": replace(out, ray=out.ray + 0.2),
+        "descriptor": replace(out, descriptor=out.descriptor.flip(2)),
+        "track": replace(out, depth=out.depth * (1 + 0.5 * torch.rand(out.depth.shape, generator=torch.Generator()))),
+    }
+    for name, bad in wrong.items():
+        assert parts_of(bad, batch)[name] > right[name] + 0.02, name
+
+
+def test_a_quaternion_of_the_other_sign_is_no_error(batch: Batch) -> None:
+    out = perfect(Truth.of(batch), batch)
+    flipped = out.pose_enc * torch.tensor([1.0, 1, 1, -1, -1, -1, -1, 1, 1])
+    assert parts_of(replace(out, pose_enc=flipped), batch)["camera"] < 1e-4
+
+
+def test_confidence_pays_where_it_is_right(batch: Batch) -> None:
+    truth = Truth.of(batch)
+    out = perfect(truth, batch)
+    off = torch.where(torch.arange(HW[1]) < HW[1] // 2, 1.0, 1.4)
+    half_wrong = replace(out, depth=out.depth * off)
+    sure = lambda left, right: replace(half_wrong, depth_conf=torch.where(off == 1, left, right).expand_as(out.depth))  # noqa: E731
+    told, untold, reverse = (parts_of(sure(*c), batch)["depth"] for c in ((9.0, 1.0), (1.0, 1.0), (1.0, 9.0)))
+    assert told < untold < reverse
+
+
+def test_scores_of_the_truth_are_perfect(batch: Batch) -> None:
+    truth = Truth.of(batch)
+    scores = validation.scored(lambda rgb: perfect(truth, batch), batch)
+    assert scores["auc@30"] > 99
+    assert scores["abs_rel"] < 1e-5
+    assert scores["matched"] > 0.8
+
+
+def test_the_network_for_use_is_as_small_as_promised() -> None:
+    with torch.device("meta"):
+        model = Geo4dS(GEO4D_S)
+    count = sum(p.numel() for p in model.parameters())
+    assert count <= 25e6
+    assert 2 * count <= 50e6
+
+
+def test_one_step_of_the_network_for_use_changes_every_weight_that_is_used() -> None:
+    recipe = replace(RECIPES["geo4d-s"], stages=(Stage(1.0, (42,), (2, 2), (0.4, 0.9), 0.2, 0.0),), pixels=2 * 42 * 42,
+                     points=16, known_share=1.0)  # fmt: skip
+    made = Training(recipe, seed=1)
+    made.state.pictures = 1_000_000
+    before = {k: v.clone() for k, v in made.model.state_dict().items()}
+    parts = made.step()
+    assert parts["gradient"] > 0
+    after = made.model.state_dict()
+    still = {k for k, v in before.items() if torch.equal(v, after[k])}
+    # With known cameras the learnt camera tokens are not used; everything else is.
+    assert still == {"backbone.pretrained.camera_token"}
+
+
+def test_register_tokens_attend_over_views_where_patches_do_not() -> None:
+    torch.manual_seed(0)
+    images = torch.randn(1, 2, 3, 28, 28)
+    other = images.clone()
+    other[:, 1] += 1
+    for blocks, touched in (((3, 5, 7), False), ((), True)):
+        config = registers(GEO4D_XS, 2, blocks)
+        torch.manual_seed(1)
+        model = Geo4dS(config).eval()
+        with torch.no_grad():
+            gap = (model(images).pose_enc - model(other).pose_enc)[:, 0].abs().max()
+            features = [model.backbone.pretrained(x, reference_view="first").patches[0][:, 0] for x in (images, other)]
+        assert float(gap) > 0
+        # At block 3 patches of the first view know of the second one only where patches attend over views.
+        assert (float((features[0] - features[1]).abs().max()) > 1e-6) == touched
+
+
+def test_training_learns(tmp_path: Path) -> None:
+    made = Training(replace(TINY, rate=1e-3, pictures=2000), seed=0)
+    made.state.pictures = 100
+    fixed = made.recipe.batch_at(0, seed=0, index=0)
+    again = make_batch(fixed, seed=0, index=0)
+    made._next = lambda: (again, False)  # pyright: ignore[reportAttributeAccessIssue]
+    totals = [made.step()["total"] for _ in range(25)]
+    assert sum(totals[-3:]) < 0.75 * sum(totals[:3])
+
+
+def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_training_goes_on_as_if_it_had_not_been_interrupted(tmp_path: Path) -> None:
+    whole = Training(TINY, seed=2)
+    for _ in range(4):
+        whole.step()
+    first = Training(TINY, seed=2)
+    first.step()
+    first.step()
+    first.save(tmp_path)
+    second = Training(TINY, seed=2)
+    second.resume(tmp_path)
+    second.step()
+    second.step()
+    assert second.state == whole.state
+    assert equal(second.tensors(), whole.tensors())
+
+
+def test_another_recipe_or_seed_is_refused_by_name(tmp_path: Path) -> None:
+    made = Training(TINY, seed=2)
+    made.step()
+    made.save(tmp_path)
+    with pytest.raises(InputError, match=r"(?s)begun with rate 0\.0006.*asked for were rate 0\.001"):
+        Training(replace(TINY, rate=1e-3), seed=2).resume(tmp_path)
+    with pytest.raises(InputError, match="begun with seed 2"):
+        Training(TINY, seed=3).resume(tmp_path)
+    bigger = Training(replace(TINY, network="geo4d-s", pixels=2 * 42 * 42), seed=2)
+    with pytest.raises(InputError, match='network "geo4d-xs"'):
+        bigger.resume(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "other"])
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path, damage: str) -> None:
+    made = Training(TINY)
+    made.step()
+    made.save(tmp_path)
+    path = tmp_path / STATE
+    whole = path.read_bytes()
+    path.write_bytes({"truncated": whole[: len(whole) // 2], "empty": b"", "other": b"not a training" * 100}[damage])
+    with pytest.raises(InputError, match="cannot go on with the training"):
+        Training(TINY).resume(tmp_path)
+
+
+def test_a_loss_that_is_no_number_is_undone_at_half_the_rate() -> None:
+    notes = Progress()
+    made = Training(TINY, seed=0, progress=notes)
+    made.step()
+    kept = {k: v.clone() for k, v in made.tensors().items()}
+    made._remember()
+    usual = made._losses
+    made._losses = lambda batch, known: {k: v * torch.nan for k, v in usual(batch, known).items()}  # pyright: ignore[reportAttributeAccessIssue]
+    made.step()
+    assert equal(made.tensors(), kept)
+    assert made.state.rate_factor == 0.5
+    assert made.state.batches == 2  # the batch is not tried again
+    assert any("back to step 1, from now on 0.5 of the rate" in note for note in notes.notes)
+    for _ in range(training.MOST_ROLLBACKS - 1):
+        made.step()
+    with pytest.raises(InputError, match="a smaller --rate"):
+        made.step()
+
+
+def test_a_slice_leaves_a_log_weights_and_a_card_and_the_next_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "LOGGED_EVERY_S", 0.0)
+    folder = tmp_path / "run"
+    first = train(folder, TINY, minutes=0.05, validation_scenes=2)
+    assert first["steps"] > 0
+    about, tensors = read_state(folder)
+    assert about["state"]["steps"] == first["steps"]
+    lines = [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
+    assert {"losses", "pictures_per_s"} <= lines[0].keys()
+    assert "auc@30" in lines[-1]["validation"]
+    card = json.loads((folder / BEST / CARD).read_text())
+    assert card["network"] == "geo4d-xs"
+    assert card["validation"] == lines[-1]["validation"]
+    model = Geo4dS(CONFIGS["geo4d-xs"])
+    load_weights(model, folder / BEST / INDEX)
+    mean = {k.removeprefix("average/"): v for k, v in tensors.items() if k.startswith("average/")}
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, mean[name].half().to(value.dtype), msg=name)
+    second = train(folder, TINY, minutes=0.05, validation_scenes=2)
+    assert second["steps"] > first["steps"]
+    steps = [json.loads(line)["steps"] for line in (folder / LOG).read_text().splitlines()]
+    assert steps == sorted(steps)
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_any_step(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="file"):
+        train(tmp_path / "file" / "run", TINY, minutes=0.05)
+
+
+def test_the_rate_rises_holds_and_falls() -> None:
+    recipe = replace(TINY, pictures=1000, rate=1e-3)
+    rates = [recipe.rate_at(n) for n in (1, 20, 500, 799, 900, 1000)]
+    assert rates[0] < 1e-4
+    assert rates[1:4] == pytest.approx([1e-3] * 3)
+    assert rates[4] == pytest.approx(5e-4)
+    assert rates[5] == pytest.approx(2e-5)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_make_batches_of_about_the_same_work(name: str) -> None:
+    recipe: Recipe = RECIPES[name]
+    for done in (0.0, 0.5, 0.9):
+        for index in range(20):
+            options = recipe.batch_at(int(done * recipe.pictures), seed=0, index=index)
+            assert options.scenes * options.views * options.hw[0] * options.hw[1] == pytest.approx(
+                recipe.pixels, rel=0.6
+            )
