@@ -12,7 +12,7 @@ CORNERS = 512
 """Of a picture that are looked for in the others."""
 RETURNS_CELLS = 1.5
 """A match counts where it leads back to within so many cells of the descriptor maps."""
-ALIKE = 0.6
+ALIKE = 0.8
 """Least cosine of two descriptors of one point."""
 
 

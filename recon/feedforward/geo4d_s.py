@@ -62,6 +62,7 @@ class Geo4dS(DA3):
 
     def __init__(self, config: Geo4dSConfig = GEO4D_S) -> None:
         super().__init__(config.graph)
+        self.full_config = config
         self.head = DescribingDpt(config)
         # From the start cameras look ahead by about a radian: near zero, a quaternion's direction would be anything.
         nn.init.constant_(self.cam_dec.fc_qvec.bias[3:].detach(), 1.0)

@@ -171,7 +171,8 @@ def _predict(
         return replace(prediction, facts={**prediction.facts, "backend": name})
 
     own_size = functools.partial(run, long_side=network.long_side)
-    check_once(name, weights, own_size, progress, most=plan.chunk_views)
+    if not network.bundled:  # geo4d's own weights come with their scores
+        check_once(name, weights, own_size, progress, most=plan.chunk_views)
     if plan.whole:
         with progress.stage("network"):
             return told(run(frames, priors))

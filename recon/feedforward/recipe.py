@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from geo4d.core.errors import InputError
 from geo4d.core.stream.batches import BatchOptions
@@ -111,6 +113,17 @@ RECIPES = {
     ),
 }  # fmt: skip
 """By name of the network: for one data-centre GPU, and for two cores."""
+
+
+def recipe_of(values: Mapping[str, Any]) -> Recipe:
+    """The recipe that `dataclasses.asdict` made these values of, by way of JSON or not."""
+
+    def tuples(value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+    own = {k: tuples(v) for k, v in values.items() if k not in ("stages", "weights")}
+    stages = tuple(Stage(**{k: tuples(v) for k, v in stage.items()}) for stage in values["stages"])
+    return Recipe(**own, stages=stages, weights=LossWeights(**values["weights"]))
 
 
 def steps_of_average(recipe: Recipe, steps: int) -> float:

@@ -20,7 +20,7 @@ from geo4d.core.stream.batches import Batch, make_batch
 from recon.feedforward import trained
 from recon.feedforward.geo4d_s import CONFIGS, Geo4dS, Geo4dSConfig, registers
 from recon.feedforward.losses import Pairs, Truth, losses
-from recon.feedforward.recipe import Recipe, finite, steps_of_average
+from recon.feedforward.recipe import Recipe, finite, recipe_of, steps_of_average
 from recon.feedforward.validation import validated
 from recon.feedforward.views import IMAGENET_MEAN, IMAGENET_STD
 
@@ -254,6 +254,15 @@ def read_state(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return about, tensors
 
 
+def read_recipe(folder: Path) -> Recipe:
+    """The recipe of the training in a folder.
+
+    Raises:
+        InputError: no training there, or a damaged one.
+    """
+    return recipe_of(read_state(folder)[0]["recipe"])
+
+
 def train(
     folder: Path,
     recipe: Recipe,
@@ -290,59 +299,91 @@ def train(
         training.resume(folder)
         progress.note(f"going on after {training.state.pictures} of {recipe.pictures} pictures")
     atomic.write_text(folder / "about.json", json.dumps(asdict(recipe), indent=2) + "\n")
-    log = _Log(folder / LOG, training.state.steps)
-    start = saved = shown = time.perf_counter()
-    before, seen, end = training.state.seconds, training.state.pictures, start + 60 * minutes
-    at_first, cost = training.state.pictures, 0.0
-    checked = time.perf_counter()
+    run = _Slice(training, folder, minutes, validation_scenes)
     with progress.stage("train"):
-        try:
-            while training.state.pictures < recipe.pictures:
-                now = time.perf_counter()
-                if now + 1.2 * cost >= end:
-                    break
-                parts = training.step()
-                now = time.perf_counter()
-                training.state.seconds = before + now - start
-                if now - shown > LOGGED_EVERY_S:
-                    speed = (training.state.pictures - seen) / (now - shown)
-                    log.add(training.state, {"losses": parts, "pictures_per_s": speed})
-                    progress.status(
-                        f"step {training.state.steps}, loss {parts['total']:.3f}, {speed:.0f} pictures/s, "
-                        f"{100 * training.state.pictures / recipe.pictures:.1f} %"
-                    )
-                    shown, seen = now, training.state.pictures
-                if now - checked > VALIDATED_EVERY_S:
-                    before_check = time.perf_counter()
-                    _validate(training, folder, log, validation_scenes)
-                    cost, checked = time.perf_counter() - before_check, time.perf_counter()
-                if time.perf_counter() - saved > SAVED_EVERY_S:
-                    training.save(folder)
-                    saved = time.perf_counter()
-        finally:
-            training.save(folder)
-    scores = _validate(training, folder, log, validation_scenes)
+        run.until_the_end()
+    scores = run.validate()
     training.save(folder)
-    speed = (training.state.pictures - at_first) / (time.perf_counter() - start)
     return {
         "folder": str(folder), "steps": training.state.steps, "pictures": training.state.pictures,
-        "share": training.state.pictures / recipe.pictures, "pictures_per_s": speed,
+        "share": training.state.pictures / recipe.pictures, "pictures_per_s": run.speed(),
         "validation": scores, "best_auc@30": training.state.best,
     }  # fmt: skip
 
 
-def _validate(training: Training, folder: Path, log: _Log, scenes: int) -> dict[str, float]:
-    """Score the mean weights; keep them where they are the best so far."""
-    scores = validated(training.average, training.recipe, scenes=scenes, device=training.device, dtype=training.dtype)
-    log.add(training.state, {"validation": scores})
-    if scores["auc@30"] > training.state.best:
-        training.state.best = scores["auc@30"]
-        trained.write_weights(folder / BEST, training.average, training.recipe, training.state, scores)
-    training.progress.note(
-        f"after {training.state.pictures} pictures: AUC@30 {scores['auc@30']:.1f}, "
-        f"depth AbsRel {scores['abs_rel']:.3f}, {100 * scores['matched']:.0f} % of descriptors match"
-    )
-    return scores
+class _Slice:
+    """Steps until the time is over, with what is logged, validated and saved on the way."""
+
+    def __init__(self, training: Training, folder: Path, minutes: float, scenes: int) -> None:
+        self.training, self.folder, self.scenes = training, folder, scenes
+        self.log = _Log(folder / LOG, training.state.steps)
+        self.start = self.shown = self.saved = self.checked = time.perf_counter()
+        self.end = self.start + 60 * minutes
+        self.before_s, self.at_first = training.state.seconds, training.state.pictures
+        self.seen, self.cost_s = training.state.pictures, 0.0
+        self.sums: dict[str, float] = {}
+        self.count = 0
+
+    def until_the_end(self) -> None:
+        """Of the time, less what a validation takes, or of the training; the state is saved whatever happens."""
+        training, now = self.training, time.perf_counter()
+        try:
+            while training.state.pictures < training.recipe.pictures and now + 1.2 * self.cost_s < self.end:
+                self._add(training.step())
+                now = time.perf_counter()
+                training.state.seconds = self.before_s + now - self.start
+                if now - self.shown > LOGGED_EVERY_S:
+                    self._show(now)
+                if now - self.checked > VALIDATED_EVERY_S:
+                    self.validate()
+                if now - self.saved > SAVED_EVERY_S:
+                    training.save(self.folder)
+                    self.saved = time.perf_counter()
+        finally:
+            if self.count:
+                self._show(time.perf_counter())
+            training.save(self.folder)
+
+    def speed(self) -> float:
+        """Pictures per second of the whole slice."""
+        return (self.training.state.pictures - self.at_first) / (time.perf_counter() - self.start)
+
+    def validate(self) -> dict[str, float]:
+        """Score the mean weights; keep them where they are the best so far."""
+        start, training = time.perf_counter(), self.training
+        scores = validated(
+            training.average, training.recipe, scenes=self.scenes, device=training.device, dtype=training.dtype
+        )
+        self.log.add(training.state, {"validation": scores})
+        if scores["auc@30"] > training.state.best:
+            training.state.best = scores["auc@30"]
+            trained.write_weights(self.folder / BEST, training.average, training.recipe, training.state, scores)
+        training.progress.note(
+            f"after {training.state.pictures} pictures: AUC@30 {scores['auc@30']:.1f}, "
+            f"depth AbsRel {scores['abs_rel']:.3f}, {100 * scores['matched']:.0f} % of descriptors match"
+        )
+        self.checked = time.perf_counter()
+        self.cost_s = self.checked - start
+        return scores
+
+    def _add(self, parts: Mapping[str, float]) -> None:
+        if all(map(finite, parts.values())):
+            self.sums = {k: self.sums.get(k, 0.0) + v for k, v in parts.items()}
+            self.count += 1
+
+    def _show(self, now: float) -> None:
+        """Means since the last time, logged and said."""
+        if not self.count:
+            return
+        state = self.training.state
+        means = {k: v / self.count for k, v in self.sums.items()}
+        speed = (state.pictures - self.seen) / (now - self.shown)
+        self.log.add(state, {"losses": means, "pictures_per_s": speed})
+        self.training.progress.status(
+            f"step {state.steps}, loss {means['total']:.3f}, {speed:.0f} pictures/s, "
+            f"{100 * state.pictures / self.training.recipe.pictures:.1f} %"
+        )
+        self.shown, self.seen, self.sums, self.count = now, state.pictures, {}, 0
 
 
 class _Log:

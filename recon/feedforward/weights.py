@@ -27,6 +27,7 @@ FAMILIES: dict[str, tuple[str, dict[tuple[int, ...], str]]] = {
             (1, 1, 384): "depth-anything/DA3-SMALL",
             (1, 1, 768): "depth-anything/DA3-BASE",
             (1, 1, 320): "geo4d/geo4d-s",
+            (1, 1, 128): "geo4d/geo4d-xs",
         },
     ),
     "aggregator.camera_token": ("a VGGT network", {(1, 2, 1, 1024): "facebook/VGGT-1B"}),

@@ -20,7 +20,7 @@ from recon.feedforward.layers import encode_pose
 from recon.feedforward.losses import LossWeights, Pairs, Truth, losses, unprojected
 from recon.feedforward.recipe import RECIPES, Recipe, Stage
 from recon.feedforward.trained import CARD, INDEX
-from recon.feedforward.training import BEST, LOG, STATE, Training, read_state, train
+from recon.feedforward.training import BEST, LOG, STATE, Training, read_recipe, read_state, train
 from recon.feedforward.weights import load_weights
 
 HW = (56, 70)
@@ -243,6 +243,7 @@ def test_a_slice_leaves_a_log_weights_and_a_card_and_the_next_goes_on(
     assert first["steps"] > 0
     about, tensors = read_state(folder)
     assert about["state"]["steps"] == first["steps"]
+    assert read_recipe(folder) == TINY
     lines = [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
     assert {"losses", "pictures_per_s"} <= lines[0].keys()
     assert "auc@30" in lines[-1]["validation"]

@@ -1,0 +1,108 @@
+"""geo4d-s: how fast its scenes are made, how fast it predicts, and how much its training taught it.
+
+    python benchmarks/geo4d_s.py [--training FOLDER] [--scenes 64] [--device cpu]
+
+- generator: pictures per second of batches of 4 views of 224 px, photographed, after one batch that warms up.
+- inference: seconds for 8 views of 252 px of the network at the size that is trained for use, random weights (they cost
+  as much time as learnt ones).
+- validation: the weights that a training kept (`geo4d train recon --resume FOLDER`), its first, untrained ones, and the
+  median of what is right without looking (all cameras at one place and depth that is the same everywhere), on generated
+  scenes that no training sees: 4 views each, AUC of poses, AbsRel of depth after one scale per scene, and the share of
+  points whose descriptor is found in another view within 3 % of the picture's width.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import RESULTS, write_result
+
+from geo4d.core.stream.batches import BatchOptions, make_batch
+from recon.feedforward import validation
+from recon.feedforward.geo4d_s import GEO4D_S, Geo4dS, Geo4dSOutput
+from recon.feedforward.recipe import Recipe
+from recon.feedforward.trained import CARD, INDEX
+from recon.feedforward.training import BEST, Training, normalised, read_recipe
+from recon.feedforward.weights import load_weights
+
+BATCHES, PASSES = 8, 5
+
+
+def generator(device: str) -> dict[str, Any]:
+    options = BatchOptions(scenes=4 if device == "cpu" else 64, views=4, hw=(224, 224))
+    times = []
+    for index in range(BATCHES + 1):
+        start = time.perf_counter()
+        float(make_batch(options, seed=1, index=index, device=device).rgb.mean())  # waits for the device
+        times.append(time.perf_counter() - start)
+    return {"pictures_per_s": BATCHES * options.scenes * options.views / sum(times[1:]), "hw": list(options.hw)}
+
+
+def inference(device: str) -> dict[str, Any]:
+    torch.manual_seed(0)
+    model = Geo4dS(GEO4D_S).to(device).eval()
+    images = torch.randn(1, 8, 3, 252, 252, device=device)
+    times = []
+    with torch.no_grad():
+        for _ in range(PASSES + 1):
+            start = time.perf_counter()
+            float(model(images).depth.mean())
+            times.append(time.perf_counter() - start)
+    return {"views": 8, "hw": [252, 252], "seconds": sorted(times[1:])[PASSES // 2]}
+
+
+def scores(recipe: Recipe, best: Path, scenes: int, device: str) -> dict[str, Any]:
+    batch = validation.held_out(recipe, scenes, device=device)
+
+    def of(model: Geo4dS) -> dict[str, float]:
+        def run(rgb: torch.Tensor) -> Geo4dSOutput:
+            with torch.no_grad():
+                return model(normalised(rgb))
+
+        return validation.scored(run, batch)
+
+    first = Training(recipe, device=device).average
+    trained = Geo4dS(first.full_config).to(device).eval()
+    load_weights(trained, best / INDEX)
+    return {"untrained": of(first), "trained": of(trained), "blind": blind(batch)}
+
+
+def blind(batch: validation.Batch) -> dict[str, float]:
+    """Of depth that is the same everywhere."""
+    flat = torch.ones_like(batch.depth)
+    scale = batch.depth.flatten(1).median(1).values[:, None, None, None]
+    return {"abs_rel": float(((flat * scale - batch.depth).abs() / batch.depth).mean())}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--training", type=Path, help="folder of a training")
+    parser.add_argument("--scenes", type=int, default=64)
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args()
+    path = RESULTS / "geo4d_s.json"
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    kept = {k: found[k] for k in ("trainings", "generator", "inference") if k in found}
+    kept.setdefault("trainings", {})
+    kept["generator"] = kept.get("generator", {}) | {args.device: generator(args.device)}
+    kept["inference"] = kept.get("inference", {}) | {args.device: inference(args.device)}
+    print(kept["generator"], kept["inference"], flush=True)
+    if args.training is not None:
+        recipe = read_recipe(args.training)
+        card = json.loads((args.training / BEST / CARD).read_text())
+        about = {k: card[k] for k in ("pictures", "planned", "steps", "minutes")}
+        kept["trainings"][recipe.network] = about | {
+            "scenes": args.scenes, "side_px": max(recipe.stages[-1].sides_px),
+            **scores(recipe, args.training / BEST, args.scenes, args.device),
+        }  # fmt: skip
+        print(json.dumps(kept["trainings"][recipe.network], indent=1))
+    print(write_result("geo4d_s", kept))
+
+
+if __name__ == "__main__":
+    main()

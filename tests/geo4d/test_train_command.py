@@ -1,0 +1,115 @@
+"""`geo4d train recon`: slices that go on, what is left in the folder, what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recon.feedforward.recipe import RECIPES, Stage
+from recon.feedforward.training import LOG, STATE, read_state, train
+
+TINY = replace(
+    RECIPES["geo4d-xs"], stages=(Stage(1.0, (42,), (2, 2), (0.4, 0.9), 0.2, 0.0),), pixels=4 * 42 * 42, points=16,
+    pictures=10_000,
+)  # fmt: skip
+
+# `train` with the tiny recipe, saved every second, until it is killed.
+SCRIPT = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from recon.feedforward import training
+from recon.feedforward.recipe import recipe_of
+import json
+training.SAVED_EVERY_S = 0.5
+training.train(Path(sys.argv[1]), recipe_of(json.loads(sys.argv[2])), minutes=5, validation_scenes=1)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RECIPES, "geo4d-xs", TINY)
+
+
+def test_slices_go_on_and_draw_a_curve(geo4d: Callable[..., Any], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    args = ("train", "recon", "--resume", folder, "--minutes", "0.05", "--network", "geo4d-xs", "--device", "cpu")
+    first = geo4d(*args, "--json")
+    assert first.code == 0, first.stderr
+    second = geo4d(*args)
+    assert second.code == 0, second.stderr
+    assert "going on after" in second.stderr
+    told = json.loads(first.stdout)
+    assert read_state(folder)[0]["state"]["steps"] > told["steps"] > 0
+    assert "AUC@30" in second.stderr
+    drawn = ET.fromstring((folder / "curve.svg").read_text())
+    titles = [t.text for t in drawn.iter("{http://www.w3.org/2000/svg}text") if t.get("font-weight") == "bold"]
+    assert titles[0] == "loss"
+    assert "validation: depth AbsRel" in titles
+    assert len(list(drawn.iter("{http://www.w3.org/2000/svg}polyline"))) == len(titles) + 1
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (("--minutes", "0"), "--minutes 0"),
+        (("--rate", "3"), "a rate between 0 and 1"),
+        (("--pictures", "-5"), "at least one picture"),
+        (("--without", "colour"), "relative, ray, descriptor, track"),
+        (("--register-only", "3"), "--registers 4"),
+        (("--register-only", "x", "--registers", "4"), "numbers of blocks"),
+        (("--device", "cuda"), "no CUDA device"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(
+    geo4d: Callable[..., Any], tmp_path: Path, args: tuple[str, ...], says: str
+) -> None:
+    run = geo4d("train", "recon", "--resume", tmp_path / "run", "--network", "geo4d-xs", *args)
+    assert run.code == 2
+    assert says in run.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_of_another_training_is_refused_and_left_alone(geo4d: Callable[..., Any], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    train(folder, TINY, minutes=0.02, validation_scenes=1)
+    before = {p.name: p.stat().st_mtime_ns for p in folder.iterdir()}
+    run = geo4d("train", "recon", "--resume", folder, "--network", "geo4d-xs", "--rate", "0.001", "--minutes", "1")
+    assert run.code == 2
+    assert "it was begun with rate" in run.stderr
+    assert {p.name: p.stat().st_mtime_ns for p in folder.iterdir()} == before
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
+def test_of_a_training_that_is_killed_only_the_last_part_is_lost(tmp_path: Path) -> None:
+    from dataclasses import asdict
+
+    folder = tmp_path / "run"
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder), json.dumps(asdict(TINY))])
+    try:
+        end = time.monotonic() + 120
+        while time.monotonic() < end and not (folder / STATE).exists():
+            time.sleep(0.1)
+        first = (folder / STATE).stat().st_mtime_ns
+        while time.monotonic() < end and (folder / STATE).stat().st_mtime_ns == first:
+            time.sleep(0.02)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    steps = read_state(folder)[0]["state"]["steps"]
+    assert steps > 0
+    told = train(folder, TINY, minutes=0.03, validation_scenes=1)
+    assert told["steps"] > steps
+    lines = [json.loads(line)["steps"] for line in (folder / LOG).read_text().splitlines()]
+    assert lines == sorted(lines)
