@@ -224,6 +224,7 @@ def fit(
     holdout_by: Literal["photo", "time", "camera"] = "photo",
     sh_degree: Literal[0, 1, 2, 3] = 2,
     exposure: bool = True,
+    shell: bool = True,
     refine_cameras: bool = False,
     motion: Literal["auto", "none", "bases", "hexplane"] = "auto",
     overwrite: bool = False,
@@ -245,6 +246,7 @@ def fit(
         holdout_by: hold back all photos of every k-th time, or of every k-th camera, instead.
         sh_degree: how much colours depend on the direction.
         exposure: estimate the exposure and white balance of every photo (--no-exposure takes them as they are).
+        shell: take gaps in depth that border on floor, walls or ground for these (--no-shell leaves them open).
         refine_cameras: let the poses of the photos move a little, for scenes whose cameras are not exact: where they
             are, it costs quality. The moved poses stand in metrics.json.
         motion: how Gaussians move: bases (a few rigid paths that each may blend), hexplane (a field, for what flows;
@@ -271,7 +273,7 @@ def fit(
     options = FitOptions(
         steps=steps, time_budget_s=None if minutes is None else 60 * minutes, max_gaussians=max_gaussians,
         image_size=image_size, holdout=holdout, holdout_by=holdout_by, sh_degree=sh_degree, exposure=exposure,
-        refine_cameras=refine_cameras, motion=motion, seed=seed,
+        shell=shell, refine_cameras=refine_cameras, motion=motion, seed=seed,
     )  # fmt: skip
     with _terminal(quiet=json) as progress:
         return fitting.fit_folder(

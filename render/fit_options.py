@@ -39,6 +39,7 @@ class FitOptions:
     exposure: bool = True
     refine_cameras: bool = False
     random_background: bool = True
+    shell: bool = True
     seed: int = 0
     first_gaussians: float = 0.4
     means_lr: float = 1.6e-4

@@ -27,6 +27,7 @@ from render.optimiser import Adam
 from render.photos import DEPTH_STRIDE, Photo, Photos
 from render.rasterizer.api import rasterization
 from render.rasterizer.cuda import choose_device
+from render.shell import with_shell
 from render.views import near_plane
 from render.warm_up import compile_kernels
 
@@ -156,7 +157,11 @@ class Fitter:
         self.train, self.test = split(scene, options)
         if len(self.train) < FEW_PHOTOS:
             self.progress.note(f"only {len(self.train)} photos to fit to: views far from them will be wrong")
-        self.photos = Photos(scene, self.train, options.image_size, self.device)
+        self.completed = scene
+        if options.shell:
+            with self.progress.stage("floor and walls"):
+                self.completed = with_shell(scene, self.train)
+        self.photos = Photos(self.completed, self.train, options.image_size, self.device)
         first, start = self._first()
         self.first, self.extent = len(first), _extent(scene, self.train, first)
         self.near = near_plane(first.means)
@@ -188,11 +193,11 @@ class Fitter:
 
     def _first(self) -> tuple[Gaussians, Beginning | None]:
         """The first Gaussians, those that stand still before those that move; and how these do, where some do."""
-        o, scene = self.options, self.scene
+        o = self.options
         count = max(1, int(o.first_gaussians * o.max_gaussians))
         start = self._start(count)
         still = initial_gaussians(
-            scene, count - (len(start.gaussians) if start else 0), frames=self.train, sh_degree=o.sh_degree,
+            self.completed, count - (len(start.gaussians) if start else 0), frames=self.train, sh_degree=o.sh_degree,
             seed=o.seed, still=start is not None,
         )  # fmt: skip
         return (still, None) if start is None else (still.joined(start.gaussians), start)
