@@ -25,9 +25,10 @@ from common import RESULTS, write_result
 from geo4d.core.stream.batches import BatchOptions, make_batch
 from recon.feedforward import validation
 from recon.feedforward.geo4d_s import GEO4D_S, Geo4dS, Geo4dSOutput
+from recon.feedforward.layers import normalised
 from recon.feedforward.recipe import Recipe
 from recon.feedforward.trained import CARD, INDEX
-from recon.feedforward.training import BEST, Training, normalised, read_recipe
+from recon.feedforward.training import BEST, Training, read_recipe
 from recon.feedforward.weights import load_weights
 
 BATCHES, PASSES = 8, 5

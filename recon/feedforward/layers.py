@@ -18,6 +18,8 @@ from geo4d.core.errors import InputError
 from geo4d.core.geometry import matrix_from_quat, quat_from_matrix, rigid
 
 PATCH = 14
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 Rope = tuple[Tensor, Tensor]
 """Cosines and sines `(n, 2, head_dim / 4)` of the rotary angles: row and column of every token."""
@@ -26,6 +28,12 @@ Rope = tuple[Tensor, Tensor]
 def full_precision(like: Tensor) -> AbstractContextManager[object]:
     """Switch autocast off, for what must stay in float32 (heads, cameras)."""
     return torch.autocast(like.device.type, enabled=False)
+
+
+def normalised(rgb: Tensor) -> Tensor:
+    """Pictures in [0, 1] `(..., 3, h, w)` as the networks take them."""
+    mean, std = (rgb.new_tensor(x)[:, None, None] for x in (IMAGENET_MEAN, IMAGENET_STD))
+    return (rgb - mean) / std
 
 
 def initialise(module: nn.Module) -> None:

@@ -19,10 +19,10 @@ from geo4d.core.progress import Progress
 from geo4d.core.stream.batches import Batch, make_batch
 from recon.feedforward import trained
 from recon.feedforward.geo4d_s import CONFIGS, Geo4dS, Geo4dSConfig, registers
+from recon.feedforward.layers import normalised
 from recon.feedforward.losses import Pairs, Truth, losses
 from recon.feedforward.recipe import Recipe, finite, recipe_of, steps_of_average
 from recon.feedforward.validation import validated
-from recon.feedforward.views import IMAGENET_MEAN, IMAGENET_STD
 
 STATE, LOG, BEST = "training.safetensors", "log.jsonl", "best"
 FORMAT = "geo4d-training-1"
@@ -58,6 +58,8 @@ class Training:
         self.recipe, self.seed, self.device = recipe, seed, torch.device(device)
         self.progress = progress or Progress()
         on_gpu = self.device.type == "cuda"
+        if on_gpu:
+            torch.set_float32_matmul_precision("high")  # of the heads, which stay in float32
         self.dtype = dtype or (torch.bfloat16 if on_gpu else torch.float32)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -218,12 +220,6 @@ def network_config(recipe: Recipe) -> Geo4dSConfig:
     """The network that a recipe trains."""
     config = CONFIGS[recipe.network]
     return registers(config, recipe.registers, recipe.register_only) if recipe.registers else config
-
-
-def normalised(rgb: Tensor) -> Tensor:
-    """Pictures in [0, 1] `(..., 3, h, w)` as the network takes them."""
-    mean, std = (rgb.new_tensor(x)[:, None, None] for x in (IMAGENET_MEAN, IMAGENET_STD))
-    return (rgb - mean) / std
 
 
 def _short(value: Any) -> str:

@@ -11,9 +11,9 @@ from torch import Tensor
 from geo4d.core import geometry, metrics
 from geo4d.core.stream.batches import Batch, BatchOptions, make_batch
 from recon.feedforward.geo4d_s import Geo4dS, Geo4dSOutput
+from recon.feedforward.layers import normalised
 from recon.feedforward.losses import Pairs, sampled
 from recon.feedforward.recipe import Recipe
-from recon.feedforward.views import IMAGENET_MEAN, IMAGENET_STD
 
 SEED = 2**40
 """Of the scenes; trainings have smaller ones."""
@@ -61,9 +61,8 @@ def validated(
     batch = held_out(recipe, scenes, device=device)
 
     def run(rgb: Tensor) -> Geo4dSOutput:
-        mean, std = (rgb.new_tensor(x)[:, None, None] for x in (IMAGENET_MEAN, IMAGENET_STD))
         with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            return model((rgb - mean) / std, chunk=4 * at_once)
+            return model(normalised(rgb), chunk=4 * at_once)
 
     return scored(run, batch, at_once=at_once)
 

@@ -22,11 +22,10 @@ from torch import Tensor
 from geo4d.core import geometry, pictures
 from geo4d.core.errors import InputError
 from geo4d.core.types import Camera, Frame, Frames, Observations
+from recon.feedforward.layers import IMAGENET_MEAN, IMAGENET_STD
 from recon.feedforward.prediction import Prediction
 from recon.priors import Priors
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 _STRETCH = 0.02
 _MOST_PATCHES = 512
 """Per side: more is a size typed wrong."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -285,3 +287,50 @@ def test_recipes_make_batches_of_about_the_same_work(name: str) -> None:
             assert options.scenes * options.views * options.hw[0] * options.hw[1] == pytest.approx(
                 recipe.pixels, rel=0.6
             )
+
+
+ALONE = """
+import sys
+
+class Refusing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"cv2", "scipy", "kornia", "pycolmap", "open3d", "av", "trimesh", "PIL", "matplotlib"}:
+            raise ImportError(f"{name} is not here")
+
+sys.meta_path.insert(0, Refusing())
+import geo4d.pipeline.training
+from recon.feedforward.recipe import RECIPES
+from recon.feedforward.training import Training
+from dataclasses import replace
+Training(replace(RECIPES["geo4d-xs"], pixels=2 * 70 * 70)).step()
+print("trained")
+"""
+
+
+def test_training_needs_torch_and_little_else() -> None:
+    done = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True, check=False)
+    assert done.stdout == "trained\n", done.stderr[-2000:]
+
+
+@pytest.mark.gpu
+def test_a_gpu_trains_as_a_processor_does() -> None:
+    made = [Training(TINY, seed=0, device=device, dtype=torch.float32) for device in ("cpu", "cuda")]
+    first, second = (m.step() for m in made)
+    assert second["total"] == pytest.approx(first["total"], rel=0.05)
+    half = Training(TINY, seed=0, device="cuda")
+    assert half.step()["total"] == pytest.approx(first["total"], rel=0.1)
+
+
+@pytest.mark.gpu
+def test_a_training_moves_between_devices(tmp_path: Path) -> None:
+    made = Training(TINY, seed=0, device="cuda")
+    made.step()
+    made.save(tmp_path)
+    again = Training(TINY, seed=0, device="cpu")
+    again.resume(tmp_path)
+    again.step()
+    again.save(tmp_path)
+    back = Training(TINY, seed=0, device="cuda")
+    back.resume(tmp_path)
+    back.step()
+    assert back.state.steps == 3
