@@ -22,13 +22,14 @@ from typing import Any
 import torch
 from common import RESULTS, write_result
 
+from geo4d.core import metrics
 from geo4d.core.stream.batches import BatchOptions, make_batch
 from recon.feedforward import validation
 from recon.feedforward.geo4d_s import GEO4D_S, Geo4dS, Geo4dSOutput
 from recon.feedforward.layers import normalised
 from recon.feedforward.recipe import Recipe
-from recon.feedforward.trained import CARD, INDEX
-from recon.feedforward.training import BEST, Training, read_recipe
+from recon.feedforward.trained import INDEX, read_card
+from recon.feedforward.training import BEST, Training
 from recon.feedforward.weights import load_weights
 
 BATCHES, PASSES = 8, 5
@@ -58,7 +59,7 @@ def inference(device: str) -> dict[str, Any]:
 
 
 def scores(recipe: Recipe, best: Path, scenes: int, device: str) -> dict[str, Any]:
-    batch = validation.held_out(recipe, scenes, device=device)
+    batch = validation.held_out(recipe, scenes, device=device, seed=validation.REPORTED)
 
     def of(model: Geo4dS) -> dict[str, float]:
         def run(rgb: torch.Tensor) -> Geo4dSOutput:
@@ -74,10 +75,13 @@ def scores(recipe: Recipe, best: Path, scenes: int, device: str) -> dict[str, An
 
 
 def blind(batch: validation.Batch) -> dict[str, float]:
-    """Of depth that is the same everywhere."""
+    """Of cameras that all stand in one place and depth that is the same everywhere."""
     flat = torch.ones_like(batch.depth)
     scale = batch.depth.flatten(1).median(1).values[:, None, None, None]
-    return {"abs_rel": float(((flat * scale - batch.depth).abs() / batch.depth).mean())}
+    same = torch.eye(4, dtype=torch.float64).expand(validation.VIEWS, 4, 4)
+    auc = [metrics.pose_auc(list(same), list(reference.double())) for reference in batch.world_from_cam.cpu()]
+    means = {k: sum(a[k] for a in auc) / len(auc) for k in ("auc@5", "auc@30")}
+    return means | {"abs_rel": float(((flat * scale - batch.depth).abs() / batch.depth).mean())}
 
 
 def main() -> None:
@@ -94,8 +98,7 @@ def main() -> None:
     kept["inference"] = kept.get("inference", {}) | {args.device: inference(args.device)}
     print(kept["generator"], kept["inference"], flush=True)
     if args.training is not None:
-        recipe = read_recipe(args.training)
-        card = json.loads((args.training / BEST / CARD).read_text())
+        recipe, card = read_card(args.training / BEST)
         about = {k: card[k] for k in ("pictures", "planned", "steps", "minutes")}
         kept["trainings"][recipe.network] = about | {
             "scenes": args.scenes, "side_px": max(recipe.stages[-1].sides_px),

@@ -25,8 +25,8 @@ POINTS, TRIES = 20_000, 1500
 """Points of depth maps that are looked at, and those of them whose tangents are tried as planes."""
 TOLERANCE = 0.012
 """Of the median distance from the cameras: points this near to a plane are on it."""
-LEAST_SHARE = 0.01
-"""Of the points, that a plane holds."""
+LEAST_SHARE, LEAST = 0.01, 30
+"""Of the points, that a plane holds, and how many at least."""
 BEHIND = 0.02
 """Of the points, that may lie behind a plane: mirrors, windows, mistakes."""
 SAME_WAY = 0.8
@@ -101,7 +101,7 @@ def shell_planes(scene: Scene, frames: Sequence[int], *, seed: int = 0) -> np.nd
         fits = ((eye @ n.T + offset) > near).all(0) & ((apart < -3 * near).mean(0) < BEHIND)
         count = np.where(fits, held.sum(0), 0)
         best = int(count.argmax())
-        if count[best] < LEAST_SHARE * len(point):
+        if count[best] < max(LEAST, LEAST_SHARE * len(point)):
             break
         own = point[held[:, best]]
         across = np.linalg.svd(own - own.mean(0), full_matrices=False)[2][2]

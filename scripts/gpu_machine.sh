@@ -4,15 +4,16 @@
 #   sh scripts/gpu_machine.sh pack [3.12]   where there is an index: wheels for that Python into build/wheels
 #   sh scripts/gpu_machine.sh setup         over there: an environment build/gpu beside the torch that is installed
 #
-# Then: build/gpu/bin/python -m pytest -m gpu -rs            (make test-gpu)
+# Then: build/gpu/bin/python -m pytest -m gpu -rs tests/geo4d/test_procedural.py tests/geo4d/test_stream.py \
+#           tests/render/test_rasterizer.py tests/render/test_parity_raster.py tests/render/test_views.py \
+#           tests/recon/test_feedforward_training.py            (make test-gpu without what is not there)
 #       build/gpu/bin/python -m geo4d.cli train recon --resume FOLDER --minutes 9
 #       build/gpu/bin/python benchmarks/geo4d_s.py --device cuda
 set -eu
 cd "$(dirname "$0")/.."
 
-# numpy, numba, einops, safetensors, tqdm and torch are taken from there.
-NEEDED="jaxtyping wadler-lindig beartype pytest pytest-xdist execnet pluggy iniconfig packaging scipy rich
- markdown-it-py mdurl pygments tyro typeguard shtab docstring-parser gsplat ninja pillow"
+# torch, numpy, numba, scipy, opencv, safetensors, jaxtyping, rich, pytest and ninja are taken from there.
+NEEDED="beartype tyro typeguard shtab docstring-parser gsplat"
 
 case "${1:-}" in
 pack)
@@ -30,7 +31,7 @@ setup)
     build/gpu/bin/python -c "import torch, gsplat, recon; print(torch.__version__, torch.cuda.get_device_name(0))"
     ;;
 *)
-    sed -n '2,10p' "$0"
+    sed -n '2,12p' "$0"
     exit 2
     ;;
 esac

@@ -376,12 +376,14 @@ def smooth_noise(p: Tensor, cell: Tensor, salt: Tensor, seed: int) -> Tensor:
     """Values of the eight lattice corners, blended smoothly."""
     blend = p - cell
     blend = blend * blend * (3 - 2 * blend)
+    weight = (1 - blend, blend)
     corner_cell = cell.int()
     value = p.new_zeros(*p.shape[:-1], 2)
-    for corner in range(8):
-        offset = torch.tensor([corner & 1, corner >> 1 & 1, corner >> 2 & 1], dtype=torch.int32, device=p.device)
-        w = torch.where(offset.bool(), blend, 1 - blend)
-        value += (w[..., 0] * w[..., 1] * w[..., 2])[..., None] * cell_noise(corner_cell + offset, salt, seed)
+    for corner in range(8):  # by numbers of Python: a tensor made here would make a GPU wait
+        bit = [corner >> k & 1 for k in range(3)]
+        w = weight[bit[0]][..., 0] * weight[bit[1]][..., 1] * weight[bit[2]][..., 2]
+        at = torch.stack([corner_cell[..., k] + bit[k] for k in range(3)], -1)
+        value += w[..., None] * cell_noise(at, salt, seed)
     return value
 
 

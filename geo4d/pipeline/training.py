@@ -13,6 +13,7 @@ from typing import Any
 from geo4d.core.errors import InputError
 from geo4d.core.io import atomic
 from geo4d.core.progress import Progress
+from recon.feedforward.geo4d_s import CONFIGS
 from recon.feedforward.losses import LossWeights
 from recon.feedforward.networks import pick_device
 from recon.feedforward.recipe import RECIPES, Recipe
@@ -44,8 +45,14 @@ def train_recon(
     """
     if not minutes > 0:
         raise InputError("cannot train for so long", found=f"--minutes {minutes:g}", accepted="more than 0")
+    where = pick_device(device)
+    if device == "auto" and where == "cpu" and network == "geo4d-s":
+        raise InputError(
+            "geo4d-s wants a GPU", found="none; two cores would take weeks and some 20 GB of memory",
+            accepted="--network geo4d-xs, which they train in an hour", hint="--device cpu tries it all the same",
+        )  # fmt: skip
     recipe = _recipe(network, pictures, rate, registers, register_only, without)
-    result = train(folder, recipe, minutes=minutes, seed=seed, device=pick_device(device), progress=progress)
+    result = train(folder, recipe, minutes=minutes, seed=seed, device=where, progress=progress)
     write_curve(folder)
     return {**result, "curve": str(folder / CURVE)}
 
@@ -67,11 +74,18 @@ def _recipe(
         raise InputError(
             "--register-only needs register tokens", found="--registers 0", accepted="1 or more", hint="--registers 4"
         )
+    last = CONFIGS[network].graph.vit.depth - 1
+    if registers < 0 or not all(0 < k <= last and k % 2 for k in blocks):
+        raise InputError(
+            "cannot build the network", found=f"--registers {registers} --register-only {register_only or 'none'}",
+            accepted=f"0 or more, and odd blocks up to {last}: these attend over all views",
+        )  # fmt: skip
     recipe = replace(
         RECIPES[network], registers=registers, register_only=blocks,
         weights=replace(LossWeights(), **dict.fromkeys(left_out, 0.0)),
     )  # fmt: skip
-    return replace(recipe, pictures=pictures or recipe.pictures, rate=rate or recipe.rate)
+    pictures = recipe.pictures if pictures is None else pictures
+    return replace(recipe, pictures=pictures, rate=recipe.rate if rate is None else rate)
 
 
 def write_curve(folder: Path) -> None:
@@ -101,7 +115,7 @@ def _panel(title: str, lines: Sequence[tuple[str, Sequence[tuple[float, float]]]
     """One chart; values are averaged where there are more than its pixels."""
     left, top = _LEFT + (k % 2) * _WIDTH, _TOP + (k // 2) * (_HEIGHT + 2 * _TOP)
     wide = _WIDTH - _LEFT - 14
-    points = [p for _, line in lines for p in line if math.isfinite(p[1])]
+    points = [p for _, line in lines for p in line if p[1] is not None and math.isfinite(p[1])]
     out = [f'<text x="{left}" y="{top - 7}" font-weight="bold">{escape(title)}</text>']
     if not points:
         return "".join([*out, f'<text x="{left}" y="{top + 20}" fill="#777">none yet</text>'])
@@ -116,7 +130,9 @@ def _panel(title: str, lines: Sequence[tuple[str, Sequence[tuple[float, float]]]
         out.append(f'<text x="{left - 5}" y="{y + 4:.1f}" text-anchor="end">{low + share * (high - low):.3g}</text>')
     out.append(f'<text x="{left + wide}" y="{top + _HEIGHT + 14}" text-anchor="end">{most_x:,.0f} pictures</text>')
     for (name, line), colour in zip(lines, ("#1f77b4", "#ff7f0e"), strict=False):
-        shown = [place(x, y) for x, y in _thinned([p for p in line if math.isfinite(p[1])], wide // 2)]
+        shown = [
+            place(x, y) for x, y in _thinned([p for p in line if p[1] is not None and math.isfinite(p[1])], wide // 2)
+        ]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in shown)
         out.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
         out.extend(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2" fill="{colour}"/>' for x, y in shown if len(shown) < 40)

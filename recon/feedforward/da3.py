@@ -240,9 +240,10 @@ class MultiViewVit(Vit):
         for i, block in enumerate(self.blocks):
             if start is not None and i == start - 1 and s > 2 and camera is None:
                 reference = choose_reference(x[:, :, 0], reference_view)
-                order = reference_first(reference, s)
-                x, local = _reordered(x, order), _reordered(local, order)
-                keys = None if keys is None else _reordered(keys, order)
+                if reference_view != "first":
+                    order = reference_first(reference, s)
+                    x, local = _reordered(x, order), _reordered(local, order)
+                    keys = None if keys is None else _reordered(keys, order)
             if i == start:
                 x = torch.cat([self._camera(b, s) if camera is None else camera[:, :, None], x[:, :, 1:]], 2)
             rotated = self.family.rope_from is not None and i >= self.family.rope_from

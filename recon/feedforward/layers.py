@@ -196,6 +196,8 @@ class Vit(nn.Module):
         self.blocks = nn.ModuleList(self._block(i) for i in range(config.depth))
         self.norm = nn.LayerNorm(config.dim, eps=config.norm_eps)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        if self.register_tokens is not None:  # which have no position: equal ones would stay equal
+            nn.init.trunc_normal_(self.register_tokens, std=0.02)
 
     def _block(self, i: int) -> Block:
         c = self.config

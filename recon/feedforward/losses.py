@@ -24,8 +24,10 @@ CONF_WEIGHT = 0.2
 FAR = 5.0
 """Errors of points and rays are not counted beyond: a wrong camera throws them anywhere."""
 TEMPERATURE = 0.07
-NEAR_PX = 6.0
-"""Points as near to each other as this in a picture are no opposites."""
+LEAST_UNIT = 0.05
+"""Of the distance of cameras, as a share of that of points: nearly in one place they give no unit."""
+SUREST = 100.0
+"""Confidence beyond this counts as this."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,14 @@ class Truth:
         far = unprojected(batch.depth, batch.K, first).norm(dim=-1).mean((1, 2, 3)).clamp_min(1e-6)
         pose = geometry.rigid(first[..., :3, :3], first[..., :3, 3] / far[:, None, None])
         return Truth(batch.rgb, pose, batch.K, batch.depth / far[:, None, None, None])
+
+    def by_cameras(self) -> Truth:
+        """In units of the median distance of the other cameras from the first, as known poses are given in use."""
+        distance = self.world_from_cam[:, 1:, :3, 3].norm(dim=-1)
+        unit = distance.quantile(0.5, 1) if distance.shape[1] else torch.ones_like(self.depth[:, 0, 0, 0])
+        unit = unit.clamp_min(LEAST_UNIT)
+        pose = geometry.rigid(self.world_from_cam[..., :3, :3], self.world_from_cam[..., :3, 3] / unit[:, None, None])
+        return Truth(self.rgb, pose, self.K, self.depth / unit[:, None, None, None])
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,12 +164,14 @@ def _between(world_from_cam: Tensor) -> tuple[Tensor, Tensor]:
 
 def _confident(error: Tensor, confidence: Tensor) -> Tensor:
     """Errors as they are, and weighted by a confidence that costs where it is low."""
+    # What is beyond the limit is still pulled back: the value is clamped, the gradient is not.
+    confidence = confidence + (confidence.clamp_max(SUREST) - confidence).detach()
     return (error + CONF_WEIGHT * (confidence * error - CONF_WEIGHT * confidence.log())).mean()
 
 
 def _depth(out: Geo4dSOutput, truth: Truth) -> Tensor:
     gap = out.depth.log() - truth.depth.log()
-    return _confident(gap.abs(), out.depth_conf.clamp_max(1e3)) + _gradients(gap)
+    return _confident(gap.abs(), out.depth_conf) + _gradients(gap)
 
 
 def _gradients(gap: Tensor) -> Tensor:
@@ -188,7 +200,7 @@ def _rays(out: Geo4dSOutput, truth: Truth, hw: tuple[int, int]) -> Tensor:
     centre = truth.world_from_cam[..., None, None, :3, 3].expand_as(out.ray[..., 3:])
     ahead = _lifted(uv_px, torch.ones_like(uv_px[..., 0]), truth.K, truth.world_from_cam) - centre
     error = (out.ray - torch.cat([ahead, centre], -1)).abs().mean(-1).clamp_max(FAR)
-    return _confident(error, out.ray_conf.clamp_max(1e3))
+    return _confident(error, out.ray_conf)
 
 
 def sampled(maps: Tensor, uv_px: Tensor, hw: tuple[int, int]) -> Tensor:
@@ -199,22 +211,23 @@ def sampled(maps: Tensor, uv_px: Tensor, hw: tuple[int, int]) -> Tensor:
 
 
 def _descriptors(out: Geo4dSOutput, pairs: Pairs, hw: tuple[int, int]) -> Tensor:
-    """Each point is told from all others of its picture by the descriptor that the other view has of it; and back."""
+    """Each point is told from all cells of the other view, by the four that lie round where this sees it."""
     if out.descriptor.shape[1] < 2:
         return out.descriptor.sum() * 0
     scene = torch.arange(len(pairs.view), device=pairs.view.device)
-    here, there = (
-        F.normalize(sampled(out.descriptor[scene, pairs.view[:, k]], pairs.uv_px[k], hw), dim=-1) for k in range(2)
-    )
-    alike = here @ there.transpose(1, 2) / TEMPERATURE
-    total, seen = alike.new_zeros(()), pairs.seen
-    self_pair = torch.eye(alike.shape[1], dtype=torch.bool, device=alike.device)
-    for k, logits in ((1, alike), (0, alike.transpose(1, 2))):
-        close = torch.cdist(pairs.uv_px[k], pairs.uv_px[k]) < NEAR_PX
-        excluded = (close | ~seen[:, None]) & ~self_pair
-        each = logits.masked_fill(excluded, -1e4).log_softmax(-1).diagonal(dim1=1, dim2=2)
-        total = total - (each * seen).sum() / seen.sum().clamp_min(1)
-    return total / 2
+    own = F.normalize(sampled(out.descriptor[scene, pairs.view[:, 0]], pairs.uv_px[0], hw), dim=-1)
+    maps = out.descriptor[scene, pairs.view[:, 1]]
+    rows, columns = maps.shape[1:3]
+    chance = (own @ maps.flatten(1, 2).transpose(1, 2) / TEMPERATURE).log_softmax(-1)
+    cell = pairs.uv_px[1] * pairs.uv_px[1].new_tensor([columns / hw[1], rows / hw[0]]) - 0.5
+    corner = cell.floor()
+    part = cell - corner
+    told = torch.zeros_like(cell[..., 0])
+    for dx, dy in ((0, 0), (1, 0), (0, 1), (1, 1)):
+        x, y = (corner[..., 0] + dx).clamp(0, columns - 1), (corner[..., 1] + dy).clamp(0, rows - 1)
+        weight = (part[..., 0] if dx else 1 - part[..., 0]) * (part[..., 1] if dy else 1 - part[..., 1])
+        told = told + weight * chance.gather(-1, (y * columns + x).long()[..., None])[..., 0]
+    return -(told * pairs.seen).sum() / pairs.seen.sum().clamp_min(1)
 
 
 def _tracks(out: Geo4dSOutput, truth: Truth, pairs: Pairs) -> Tensor:

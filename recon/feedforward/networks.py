@@ -267,7 +267,8 @@ def _geo4d(
     out = model(seen.rgb[None].to(device), mask=mask, **_given(seen, priors, device))
     found = {k: getattr(out, k) for k in CAMERAS_AND_DEPTH}
     grey = (colours(seen).mean(1) * 255).round().byte().numpy()
-    track, frame, uv_px = follow_corners(out.descriptor[0].cpu(), grey, seen.usable.numpy())
+    with torch.autocast("cpu", enabled=False):
+        track, frame, uv_px = follow_corners(out.descriptor[0].float().cpu(), grey, seen.usable.numpy())
     return found, _lifted_tracks(seen, found, track, frame, uv_px) if len(track) else None
 
 

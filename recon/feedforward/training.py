@@ -21,15 +21,18 @@ from recon.feedforward import trained
 from recon.feedforward.geo4d_s import CONFIGS, Geo4dS, Geo4dSConfig, registers
 from recon.feedforward.layers import normalised
 from recon.feedforward.losses import Pairs, Truth, losses
-from recon.feedforward.recipe import Recipe, finite, recipe_of, steps_of_average
-from recon.feedforward.validation import validated
+from recon.feedforward.recipe import Recipe, finite, steps_of_average
+from recon.feedforward.validation import held_out, validated
 
 STATE, LOG, BEST = "training.safetensors", "log.jsonl", "best"
 FORMAT = "geo4d-training-1"
+TOLD_AFTER_S = 60.0
 SAVED_EVERY_S, LOGGED_EVERY_S, VALIDATED_EVERY_S = 120.0, 5.0, 240.0
 GOOD_EVERY = 100
 """Steps after which a state that was finite all the while is remembered, to go back to."""
 MOST_ROLLBACKS = 8
+RECOVERS_AFTER = 1000
+"""Good steps after which a rate that was halved is doubled again."""
 
 
 @dataclass
@@ -43,6 +46,8 @@ class State:
     rate_factor: float = 1.0
     rollbacks: int = 0
     seconds: float = 0.0
+    good_steps: int = 0
+    """Since the last time that something was undone, or the rate recovered."""
     best: float = -1.0
     """Validation AUC@30 of the weights that are kept."""
 
@@ -58,8 +63,6 @@ class Training:
         self.recipe, self.seed, self.device = recipe, seed, torch.device(device)
         self.progress = progress or Progress()
         on_gpu = self.device.type == "cuda"
-        if on_gpu:
-            torch.set_float32_matmul_precision("high")  # of the heads, which stay in float32
         self.dtype = dtype or (torch.bfloat16 if on_gpu else torch.float32)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -100,6 +103,9 @@ class Training:
             return numbers
         self.optimizer.step()
         self.state.steps += 1
+        self.state.good_steps += 1
+        if self.state.rate_factor < 1 and self.state.good_steps >= RECOVERS_AFTER:
+            self.state.rate_factor, self.state.good_steps = min(1.0, 2 * self.state.rate_factor), 0
         self.state.pictures += batch.rgb.shape[0] * batch.rgb.shape[1]
         self._average()
         if self.state.steps % GOOD_EVERY == 0:
@@ -114,7 +120,7 @@ class Training:
         return make_batch(options, seed=self.seed, index=index, device=self.device), known
 
     def _losses(self, batch: Batch, known: bool) -> dict[str, Tensor]:
-        truth = Truth.of(batch)
+        truth = Truth.of(batch).by_cameras() if known else Truth.of(batch)
         generator = torch.Generator(self.device).manual_seed(self.state.batches)
         pairs = Pairs.of(batch, self.recipe.points, generator)
         given = {"cam_from_world": geometry.rigid_inverse(truth.world_from_cam), "K": truth.K} if known else {}
@@ -140,11 +146,11 @@ class Training:
         if rollbacks > MOST_ROLLBACKS:
             raise InputError(
                 "the training does not hold", found=f"{wrong} not finite for the {rollbacks}th time",
-                accepted="a loss that stays finite", hint="a smaller --rate, or begin again with another --seed",
+                accepted="a loss that stays finite", hint="begin in another folder, with a smaller --rate",
             )  # fmt: skip
         self.set_tensors(self._good)
         factor = self.state.rate_factor / 2
-        self.state = replace(self._good_state, batches=batches, rollbacks=rollbacks, rate_factor=factor,
+        self.state = replace(self._good_state, batches=batches, rollbacks=rollbacks, rate_factor=factor, good_steps=0,
                              seconds=self.state.seconds, best=self.state.best)  # fmt: skip
         self._good_state = replace(self.state)
         self.progress.note(f"{wrong} not finite: back to step {self.state.steps}, from now on {factor:g} of the rate")
@@ -197,7 +203,10 @@ class Training:
         """
         about, tensors = read_state(folder)
         wanted = json.loads(json.dumps(asdict(self.recipe)))
-        differ = [k for k in wanted if wanted[k] != about["recipe"].get(k)] + ["seed"] * (about["seed"] != self.seed)
+        # The length may change: rate and difficulty follow the share that is done.
+        differ = [k for k in wanted if k != "pictures" and wanted[k] != about["recipe"].get(k)] + ["seed"] * (
+            about["seed"] != self.seed
+        )
         if differ:
             found = ", ".join(f"{k} {_short(about['recipe'].get(k, about['seed']))}" for k in differ)
             asked = ", ".join(f"{k} {_short(wanted.get(k, self.seed))}" for k in differ)
@@ -250,13 +259,14 @@ def read_state(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return about, tensors
 
 
-def read_recipe(folder: Path) -> Recipe:
-    """The recipe of the training in a folder.
-
-    Raises:
-        InputError: no training there, or a damaged one.
-    """
-    return recipe_of(read_state(folder)[0]["recipe"])
+def _check_begun(folder: Path) -> None:
+    """Refuse a folder with results of a training whose state is gone: a new one would replace them."""
+    left = [name for name in (LOG, BEST) if (folder / name).exists()]
+    if left:
+        raise InputError(
+            f"cannot go on with the training in {folder}", found=f"{' and '.join(left)}, but no {STATE}",
+            accepted="the whole folder of a training, or one without any", hint="name another folder to begin anew",
+        )  # fmt: skip
 
 
 def train(
@@ -294,7 +304,9 @@ def train(
     if (folder / STATE).exists():
         training.resume(folder)
         progress.note(f"going on after {training.state.pictures} of {recipe.pictures} pictures")
-    atomic.write_text(folder / "about.json", json.dumps(asdict(recipe), indent=2) + "\n")
+    else:
+        _check_begun(folder)
+    atomic.write_text(folder / "recipe.json", json.dumps(asdict(recipe), indent=2) + "\n")
     run = _Slice(training, folder, minutes, validation_scenes)
     with progress.stage("train"):
         run.until_the_end()
@@ -311,12 +323,14 @@ class _Slice:
     """Steps until the time is over, with what is logged, validated and saved on the way."""
 
     def __init__(self, training: Training, folder: Path, minutes: float, scenes: int) -> None:
-        self.training, self.folder, self.scenes = training, folder, scenes
+        self.training, self.folder = training, folder
         self.log = _Log(folder / LOG, training.state.steps)
         self.start = self.shown = self.saved = self.checked = time.perf_counter()
         self.end = self.start + 60 * minutes
         self.before_s, self.at_first = training.state.seconds, training.state.pictures
         self.seen, self.cost_s = training.state.pictures, 0.0
+        self.batch = held_out(training.recipe, scenes, device=training.device)
+        self.told = False
         self.sums: dict[str, float] = {}
         self.count = 0
 
@@ -324,7 +338,9 @@ class _Slice:
         """Of the time, less what a validation takes, or of the training; the state is saved whatever happens."""
         training, now = self.training, time.perf_counter()
         try:
-            while training.state.pictures < training.recipe.pictures and now + 1.2 * self.cost_s < self.end:
+            while training.state.pictures < training.recipe.pictures:
+                if training.state.pictures > self.at_first and now + 1.2 * self.cost_s >= self.end:
+                    break  # after one step at least
                 self._add(training.step())
                 now = time.perf_counter()
                 training.state.seconds = self.before_s + now - self.start
@@ -347,9 +363,7 @@ class _Slice:
     def validate(self) -> dict[str, float]:
         """Score the mean weights; keep them where they are the best so far."""
         start, training = time.perf_counter(), self.training
-        scores = validated(
-            training.average, training.recipe, scenes=self.scenes, device=training.device, dtype=training.dtype
-        )
+        scores = validated(training.average, self.batch, dtype=training.dtype)
         self.log.add(training.state, {"validation": scores})
         if scores["auc@30"] > training.state.best:
             training.state.best = scores["auc@30"]
@@ -360,6 +374,7 @@ class _Slice:
         )
         self.checked = time.perf_counter()
         self.cost_s = self.checked - start
+        self.shown += self.cost_s  # which is no time of training
         return scores
 
     def _add(self, parts: Mapping[str, float]) -> None:
@@ -380,6 +395,13 @@ class _Slice:
             f"{100 * state.pictures / self.training.recipe.pictures:.1f} %"
         )
         self.shown, self.seen, self.sums, self.count = now, state.pictures, {}, 0
+        if not self.told and now - self.start > TOLD_AFTER_S:
+            left_s = (self.training.recipe.pictures - state.pictures) / max(self.speed(), 1e-9)
+            self.training.progress.note(
+                f"at {self.speed():.0f} pictures per second the training ends after {left_s / 60:.0f} more minutes "
+                "(--pictures makes it shorter or longer, at any time)"
+            )
+            self.told = True
 
 
 class _Log:

@@ -108,6 +108,41 @@ def test_traced_surfaces_are_met_where_they_begin(kind: int) -> None:
     assert float(((found - first).abs() * length)[both].quantile(0.97)) < 6e-3
 
 
+def test_reliefs_are_met_at_grazing_angles() -> None:
+    n = 200
+    g = torch.Generator().manual_seed(0)
+    half = torch.tensor([3.0, 3.0, 0.08]).repeat(n, 1)
+    shape = torch.full((n,), 0.3)
+    # From above one end, aimed at the ground far away.
+    start = torch.tensor([-2.5, 0.0, 0.6]).repeat(n, 1)
+    aim = torch.stack([0.5 + 1.3 * torch.rand(n, generator=g), 2 * torch.rand(n, generator=g) - 1, torch.zeros(n)], -1)
+    ray = aim - start
+    middle, reach = -start / ray, half / ray.abs()
+    enter, leave = (middle - reach).amax(-1), (middle + reach).amin(-1)
+    found = casting._march(RELIEF, half, shape, start, ray, enter, leave)
+    assert bool(torch.isfinite(found).all())
+    p = start + found[:, None] * ray
+    gap = (p[:, 2] - casting._height(half, shape, p)).abs()
+    assert float(gap.quantile(0.95)) < 2e-3
+    steps = torch.linspace(0, 1, 600)
+    along = enter[:, None] + steps * (found - 1e-3 - enter)[:, None]
+    q = (start[:, None] + along[..., None] * ray[:, None]).reshape(-1, 3)
+    flat = lambda x: x.repeat_interleave(len(steps), 0)  # noqa: E731
+    before = (q[:, 2] - casting._height(flat(half), flat(shape), q)).view(along.shape).amin(1)
+    # Bumps that are thinner than a sample may be passed.
+    assert float((before > -2e-3).float().mean()) > 0.9
+
+
+def test_what_begins_in_a_solid_does_not_see_it() -> None:
+    one = torch.ones(1)
+    half = torch.tensor([[0.3, 0.3, 0.1]])
+    for kind in MARCHED:
+        inside = torch.tensor([[0.2, 0.0, 0.0]]) if kind == TORUS else torch.tensor([[0.0, 0.25, -0.09]])
+        near = torch.full((1,), casting.NEAR_M)
+        met = casting._march(kind, half, 0.1 * one, inside, torch.tensor([[0.1, 1.0, 0.3]]), near, one)
+        assert not bool(met < 0.01), kind
+
+
 def test_normals_are_across_surfaces_and_towards_the_camera() -> None:
     solids, rays = seen(3, scenes=6)
     hits = cast(solids, rays)
@@ -194,7 +229,7 @@ def test_what_moves_is_followed_by_its_own_motion(moving: Batch) -> None:
     assert bool(moving.moves.any(1).all())
     assert 0.001 < float(moving.dynamic.float().mean()) < 0.5
     b = len(moving.rgb)
-    found = 0
+    found, same = 0, []
     for k in range(b):
         where = moving.dynamic[k, 0].nonzero()[:50]
         if not len(where):
@@ -209,8 +244,9 @@ def test_what_moves_is_followed_by_its_own_motion(moving: Batch) -> None:
             column, row = places[0, 1, seen].long().unbind(-1)
             solid = one.solid[0, 0, where[:, 0], where[:, 1]][seen]
             # The other view shows the same solid there, and mostly not where it would be at rest.
-            assert float((one.solid[0, 1, row, column] == solid).float().mean()) > 0.75
+            same.append(one.solid[0, 1, row, column] == solid)
             found += bool((places[0, 1] - at_rest[0, 1])[seen].norm(dim=-1).median() > 2)
+    assert float(torch.cat(same).float().mean()) > 0.8
     assert found >= 2
 
 

@@ -16,13 +16,13 @@ from geo4d.core import geometry
 from geo4d.core.errors import InputError
 from geo4d.core.progress import Progress
 from geo4d.core.stream.batches import Batch, BatchOptions, make_batch
-from recon.feedforward import training, validation
+from recon.feedforward import networks, training, validation
 from recon.feedforward.geo4d_s import CONFIGS, GEO4D_S, GEO4D_XS, Geo4dS, Geo4dSOutput, registers
 from recon.feedforward.layers import encode_pose
 from recon.feedforward.losses import LossWeights, Pairs, Truth, losses, unprojected
 from recon.feedforward.recipe import RECIPES, Recipe, Stage
-from recon.feedforward.trained import CARD, INDEX
-from recon.feedforward.training import BEST, LOG, STATE, Training, read_recipe, read_state, train
+from recon.feedforward.trained import INDEX, read_card
+from recon.feedforward.training import BEST, LOG, STATE, Training, read_state, train
 from recon.feedforward.weights import load_weights
 
 HW = (56, 70)
@@ -99,6 +99,16 @@ def test_losses_vanish_at_the_truth_and_each_grows_with_its_error(batch: Batch) 
         assert parts_of(bad, batch)[name] > right[name] + 0.02, name
 
 
+def test_known_cameras_are_as_far_apart_as_in_use(batch: Batch) -> None:
+    truth = Truth.of(batch).by_cameras()
+    for pose, depth, usual in zip(truth.world_from_cam, truth.depth, Truth.of(batch).depth, strict=True):
+        given = networks._as_trained(geometry.rigid_inverse(pose.double()))
+        assert given is not None
+        torch.testing.assert_close(geometry.rigid_inverse(given).float(), pose, atol=1e-4, rtol=0)
+        factor = depth / usual
+        torch.testing.assert_close(factor, factor.mean().expand_as(factor))
+
+
 def test_a_quaternion_of_the_other_sign_is_no_error(batch: Batch) -> None:
     out = perfect(Truth.of(batch), batch)
     flipped = out.pose_enc * torch.tensor([1.0, 1, 1, -1, -1, -1, -1, 1, 1])
@@ -160,6 +170,23 @@ def test_register_tokens_attend_over_views_where_patches_do_not() -> None:
         assert float(gap) > 0
         # At block 3 patches of the first view know of the second one only where patches attend over views.
         assert (float((features[0] - features[1]).abs().max()) > 1e-6) == touched
+
+
+def test_register_tokens_become_different() -> None:
+    made = Training(replace(TINY, registers=2, register_only=(3,)), seed=0)
+    made.state.pictures = 500
+    made.step()
+    tokens = made.model.backbone.pretrained.register_tokens
+    assert tokens is not None
+    assert float((tokens[0, 0] - tokens[0, 1]).detach().abs().max()) > 1e-3
+
+
+def test_descriptors_that_are_off_by_a_few_cells_cost(batch: Batch) -> None:
+    out = perfect(Truth.of(batch), batch)
+    right, near = (parts_of(replace(out, descriptor=d), batch)["descriptor"] for d in (
+        out.descriptor, out.descriptor.roll(2, 3)
+    ))  # fmt: skip
+    assert near > right + 0.2
 
 
 def test_training_learns(tmp_path: Path) -> None:
@@ -245,11 +272,11 @@ def test_a_slice_leaves_a_log_weights_and_a_card_and_the_next_goes_on(
     assert first["steps"] > 0
     about, tensors = read_state(folder)
     assert about["state"]["steps"] == first["steps"]
-    assert read_recipe(folder) == TINY
     lines = [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
     assert {"losses", "pictures_per_s"} <= lines[0].keys()
     assert "auc@30" in lines[-1]["validation"]
-    card = json.loads((folder / BEST / CARD).read_text())
+    recipe, card = read_card(folder / BEST)
+    assert recipe == TINY
     assert card["network"] == "geo4d-xs"
     assert card["validation"] == lines[-1]["validation"]
     model = Geo4dS(CONFIGS["geo4d-xs"])
@@ -261,6 +288,36 @@ def test_a_slice_leaves_a_log_weights_and_a_card_and_the_next_goes_on(
     assert second["steps"] > first["steps"]
     steps = [json.loads(line)["steps"] for line in (folder / LOG).read_text().splitlines()]
     assert steps == sorted(steps)
+
+
+def test_results_of_a_training_whose_state_is_gone_are_not_replaced(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    train(folder, TINY, minutes=0.03, validation_scenes=2)
+    (folder / STATE).unlink()
+    kept = {p: p.read_bytes() for p in (folder / BEST).iterdir()}
+    with pytest.raises(InputError, match=r"log\.jsonl and best, but no training\.safetensors"):
+        train(folder, TINY, minutes=0.03, validation_scenes=2)
+    assert {p: p.read_bytes() for p in (folder / BEST).iterdir()} == kept
+
+
+def test_the_length_of_a_training_may_change(tmp_path: Path) -> None:
+    made = Training(TINY, seed=2)
+    made.step()
+    made.save(tmp_path)
+    longer = Training(replace(TINY, pictures=123_456), seed=2)
+    longer.resume(tmp_path)
+    assert longer.state == made.state
+
+
+def test_a_rate_that_was_halved_recovers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "RECOVERS_AFTER", 2)
+    made = Training(TINY, seed=0)
+    made.state.rate_factor = 0.25
+    factors = []
+    for _ in range(5):
+        made.step()
+        factors.append(made.state.rate_factor)
+    assert factors == [0.25, 0.5, 0.5, 1.0, 1.0]
 
 
 def test_a_folder_that_cannot_be_written_is_said_before_any_step(tmp_path: Path) -> None:

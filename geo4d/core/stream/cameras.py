@@ -157,11 +157,12 @@ def looked_up(depth: Tensor, uv_px: Tensor) -> Tensor:
 
 
 def _inside(solids: Solids, eye: Tensor) -> Tensor:
-    """Bool `(b, c)`: within the box of a solid, or hardly outside."""
-    solid_from_world = geometry.rigid_inverse(solids.world_from_solid[:, 0, 1:])
-    p = torch.einsum("bmij,bcj->bcmi", solid_from_world[..., :3, :3], eye) + solid_from_world[:, None, :, :3, 3]
-    half = solids.half[:, None, 1:]
-    return ((p.abs() < half + 0.1) & (half > 0)).all(-1).any(-1)
+    """Bool `(b, c)`: within the box of a solid, or hardly outside, as any of the views has it."""
+    solid_from_world = geometry.rigid_inverse(solids.world_from_solid[:, :, 1:])
+    turned = torch.einsum("bvmij,bcj->bcvmi", solid_from_world[..., :3, :3], eye)
+    p = turned + solid_from_world[:, None, ..., :3, 3]
+    half = solids.half[:, None, None, 1:]
+    return ((p.abs() < half + 0.1) & (half > 0)).all(-1).flatten(2).any(-1)
 
 
 def _linked(draw: Draw, share: Tensor, fit: Tensor, views: int, overlap: tuple[float, float]) -> Tensor:

@@ -22,6 +22,8 @@ PAIRS_CPU, PAIRS_GPU = 2**17, 2**25
 """Rays times solids that are looked at together: a processor is fastest in its cache, a GPU with much at once."""
 STEPS = 32
 """Of sphere tracing."""
+SAMPLES, HALVINGS = 48, 8
+"""Of a ray within the box of a relief, and of what lies between two of them where it goes under."""
 NEAR_M = 1e-3
 """Surfaces nearer than this are behind the camera."""
 SLACK_M = 1e-3
@@ -287,13 +289,39 @@ def _first(some: _Some, start: Tensor, ray: Tensor, limit: Tensor) -> Tensor:
 
 
 def _march(kind: int, half: Tensor, shape: Tensor, origin: Tensor, ray: Tensor, enter: Tensor, leave: Tensor) -> Tensor:
-    """Distances `(q,)` at which rays meet a surface between two distances; infinite where they do not."""
+    """Distances `(q,)` at which rays meet a surface between two others; infinite where they do not, or begin in it."""
+    if kind == RELIEF:
+        return _march_relief(half, shape, origin, ray, enter, leave)
     length, t = ray.norm(dim=-1), enter.clone()
     gap = _distance(kind, half, shape, origin + t[:, None] * ray)
+    inside = (gap <= 0) & (enter <= NEAR_M)
     for _ in range(STEPS):
         t = torch.minimum(t + gap.clamp_min(0) / length, leave)
         gap = _distance(kind, half, shape, origin + t[:, None] * ray)
-    return torch.where((gap < SLACK_M) & (t < leave), t, math.inf)
+    return torch.where((gap < SLACK_M) & (t < leave) & ~inside, t, math.inf)
+
+
+def _march_relief(half: Tensor, shape: Tensor, origin: Tensor, ray: Tensor, enter: Tensor, leave: Tensor) -> Tensor:
+    """The first of evenly spread samples that lies under the surface, halved back to where the ray went under: along a
+    ray that grazes it, distances to the surface shrink too slowly to be followed.
+    """
+
+    def above(t: Tensor) -> Tensor:
+        p = origin[:, None] + t[..., None] * ray[:, None]
+        flat = lambda x: x[:, None].expand(*t.shape, *x.shape[1:]).flatten(0, 1)  # noqa: E731
+        return (p[..., 2] - _height(flat(half), flat(shape), p.flatten(0, 1)).view(t.shape)) > 0
+
+    share = torch.linspace(0, 1, SAMPLES, device=enter.device)
+    t = enter[:, None] + share * (leave - enter)[:, None]
+    under = ~above(t)
+    first = under.int().argmax(1, keepdim=True)
+    low, high = t.gather(1, (first - 1).clamp_min(0)), t.gather(1, first)
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        is_above = above(middle)
+        low, high = torch.where(is_above, middle, low), torch.where(is_above, high, middle)
+    inside = under[:, 0] & (enter <= NEAR_M)
+    return torch.where(under.any(1) & ~inside, torch.where(first == 0, enter[:, None], high)[:, 0], math.inf)
 
 
 def _distance(kind: int, half: Tensor, shape: Tensor, p: Tensor) -> Tensor:

@@ -157,8 +157,8 @@ def draw_solids(draw: Draw, scenes: int, views: int, *, moving_share: float = 0.
     low, high = _SIZES[place].unbind(-2)
     half = low + (high - low) * draw.uniform(b, m, 3) ** 1.5
     table = _table(draw, b)
-    centre, rotation = _placed(draw, place, half, room, table)
     kind = _kinds(draw, place, half)
+    centre, rotation = _placed(draw, place, half, room, table)
     # The table's top, the relief of the floor and the room have places of their own.
     half[:, 1], centre[:, 1], kind[:, 1] = (
         table.half,
@@ -229,7 +229,8 @@ def _placed(draw: Draw, place: Tensor, half: Tensor, room: Tensor, table: _Table
     wall_xy = torch.where(along_is_x[..., None], torch.stack([slide, off], -1), torch.stack([off, slide], -1))
     hung_z = torch.minimum(draw.uniform(b, m, low=0.9, high=1.9), 2 * room[:, None, 2] - half[..., 2])
     floor_xy = draw.uniform(b, m, 2, low=-0.8, high=0.8) * across
-    top_xy = table.centre[:, None, :2] + draw.uniform(b, m, 2, low=-0.75, high=0.75) * table.half[:, None, :2]
+    # Within the table, however it is turned and even if it is round.
+    top_xy = table.centre[:, None, :2] + _within_circle(draw, b, m) * table.half[:, None, :2].amin(-1, keepdim=True)
     air_xy = draw.uniform(b, m, 2, low=-0.6, high=0.6) * across
     air_z = draw.uniform(b, m, low=0.15, high=0.85) * 2 * room[:, None, 2]
     on_table = (table.centre[:, 2] + table.half[:, 2])[:, None] + half[..., 2]
@@ -242,6 +243,12 @@ def _placed(draw: Draw, place: Tensor, half: Tensor, room: Tensor, table: _Table
     tumbled = geometry.matrix_from_quat(torch.nn.functional.normalize(draw.normal(b, m, 4), dim=-1))
     rotation = torch.where((place == _AIR)[..., None, None], tumbled, _turn(yaw))
     return torch.cat([xy, z[..., None]], -1), rotation
+
+
+def _within_circle(draw: Draw, b: int, m: int) -> Tensor:
+    """Places `(b, m, 2)` within nine tenths of the unit circle."""
+    angle, reach = draw.uniform(b, m, high=2 * math.pi), 0.9 * draw.uniform(b, m).sqrt()
+    return torch.stack([reach * angle.cos(), reach * angle.sin()], -1)
 
 
 def _kinds(draw: Draw, place: Tensor, half: Tensor) -> Tensor:
