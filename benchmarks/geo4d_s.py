@@ -25,8 +25,7 @@ from common import RESULTS, write_result
 from geo4d.core import metrics
 from geo4d.core.stream.batches import BatchOptions, make_batch
 from recon.feedforward import validation
-from recon.feedforward.geo4d_s import GEO4D_S, Geo4dS, Geo4dSOutput
-from recon.feedforward.layers import normalised
+from recon.feedforward.geo4d_s import GEO4D_S, Geo4dS
 from recon.feedforward.recipe import Recipe
 from recon.feedforward.trained import INDEX, read_card
 from recon.feedforward.training import BEST, Training
@@ -61,17 +60,11 @@ def inference(device: str) -> dict[str, Any]:
 def scores(recipe: Recipe, best: Path, scenes: int, device: str) -> dict[str, Any]:
     batch = validation.held_out(recipe, scenes, device=device, seed=validation.REPORTED)
 
-    def of(model: Geo4dS) -> dict[str, float]:
-        def run(rgb: torch.Tensor) -> Geo4dSOutput:
-            with torch.no_grad():
-                return model(normalised(rgb))
-
-        return validation.scored(run, batch)
-
     first = Training(recipe, device=device).average
     trained = Geo4dS(first.full_config).to(device).eval()
     load_weights(trained, best / INDEX)
-    return {"untrained": of(first), "trained": of(trained), "blind": blind(batch)}
+    learnt = {name: validation.validated(model, batch) for name, model in (("untrained", first), ("trained", trained))}
+    return learnt | {"blind": blind(batch)}
 
 
 def blind(batch: validation.Batch) -> dict[str, float]:

@@ -107,10 +107,12 @@ def arc_cameras(
     return Camera(K, look_at(eye, target, roll), hw)
 
 
-def look_at(eye_world: Tensor, target_world: Tensor, roll_rad: Tensor) -> Tensor:
-    """`world_from_cam` `(n, 4, 4)` of cameras at `eye_world` that look at `target_world`, with z up in the picture."""
+def look_at(eye_world: Tensor, target_world: Tensor, roll_rad: Tensor, up_world: Tensor | None = None) -> Tensor:
+    """`world_from_cam` `(*n, 4, 4)` of cameras at `eye_world` that look at `target_world`; up in the picture is z, or
+    `up_world` `(*n, 3)`.
+    """
     forward = torch.nn.functional.normalize(target_world - eye_world, dim=-1)
-    up = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64).expand_as(forward)
+    up = forward.new_tensor([0.0, 0.0, 1.0]).expand_as(forward) if up_world is None else up_world
     right = torch.nn.functional.normalize(torch.linalg.cross(forward, up), dim=-1)
     down = torch.linalg.cross(forward, right)
     level = torch.stack([right, down, forward], -1)

@@ -118,6 +118,8 @@ class DA3(nn.Module):
 
     optional_weights = ("head.scratch.output_conv[12]_aux.[012].*",)
     """Names in the published checkpoints that no output depends on; a checkpoint may lack them."""
+    usual_reference: ReferenceView = "saddle_balanced"
+    """How the reference view is chosen where nothing else is asked for."""
 
     def __init__(self, config: Da3Config = DA3_SMALL) -> None:
         super().__init__()
@@ -135,7 +137,7 @@ class DA3(nn.Module):
         cam_from_world: Tensor | None = None,
         K: Tensor | None = None,
         mask: Tensor | None = None,
-        reference_view: ReferenceView = "saddle_balanced",
+        reference_view: ReferenceView | None = None,
         chunk: int = 4,
     ) -> Da3Output:
         """
@@ -145,36 +147,28 @@ class DA3(nn.Module):
                 given world and units.
             K: `(b, s, 3, 3)` known intrinsics in pixels of `images`.
             mask: `(b, s, h/14, w/14)` bool, True = usable. Nothing depends on the pixels of other patches.
-            reference_view: how the view is chosen that the others are seen from, for 3 views and more without cameras.
+            reference_view: how the view is chosen that the others are seen from, for 3 views and more without cameras;
+                None: as is usual for the network.
             chunk: views that the dense head works on at a time.
 
         Raises:
             InputError: for other shapes, or poses without intrinsics.
         """
-        maps, pose_enc = self._predicted(images, cam_from_world, K, mask, reference_view, chunk)
-        depth, depth_conf, ray, ray_conf = maps
-        decoded = self._decoded(pose_enc, images)
-        return Da3Output(depth, depth_conf, ray, ray_conf, pose_enc, *decoded)
-
-    def _predicted(
-        self, images: Tensor, cam_from_world: Tensor | None, K: Tensor | None, mask: Tensor | None,
-        reference_view: ReferenceView, chunk: int,
-    ) -> tuple[tuple[Tensor, ...], Tensor]:  # fmt: skip
-        """The maps of the dense head, and the cameras as nine numbers."""
         grid_hw = picture_grid(images)
         usable = usable_patches(mask, (images.shape[0], images.shape[1]), grid_hw)
         camera = self._camera_tokens(images, cam_from_world, K)
-        features = self.backbone.pretrained(images, camera=camera, usable=usable, reference_view=reference_view)
+        how = reference_view or self.usual_reference
+        features = self.backbone.pretrained(images, camera=camera, usable=usable, reference_view=how)
         with full_precision(images):
             maps = by_chunks(lambda tokens: self.head(tokens, grid_hw), features.patches[:4], chunk)
-            return maps, self.cam_dec(features.camera[-1])
+            pose_enc = self.cam_dec(features.camera[-1])
+            world_from_cam, decoded_K = decode_pose(pose_enc, (images.shape[-2], images.shape[-1]))
+            return self._output(maps, pose_enc, rigid_inverse(world_from_cam), decoded_K)
 
-    @staticmethod
-    def _decoded(pose_enc: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
-        """`cam_from_world` and K of the nine numbers."""
-        with full_precision(images):
-            world_from_cam, K = decode_pose(pose_enc, (images.shape[-2], images.shape[-1]))
-            return rigid_inverse(world_from_cam), K
+    def _output(self, maps: tuple[Tensor, ...], pose_enc: Tensor, cam_from_world: Tensor, K: Tensor) -> Da3Output:
+        """Of the maps of the dense head and the cameras."""
+        depth, depth_conf, ray, ray_conf = maps
+        return Da3Output(depth, depth_conf, ray, ray_conf, pose_enc, cam_from_world, K)
 
     def _camera_tokens(self, images: Tensor, cam_from_world: Tensor | None, K: Tensor | None) -> Tensor | None:
         if cam_from_world is None and K is None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recon.feedforward.da3 import DA3, Da3Config, Da3Output, DualDpt, ReferenceView
+from recon.feedforward.da3 import DA3, Da3Config, Da3Output, DualDpt
 from recon.feedforward.layers import VitConfig
 
 DESCRIPTOR = 24
@@ -59,6 +59,7 @@ class Geo4dS(DA3):
     """
 
     optional_weights = ()
+    usual_reference = "first"
 
     def __init__(self, config: Geo4dSConfig = GEO4D_S) -> None:
         super().__init__(config.graph)
@@ -70,21 +71,9 @@ class Geo4dS(DA3):
         assert isinstance(fov, nn.Linear)
         nn.init.constant_(fov.bias.detach(), 1.0)
 
-    def forward(
-        self,
-        images: Tensor,
-        *,
-        cam_from_world: Tensor | None = None,
-        K: Tensor | None = None,
-        mask: Tensor | None = None,
-        reference_view: ReferenceView = "first",
-        chunk: int = 4,
-    ) -> Geo4dSOutput:
-        """As `DA3.forward`; it was trained with the first view as the reference."""
-        maps, pose_enc = self._predicted(images, cam_from_world, K, mask, reference_view, chunk)
+    def _output(self, maps: tuple[Tensor, ...], pose_enc: Tensor, cam_from_world: Tensor, K: Tensor) -> Geo4dSOutput:
         depth, depth_conf, ray, ray_conf, descriptor = maps
-        decoded = self._decoded(pose_enc, images)
-        return Geo4dSOutput(depth, depth_conf, ray, ray_conf, pose_enc, *decoded, descriptor)
+        return Geo4dSOutput(depth, depth_conf, ray, ray_conf, pose_enc, cam_from_world, K, descriptor)
 
 
 class DescribingDpt(DualDpt):

@@ -8,7 +8,7 @@ of VGGT (Wang et al. 2025) and Depth Anything 3, with logarithms of depth; descr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from geo4d.core import geometry
 from geo4d.core.stream.batches import Batch
+from geo4d.core.stream.cameras import unproject
 from recon.feedforward.geo4d_s import Geo4dSOutput
 from recon.feedforward.layers import encode_pose
 
@@ -61,16 +62,19 @@ class Truth:
         """Of generated scenes."""
         first = geometry.rigid_inverse(batch.world_from_cam[:, :1]) @ batch.world_from_cam
         far = unprojected(batch.depth, batch.K, first).norm(dim=-1).mean((1, 2, 3)).clamp_min(1e-6)
-        pose = geometry.rigid(first[..., :3, :3], first[..., :3, 3] / far[:, None, None])
-        return Truth(batch.rgb, pose, batch.K, batch.depth / far[:, None, None, None])
+        return Truth(batch.rgb, first, batch.K, batch.depth)._in_units(far)
 
     def by_cameras(self) -> Truth:
         """In units of the median distance of the other cameras from the first, as known poses are given in use."""
         distance = self.world_from_cam[:, 1:, :3, 3].norm(dim=-1)
         unit = distance.quantile(0.5, 1) if distance.shape[1] else torch.ones_like(self.depth[:, 0, 0, 0])
         unit = unit.clamp_min(LEAST_UNIT)
+        return self._in_units(unit)
+
+    def _in_units(self, unit: Tensor) -> Truth:
+        """With lengths measured in `unit` `(b,)`."""
         pose = geometry.rigid(self.world_from_cam[..., :3, :3], self.world_from_cam[..., :3, 3] / unit[:, None, None])
-        return Truth(self.rgb, pose, self.K, self.depth / unit[:, None, None, None])
+        return replace(self, world_from_cam=pose, depth=self.depth / unit[:, None, None, None])
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,16 +126,8 @@ def unprojected(depth: Tensor, K: Tensor, world_from_cam: Tensor) -> Tensor:
     """Points `(b, v, h, w, 3)` of depth `(b, v, h, w)` in the world."""
     h, w = depth.shape[-2:]
     v, u = torch.meshgrid(*(torch.arange(n, device=depth.device) + 0.5 for n in (h, w)), indexing="ij")
-    return _lifted(torch.stack([u, v], -1).expand(*depth.shape[:2], h, w, 2), depth, K, world_from_cam)
-
-
-def _lifted(uv_px: Tensor, depth: Tensor, K: Tensor, world_from_cam: Tensor) -> Tensor:
-    """Points of pixels `(b, v, ..., 2)` at depths `(b, v, ...)`."""
-    lead = (..., *(None,) * (depth.ndim - 2), slice(None))
-    ray = (uv_px - K[..., :2, 2][lead]) / K.diagonal(dim1=-2, dim2=-1)[..., :2][lead]
-    p_cam = torch.cat([ray, torch.ones_like(ray[..., :1])], -1) * depth[..., None]
-    flat = p_cam.flatten(2, -2) @ world_from_cam[..., :3, :3].transpose(-1, -2) + world_from_cam[..., None, :3, 3]
-    return flat.view_as(p_cam)
+    uv_px = torch.stack([u, v], -1).flatten(0, 1)
+    return unproject(K, world_from_cam, uv_px, depth.flatten(2)).unflatten(2, (h, w))
 
 
 def _camera(out: Geo4dSOutput, truth: Truth, hw: tuple[int, int]) -> Tensor:
@@ -195,10 +191,10 @@ def _rays(out: Geo4dSOutput, truth: Truth, hw: tuple[int, int]) -> Tensor:
     rows, columns = out.ray.shape[2:4]
     v = (torch.arange(rows, device=out.ray.device) + 0.5) * hw[0] / rows
     u = (torch.arange(columns, device=out.ray.device) + 0.5) * hw[1] / columns
-    uv_px = torch.stack([u.expand(rows, -1), v[:, None].expand(-1, columns)], -1)
-    uv_px = uv_px.expand(*out.ray.shape[:2], -1, -1, -1)
+    uv_px = torch.stack([u.expand(rows, -1), v[:, None].expand(-1, columns)], -1).flatten(0, 1)
     centre = truth.world_from_cam[..., None, None, :3, 3].expand_as(out.ray[..., 3:])
-    ahead = _lifted(uv_px, torch.ones_like(uv_px[..., 0]), truth.K, truth.world_from_cam) - centre
+    met = unproject(truth.K, truth.world_from_cam, uv_px, torch.ones_like(uv_px[:, 0]))
+    ahead = met.unflatten(2, (rows, columns)) - centre
     error = (out.ray - torch.cat([ahead, centre], -1)).abs().mean(-1).clamp_max(FAR)
     return _confident(error, out.ray_conf)
 
@@ -241,8 +237,7 @@ def _tracks(out: Geo4dSOutput, truth: Truth, pairs: Pairs) -> Tensor:
     for k in range(2):
         view = pairs.view[:, k]
         depth = sampled(out.depth[scene, view][..., None], pairs.uv_px[k], hw)[..., 0]
-        at = (t[scene, view][:, None] for t in (truth.K, pose))
-        places.append(_lifted(pairs.uv_px[k][:, None], depth[:, None], *at)[:, 0])
+        places.append(unproject(truth.K[scene, view], pose[scene, view], pairs.uv_px[k], depth))
     kept = pairs.seen & pairs.still
     apart = (places[0] - places[1]).abs().sum(-1).clamp_max(FAR)
     return (apart * kept).sum() / kept.sum().clamp_min(1)

@@ -266,30 +266,27 @@ def _geo4d(
 
     out = model(seen.rgb[None].to(device), mask=mask, **_given(seen, priors, device))
     found = {k: getattr(out, k) for k in CAMERAS_AND_DEPTH}
-    grey = (colours(seen).mean(1) * 255).round().byte().numpy()
+    rgb = colours(seen)
+    grey = (rgb.mean(1) * 255).round().byte().numpy()
     with torch.autocast("cpu", enabled=False):
         track, frame, uv_px = follow_corners(out.descriptor[0].float().cpu(), grey, seen.usable.numpy())
-    return found, _lifted_tracks(seen, found, track, frame, uv_px) if len(track) else None
+    return found, _lifted_tracks(rgb, found, track, frame, uv_px) if len(track) else None
 
 
 def _lifted_tracks(
-    seen: NetworkViews, found: Mapping[str, Tensor], track: Tensor, frame: Tensor, uv_px: Tensor
+    rgb: Tensor, found: Mapping[str, Tensor], track: Tensor, frame: Tensor, uv_px: Tensor
 ) -> Observations:
-    """Tracks whose points lie where the depth of the first picture of each puts them."""
-    from recon.feedforward.views import colours
-
+    """Tracks whose points lie where the depth of the first picture of each puts them; `rgb` `(n, 3, h, w)`."""
     ordered = track.sort(stable=True)
     start = ordered.indices[torch.searchsorted(ordered.values, ordered.values.unique())]
     column, row = uv_px[start].long().unbind(-1)
-    h, w = seen.hw
+    h, w = rgb.shape[-2:]
     at = (frame[start], row.clamp(0, h - 1), column.clamp(0, w - 1))
     depth = found["depth"][0].cpu()[at].double()
     pose = geometry.rigid_inverse(found["cam_from_world"][0].double().cpu())[frame[start]]
     K = found["K"][0].double().cpu()[frame[start]]
-    ray = torch.cat([(uv_px[start] - K[:, :2, 2]) / K.diagonal(dim1=1, dim2=2)[:, :2], torch.ones(len(start), 1)], 1)
-    p_world = geometry.transform_points(pose, (ray * depth[:, None])[:, None])[:, 0]
-    rgb = colours(seen)[at[0], :, at[1], at[2]]
-    return Observations(track, frame, uv_px, p_world, rgb)
+    p_world = Camera(K, pose, (h, w)).unproject(uv_px[start][:, None], depth[:, None])[:, 0]
+    return Observations(track, frame, uv_px, p_world, rgb[at[0], :, at[1], at[2]])
 
 
 def _given(seen: NetworkViews, priors: Priors, device: str) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -129,8 +128,3 @@ def recipe_of(values: Mapping[str, Any]) -> Recipe:
 def steps_of_average(recipe: Recipe, steps: int) -> float:
     """How much of the running mean stays at a step: less at first, when weights change fast."""
     return min(recipe.average, (1 + steps) / (10 + steps))
-
-
-def finite(value: float) -> bool:
-    """Whether it is a number."""
-    return math.isfinite(value)

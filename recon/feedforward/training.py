@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -21,7 +23,7 @@ from recon.feedforward import trained
 from recon.feedforward.geo4d_s import CONFIGS, Geo4dS, Geo4dSConfig, registers
 from recon.feedforward.layers import normalised
 from recon.feedforward.losses import Pairs, Truth, losses
-from recon.feedforward.recipe import Recipe, finite, steps_of_average
+from recon.feedforward.recipe import Recipe, steps_of_average
 from recon.feedforward.validation import held_out, validated
 
 STATE, LOG, BEST = "training.safetensors", "log.jsonl", "best"
@@ -67,8 +69,7 @@ class Training:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.model = Geo4dS(network_config(recipe)).to(self.device).train()
-        self.average = Geo4dS(network_config(recipe)).to(self.device).eval().requires_grad_(False)
-        self.average.load_state_dict(self.model.state_dict())
+        self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
         decayed = [p for p in self.model.parameters() if p.ndim > 1]
         others = [p for p in self.model.parameters() if p.ndim <= 1]
         self.optimizer = torch.optim.AdamW(
@@ -98,7 +99,7 @@ class Training:
         parts["total"].backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
         numbers = dict(zip([*parts, "gradient"], torch.stack([*parts.values(), norm]).tolist(), strict=True))
-        if not all(map(finite, numbers.values())):
+        if not all(map(math.isfinite, numbers.values())):
             self._roll_back(numbers)
             return numbers
         self.optimizer.step()
@@ -141,7 +142,7 @@ class Training:
     def _roll_back(self, numbers: Mapping[str, float]) -> None:
         """Back to the last good state, with half the rate, and past the batch that did it."""
         assert self._good is not None
-        wrong = ", ".join(k for k, v in numbers.items() if not finite(v))
+        wrong = ", ".join(k for k, v in numbers.items() if not math.isfinite(v))
         batches, rollbacks = self.state.batches, self.state.rollbacks + 1
         if rollbacks > MOST_ROLLBACKS:
             raise InputError(
@@ -378,7 +379,7 @@ class _Slice:
         return scores
 
     def _add(self, parts: Mapping[str, float]) -> None:
-        if all(map(finite, parts.values())):
+        if all(map(math.isfinite, parts.values())):
             self.sums = {k: self.sums.get(k, 0.0) + v for k, v in parts.items()}
             self.count += 1
 

@@ -35,10 +35,7 @@ def held_out(
     )
     every = [make_batch(options, seed=seed, index=i, device=device) for i in range(scenes)]
     most = max(b.moves.shape[1] for b in every)
-    return Batch(*(torch.cat([_padded(getattr(b, name), name, most) for b in every]) for name in _FIELDS))
-
-
-_FIELDS = ("rgb", "depth", "K", "world_from_cam", "solid", "world_from_solid", "moves")
+    return Batch(**{name: torch.cat([_padded(getattr(b, name), name, most) for b in every]) for name in vars(every[0])})
 
 
 def _padded(value: Tensor, name: str, solids: int) -> Tensor:
@@ -69,7 +66,7 @@ def scored(run: Callable[[Tensor], Geo4dSOutput], batch: Batch, *, at_once: int 
     """`validated` of anything that gives an output for pictures `(b, v, 3, h, w)`."""
     rows: list[dict[str, float]] = []
     for start in range(0, len(batch.rgb), at_once):
-        part = Batch(*(getattr(batch, name)[start : start + at_once] for name in _FIELDS))
+        part = batch.subset(slice(start, start + at_once))
         out = run(part.rgb)
         off_px = _missed_px(out, part)
         cell = part.rgb.shape[-1] / out.descriptor.shape[3]

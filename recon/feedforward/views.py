@@ -22,7 +22,7 @@ from torch import Tensor
 from geo4d.core import geometry, pictures
 from geo4d.core.errors import InputError
 from geo4d.core.types import Camera, Frame, Frames, Observations
-from recon.feedforward.layers import IMAGENET_MEAN, IMAGENET_STD
+from recon.feedforward.layers import IMAGENET_MEAN, IMAGENET_STD, normalised
 from recon.feedforward.prediction import Prediction
 from recon.priors import Priors
 
@@ -158,11 +158,11 @@ def to_network(
     placed, (h, w) = place({f.name: f.hw for f in chosen}, long_side=long_side, patch=patch)
     rgb = torch.zeros(len(chosen), 3, h, w)
     share = torch.zeros(len(chosen), h, w)
-    mean, std = torch.tensor(IMAGENET_MEAN)[:, None, None], torch.tensor(IMAGENET_STD)[:, None, None]
+    mean = torch.tensor(IMAGENET_MEAN)[:, None, None]
     rgb[:] = 0.0 if normalise else mean
     for i, (frame, placement) in enumerate(zip(chosen, placed, strict=True)):
         picture = torch.from_numpy(_read(frame, placement)).permute(2, 0, 1).float() / 255
-        placement.inner(rgb[i])[:] = (picture - mean) / std if normalise else picture
+        placement.inner(rgb[i])[:] = normalised(picture) if normalise else picture
         placement.inner(share[i])[:] = torch.from_numpy(_allowed(frame, placement))
     # A patch is half usable to a rounding error of its mean.
     tokens = torch.nn.functional.avg_pool2d(share[:, None], patch)[:, 0] >= 0.5 - 1e-6

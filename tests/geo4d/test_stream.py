@@ -235,7 +235,7 @@ def test_what_moves_is_followed_by_its_own_motion(moving: Batch) -> None:
         if not len(where):
             continue
         uv_px = where.flip(1).float()[None] + 0.5
-        one = Batch(**{name: getattr(moving, name)[k : k + 1] for name in vars(moving)})
+        one = moving.subset(slice(k, k + 1))
         places, visible = one.follow(torch.tensor([0]), uv_px)
         still = Batch(**{**vars(one), "world_from_solid": one.world_from_solid[:, :1].expand_as(one.world_from_solid)})
         at_rest, _ = still.follow(torch.tensor([0]), uv_px)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -105,17 +104,12 @@ def test_the_network_runs_on_photos_of_any_shape(
 
 
 def test_its_tracks_lie_where_depth_puts_them() -> None:
-    from recon.feedforward.views import NetworkViews, Placement
-
-    placement = Placement("a", HW, HW, (0, 0), HW)
-    seen = NetworkViews(torch.zeros(2, 3, *HW), torch.ones(2, *HW, dtype=torch.bool), torch.ones(2, 6, 8).bool(),
-                        (placement, replace(placement, name="b")), 14)  # fmt: skip
     K = torch.tensor([[100.0, 0, 56], [0, 100, 42], [0, 0, 1]]).repeat(1, 2, 1, 1)
     pose = torch.eye(4).repeat(1, 2, 1, 1)
     pose[0, 1, 0, 3] = -0.5
     found = {"cam_from_world": pose, "K": K, "depth": torch.full((1, 2, *HW), 2.0)}
     track, frame = torch.tensor([1, 0, 1, 0]), torch.tensor([1, 0, 0, 1])
     uv_px = torch.tensor([[56.5, 42.5], [66.5, 32.5], [81.5, 42.5], [41.5, 32.5]], dtype=torch.float64)
-    made = networks._lifted_tracks(seen, found, track, frame, uv_px)
+    made = networks._lifted_tracks(torch.zeros(2, 3, *HW), found, track, frame, uv_px)
     wanted = torch.tensor([[0.21, -0.19, 2.0], [0.51, 0.01, 2.0]], dtype=torch.float64)
     torch.testing.assert_close(made.p_world, wanted)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from geo4d.core import geometry
 from geo4d.core.errors import InputError
-from geo4d.core.stream.cameras import draw_views, looked_up, project
+from geo4d.core.stream.cameras import draw_views, looked_up, project, unproject
 from geo4d.core.stream.casting import TILE, Rays, cast
 from geo4d.core.stream.photos import exposed, photographed
 from geo4d.core.stream.shading import shade
@@ -70,6 +70,10 @@ class Batch:
         b, v, h, w = self.solid.shape
         return self.moves.gather(1, self.solid.long().reshape(b, -1)).reshape(b, v, h, w)
 
+    def subset(self, index: slice) -> Batch:
+        """Some of the scenes."""
+        return Batch(**{name: value[index] for name, value in vars(self).items()})
+
     def follow(self, view: Tensor, uv_px: Tensor) -> tuple[Tensor, Tensor]:
         """Where points that pixels show are in all views, and whether these see them.
 
@@ -85,9 +89,7 @@ class Batch:
         at = (scene[:, None], view[:, None], row, column)
         depth, solid = self.depth[at], self.solid[at].long()
         K, pose = self.K[scene, view], self.world_from_cam[scene, view]
-        ray = (uv_px - K[:, None, :2, 2]) / K.diagonal(dim1=-2, dim2=-1)[:, None, :2]
-        p_cam = torch.cat([ray, torch.ones_like(ray[..., :1])], -1) * depth[..., None]
-        p_world = geometry.transform_points(pose[:, None], p_cam[..., None, :])[..., 0, :]
+        p_world = unproject(K, pose, uv_px, depth)
         there = self.world_from_solid[scene[:, None], view[:, None], solid]
         p_solid = geometry.transform_points(geometry.rigid_inverse(there), p_world[..., None, :])
         every = self.world_from_solid.gather(2, solid[:, None, :, None, None].expand(-1, self.rgb.shape[1], -1, 4, 4))

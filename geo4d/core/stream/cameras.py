@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from geo4d.core import geometry
+from geo4d.core.procedural import look_at
 from geo4d.core.stream.casting import Rays, cast
 from geo4d.core.stream.solids import Draw, Solids
 
@@ -20,6 +21,8 @@ CLEAR_M = 0.25
 """Least distance of a camera from walls, and of nearly all that it sees from it."""
 SAME_DEPTH = 0.1
 """Relative difference of depths up to which two views see the same surface."""
+STEEP = 0.98
+"""Sine of the pitch beyond which a camera is turned by another axis than z."""
 ORBIT, WALK, LOOK_AROUND, ANYWHERE = range(4)
 
 
@@ -104,19 +107,10 @@ def _candidates(draw: Draw, solids: Solids) -> Tensor:
     reach = (room - CLEAR_M).clamp_min(0.1)
     eye = torch.minimum(torch.maximum(eye, -reach * level + CLEAR_M * up), reach * level + (2 * room - CLEAR_M) * up)
     roll = draw.normal(b, c, std=0.09).clamp(-0.26, 0.26)
-    return _looking(eye, target, roll)
-
-
-def _looking(eye: Tensor, target: Tensor, roll_rad: Tensor) -> Tensor:
-    """Poses `(*b, 4, 4)` at `eye` that look at `target`, turned about their axis."""
-    forward = torch.nn.functional.normalize(target - eye + 1e-6, dim=-1)
+    target = target + 1e-6
     # Nearly straight up or down there is no upright picture.
-    steep = forward[..., 2:].abs() > 0.98
-    up = torch.where(steep, forward.new_tensor([1.0, 0.0, 0.0]), forward.new_tensor([0.0, 0.0, 1.0]))
-    right = torch.nn.functional.normalize(torch.linalg.cross(forward, up), dim=-1)
-    level = torch.stack([right, torch.linalg.cross(forward, right), forward], -1)
-    turn = geometry.matrix_from_rotvec(roll_rad[..., None] * forward.new_tensor([0.0, 0.0, 1.0]))
-    return geometry.rigid(level @ turn, eye)
+    steep = torch.nn.functional.normalize(target - eye, dim=-1)[..., 2:].abs() > STEEP
+    return look_at(eye, target, roll, torch.where(steep, torch.tensor([1.0, 0.0, 0.0]), up))
 
 
 def _shares(solids: Solids, K: Tensor, pose: Tensor) -> tuple[Tensor, Tensor]:
@@ -146,6 +140,13 @@ def project(K: Tensor, p_cam: Tensor) -> tuple[Tensor, Tensor]:
     z = p_cam[..., 2]
     focal, middle = K.diagonal(dim1=-2, dim2=-1)[..., None, :2], K[..., None, :2, 2]
     return focal * p_cam[..., :2] / z[..., None] + middle, z
+
+
+def unproject(K: Tensor, world_from_cam: Tensor, uv_px: Tensor, depth: Tensor) -> Tensor:
+    """Points `(*b, q, 3)` in the world of pixels `(*#b, q, 2)` at depths `(*#b, q)`, of cameras `(*b, 3, 3)`."""
+    ray = (uv_px - K[..., None, :2, 2]) / K.diagonal(dim1=-2, dim2=-1)[..., None, :2]
+    p_cam = torch.cat([ray, torch.ones_like(ray[..., :1])], -1) * depth[..., None]
+    return p_cam @ world_from_cam[..., :3, :3].transpose(-1, -2) + world_from_cam[..., None, :3, 3]
 
 
 def looked_up(depth: Tensor, uv_px: Tensor) -> Tensor:

@@ -325,7 +325,9 @@ def _march_relief(half: Tensor, shape: Tensor, origin: Tensor, ray: Tensor, ente
 
 
 def _distance(kind: int, half: Tensor, shape: Tensor, p: Tensor) -> Tensor:
-    """Lower bound of the distance of points `(q, 3)` from a surface, negative within; zero on it."""
+    """Lower bound of the distance of points `(q, 3)` from a surface, negative within, zero on it; of a relief, the
+    height above it.
+    """
     if kind == TORUS:
         ring = half[:, 0] - half[:, 2]
         return torch.hypot(torch.hypot(p[:, 0], p[:, 1]) - ring, p[:, 2]) - half[:, 2]
@@ -335,7 +337,7 @@ def _distance(kind: int, half: Tensor, shape: Tensor, p: Tensor) -> Tensor:
     if kind == CARVED:
         return torch.maximum(_box(p, half), _hole_m(half, shape) - torch.hypot(p[:, 0], p[:, 1]))
     if kind == RELIEF:
-        return 0.7 * (p[:, 2] - _height(half, shape, p))
+        return p[:, 2] - _height(half, shape, p)
     if kind == CONE:
         narrower = (1 - _tip(shape)) * half[:, 0] / (2 * half[:, 2])
         radius = half[:, 0] - (p[:, 2] + half[:, 2]) * narrower

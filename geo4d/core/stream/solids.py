@@ -15,7 +15,7 @@ from geo4d.core.procedural import BOX, CYLINDER, ELLIPSOID
 TORUS, ROUNDED, CARVED, RELIEF, CONE = range(3, 8)
 """More kinds of solids: a ring, a box with round edges, a box with a hole, a height field, a cone without its tip."""
 MARCHED = (TORUS, ROUNDED, CARVED, RELIEF, CONE)
-"""Those that are met by sphere tracing of a distance (Hart 1996), the others in closed form."""
+"""Those that are met by going along the ray (by a distance, Hart 1996, or in even steps), the others in closed form."""
 NOISE, STRIPES, CHECKS, DOTS, LETTERS = range(5)
 """Patterns of surfaces."""
 FEWEST, MOST = 8, 64
