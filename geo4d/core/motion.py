@@ -2,6 +2,8 @@
 
 # No `from __future__ import annotations`: annotations stay live objects, so that jaxtyping can check them in tests.
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float32, Float64
@@ -10,6 +12,9 @@ from torch import Tensor
 from geo4d.core import geometry, spherical_harmonics
 from geo4d.core.errors import InputError
 from geo4d.core.types import Gaussians
+
+if TYPE_CHECKING:
+    from geo4d.core.motion_kernels import Played  # compiles, when first needed
 
 RIGID_TOLERANCE = 1e-3
 """By which products of the axes of a basis may miss those of a rotation."""
@@ -105,17 +110,28 @@ class BasesMotion:
             raise InputError(
                 "this motion is of other Gaussians", found=f"{len(self.weights)} weights, {len(gaussians)} Gaussians"
             )
-        index = self.moving.nonzero()[:, 0]
-        if not len(index):
-            return gaussians
-        rest, poses = (gaussians.means, gaussians.quats_wxyz, gaussians.sh), self.poses(time_s).to(self.weights)
-        if any(t.is_cuda or t.requires_grad for t in (*rest, poses, self.weights)):
-            means, quats, sh = carried(blended(poses, self.weights[index]), index, *rest)
+        rest = (gaussians.means, gaussians.quats_wxyz, gaussians.sh)
+        learned = any(t.requires_grad for t in (*rest, self.weights, self.world_from_rest, self.anchors))
+        if self.weights.is_cuda or learned:
+            index = self.moving.nonzero()[:, 0]
+            if len(index):
+                poses = self.poses(time_s).to(self.weights)
+                rest = carried(blended(poses, self.weights[index]), index, *rest)
+        elif len(self._played.index):
+            rest = self._played.carry(time_s, *rest)
         else:
-            from geo4d.core.motion_kernels import carry
+            return gaussians
+        return gaussians._unchecked(means=rest[0], quats_wxyz=rest[1], sh=rest[2])
 
-            means, quats, sh = carry(*dual_quaternions(poses), self.weights, index, *rest)
-        return gaussians._unchecked(means=means, quats_wxyz=quats, sh=sh)
+    @cached_property
+    def _played(self) -> "Played":
+        """What playback on the CPU reads; a motion does not change once it is made."""
+        from geo4d.core.motion_kernels import Played
+
+        quats = geometry.quat_from_matrix(self.world_from_rest[..., :3, :3])
+        index = self.moving.nonzero()[:, 0]
+        bases = (t.contiguous().numpy() for t in (self.time_s, quats, self.anchor_paths(), self.anchors))
+        return Played(*bases, weights=self.weights.contiguous().numpy(), index=index.numpy())
 
     def paths(self, means: Float32[Tensor, "g 3"]) -> Float32[Tensor, "t g 3"]:
         """Where Gaussians with these means at rest are at all of `time_s`."""

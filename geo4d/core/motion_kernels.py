@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numba
 import numpy as np
@@ -18,26 +19,39 @@ B2, B3 = tuple(F(c) for c in C2), tuple(F(c) for c in C3)
 H2 = tuple(F(c / 2) for c in C2)
 
 
-def carry(
-    real: Tensor, dual: Tensor, weights: Tensor, index: Tensor, means: Tensor, quats_wxyz: Tensor, sh: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`geo4d.core.motion.carried` by `blended`, of float32 on the CPU.
+@dataclass(frozen=True, eq=False)
+class Played:
+    """A motion by bases as contiguous arrays, made once and read at every time."""
 
-    Args:
-        real: `(m, 4)` unit quaternions wxyz of the motions.
-        dual: `(m, 4)` their dual parts.
-        weights: `(g, m)` of all Gaussians.
-        index: `(k,)` of those that move.
-        means: `(g, 3)` at rest.
-        quats_wxyz: `(g, 4)`.
-        sh: `(g, k, 3)`.
-    """
-    threads.launch()
-    out = [t.contiguous().clone() for t in (means, quats_wxyz, sh)]
-    direction, inverse = (t.float().numpy() for t in probes(3))
-    r, d, w, i, p, q, c = (t.contiguous().numpy() for t in (real, dual, weights, index, *out))
-    carry_all(r, d, w, i, p, q, c, direction, inverse)
-    return out[0], out[1], out[2]
+    time_s: np.ndarray
+    """float64 `(t,)`."""
+    quats_wxyz: np.ndarray
+    """float64 `(m, t, 4)`: turns of the bases."""
+    paths: np.ndarray
+    """float64 `(m, t, 3)`: of their anchors."""
+    anchors: np.ndarray
+    """float64 `(m, 3)`: at rest."""
+    weights: np.ndarray
+    """float32 `(g, m)`, of all Gaussians."""
+    index: np.ndarray
+    """`(k,)`: which move."""
+
+    def carry(self, time_s: float, means: Tensor, quats_wxyz: Tensor, sh: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`geo4d.core.motion.carried` by the bases, blended, at a time.
+
+        Args:
+            time_s: before the first and after the last time the bases stay.
+            means: `(g, 3)` at rest, float32 as all.
+            quats_wxyz: `(g, 4)`.
+            sh: `(g, k, 3)`.
+        """
+        threads.launch()
+        out = means.contiguous().clone(), quats_wxyz.contiguous().clone(), sh.contiguous().clone()
+        real, dual = poses_at(self.time_s, self.quats_wxyz, self.paths, self.anchors, time_s)
+        p, q, c = (t.numpy() for t in out)
+        direction, inverse = (t.float().numpy() for t in probes(3))
+        carry_all(real, dual, self.weights, self.index, p, q, c, direction, inverse)
+        return out
 
 
 @numba.njit(inline="always", **fast)
@@ -111,6 +125,44 @@ def _product(a0, a1, a2, a3, b0, b1, b2, b3):
         a0 * b2 - a1 * b3 + a2 * b0 + a3 * b1,
         a0 * b3 + a1 * b2 - a2 * b1 + a3 * b0,
     )
+
+
+@numba.njit(**fast)
+def poses_at(times, quats, paths, anchors, time_s):
+    """Unit quaternions and their dual parts `(m, 4)` of bases at a time, as `geo4d.core.motion.BasesMotion.poses` has
+    them: turned at constant speed from one time to the next, anchors on straight lines.
+    """
+    bases, last = len(quats), len(times) - 1
+    before = min(max(np.searchsorted(times, time_s) - 1, 0), max(last - 1, 0))
+    after = min(before + 1, last)
+    length = times[after] - times[before]
+    share = 0.0 if length == 0 else min(max((time_s - times[before]) / length, 0.0), 1.0)
+    real, dual = np.zeros((bases, 4), F), np.zeros((bases, 4), F)
+    for m in range(bases):
+        a, b = quats[m, before], quats[m, after]
+        alike = a[0] * b[0] + a[1] * b[1] + a[2] * b[2] + a[3] * b[3]
+        sign = 1.0 if alike >= 0 else -1.0
+        angle = math.acos(min(abs(alike), 1.0))
+        first, second = 1 - share, share
+        if angle > 1e-4:  # below, the straight line is the arc
+            first, second = math.sin((1 - share) * angle) / math.sin(angle), math.sin(share * angle) / math.sin(angle)
+        w, x, y, z = (
+            first * a[0] + sign * second * b[0], first * a[1] + sign * second * b[1],
+            first * a[2] + sign * second * b[2], first * a[3] + sign * second * b[3],
+        )  # fmt: skip
+        norm = 1 / math.sqrt(w * w + x * x + y * y + z * z)
+        w, x, y, z = w * norm, x * norm, y * norm, z * norm
+        # The anchor turned, to where it is.
+        p = anchors[m]
+        h0, h1, h2, h3 = _product(w, x, y, z, 0.0, p[0], p[1], p[2])
+        _, ux, uy, uz = _product(h0, h1, h2, h3, w, -x, -y, -z)
+        s0 = (1 - share) * paths[m, before, 0] + share * paths[m, after, 0] - ux
+        s1 = (1 - share) * paths[m, before, 1] + share * paths[m, after, 1] - uy
+        s2 = (1 - share) * paths[m, before, 2] + share * paths[m, after, 2] - uz
+        real[m, 0], real[m, 1], real[m, 2], real[m, 3] = w, x, y, z
+        d0, d1, d2, d3 = _product(0.0, s0, s1, s2, w, x, y, z)
+        dual[m, 0], dual[m, 1], dual[m, 2], dual[m, 3] = d0 / 2, d1 / 2, d2 / 2, d3 / 2
+    return real, dual
 
 
 @numba.njit(parallel=True, **fast)

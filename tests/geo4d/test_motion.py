@@ -176,17 +176,22 @@ def test_playback_is_what_gradients_go_through(degree: int) -> None:
     weights = torch.where(weights > 0.5, weights, 0.0)
     weights[300:] = weights[300:].round()  # equally heavy, where the first one counts
     weights = weights / weights.sum(-1, keepdim=True).clamp_min(1e-9)
-    motion = BasesMotion(torch.arange(3).double(), some_poses(4, 3), weights)
-    gaussians = replace(some_gaussians(600, degree), motion=motion)
-    played = gaussians.at(0.7)
-    means = gaussians.means.clone().requires_grad_()
-    learnt = replace(gaussians, means=means).at(0.7)
-    assert learnt.means.requires_grad
-    assert not played.means.requires_grad
-    for name in ("means", "quats_wxyz", "sh"):
-        torch.testing.assert_close(getattr(played, name), getattr(learnt, name).detach(), atol=2e-5, rtol=2e-5)
-    assert bool((played.means[~motion.moving] == gaussians.means[~motion.moving]).all())
-    assert 20 < int((~motion.moving).sum()) < 580
+    anchors = torch.randn(4, 3, generator=g).double() if degree % 2 else None
+    poses = some_poses(4, 3)
+    poses[3] = poses[3, :1]  # it stays where it is
+    poses[2, 1, :3, :3] = geometry.matrix_from_rotvec(torch.tensor([1e-6, 0, 0]).double()) @ poses[2, 0, :3, :3]
+    for times in (3, 1):
+        motion = BasesMotion(torch.tensor([0.0, 1.0, 2.5])[:times].double(), poses[:, :times], weights, anchors)
+        gaussians = replace(some_gaussians(600, degree), motion=motion)
+        means = gaussians.means.clone().requires_grad_()
+        for t in (-1.0, 0.0, 0.7, 1.0, 2.2, 2.5, 9.0):
+            played, learnt = gaussians.at(t), replace(gaussians, means=means).at(t)
+            assert learnt.means.requires_grad
+            assert not played.means.requires_grad
+            for name in ("means", "quats_wxyz", "sh"):
+                torch.testing.assert_close(getattr(played, name), getattr(learnt, name).detach(), atol=2e-5, rtol=2e-5)
+            assert bool((played.means[~motion.moving] == gaussians.means[~motion.moving]).all())
+        assert 20 < int((~motion.moving).sum()) < 580
 
 
 def test_the_generated_bar_is_a_motion_of_bases() -> None:
