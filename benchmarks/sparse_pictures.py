@@ -36,16 +36,15 @@ def tile(rgb: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
     return pictures.resize(np.ascontiguousarray(rgb), (HEIGHT, round(HEIGHT * hw[1] / hw[0])))
 
 
-def beside(draw: Draw) -> Camera:
-    """A camera in the middle of the reference's, lifted and moved back."""
-    cameras = draw.views.camera
+def beside(cameras: Sequence[Camera], depths: Sequence[Tensor], height: int = 2 * HEIGHT) -> Camera:
+    """A camera in the middle of others, lifted and moved back."""
     middle = cameras[len(cameras) // 2]
-    depth = torch.cat([d[torch.isfinite(d)] for d in draw.views.depth]).median()
+    depth = torch.cat([d[torch.isfinite(d)] for d in depths]).median()
     pose = middle.world_from_cam.clone()
     pose[:3, 3] += float(depth) * (pose[:3, :3] @ torch.tensor([0.25, -0.35, -0.35], dtype=torch.float64))
     down = geometry.matrix_from_rotvec(torch.tensor([-0.3, -0.2, 0.0], dtype=torch.float64))
     pose[:3, :3] = pose[:3, :3] @ down
-    return Camera(middle.K, pose, middle.hw).resize((2 * HEIGHT, round(2 * HEIGHT * middle.hw[1] / middle.hw[0])))
+    return Camera(middle.K, pose, middle.hw).resize((height, round(height * middle.hw[1] / middle.hw[0])))
 
 
 def points(cameras: Sequence[Camera], depths: Sequence[Tensor], photos: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
@@ -108,7 +107,8 @@ def main() -> None:
     parser.add_argument("--noise", type=float, default=1.0)
     args = parser.parse_args()
     draw = sparse_sets.load_draw(args.set, args.count, args.index, sparse_sets.default_cache())
-    prediction, view, views = Source(args.noise).predict(draw), beside(draw), draw.views
+    prediction, views = Source(args.noise).predict(draw), draw.views
+    view = beside(views.camera, views.depth)
     photos = [f.read() for f in views.frames]
     reference = drawn(*points(views.camera, views.depth, photos), view)
     rows = [np.hstack([*(tile(p, f.hw) for p, f in zip(photos, views.frames, strict=True)), tile(reference, view.hw)])]

@@ -197,9 +197,19 @@ def load(name: str, weights: str, device: str = "cpu") -> nn.Module:
     from recon.feedforward.weights import load_weights
 
     with torch.device("meta"):
-        model = build(name)
+        model = _of_training(Path(weights)) if NETWORKS[name].family == "geo4d" else build(name)
     load_weights(model, Path(weights))
     return model.to(device).eval()
+
+
+def _of_training(weights: Path) -> nn.Module:
+    """geo4d-s as the card beside its weights has it: of the size and with the registers of that training."""
+    from recon.feedforward.geo4d_s import Geo4dS
+    from recon.feedforward.recipe import network_config
+    from recon.feedforward.trained import CARD, read_card
+
+    folder = weights if weights.is_dir() else weights.parent
+    return Geo4dS(network_config(read_card(folder)[0])) if (folder / CARD).is_file() else build("geo4d-s")
 
 
 def build(name: str) -> nn.Module:

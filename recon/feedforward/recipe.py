@@ -9,6 +9,7 @@ from typing import Any
 
 from geo4d.core.errors import InputError
 from geo4d.core.stream.batches import BatchOptions
+from recon.feedforward.geo4d_s import CONFIGS, Geo4dSConfig, registers
 from recon.feedforward.losses import LossWeights
 
 WARM_UP, DECAY = 0.02, 0.2
@@ -112,6 +113,12 @@ RECIPES = {
     ),
 }  # fmt: skip
 """By name of the network: for one data-centre GPU, and for two cores."""
+
+
+def network_config(recipe: Recipe) -> Geo4dSConfig:
+    """Sizes of the network that a recipe trains."""
+    config = CONFIGS[recipe.network]
+    return registers(config, recipe.registers, recipe.register_only) if recipe.registers else config
 
 
 def recipe_of(values: Mapping[str, Any]) -> Recipe:

@@ -20,13 +20,13 @@ from geo4d.core.io import atomic
 from geo4d.core.progress import Progress
 from geo4d.core.stream.batches import Batch, make_batch
 from recon.feedforward import trained
-from recon.feedforward.geo4d_s import CONFIGS, Geo4dS, Geo4dSConfig, registers
+from recon.feedforward.geo4d_s import Geo4dS
 from recon.feedforward.layers import normalised
 from recon.feedforward.losses import Pairs, Truth, losses
-from recon.feedforward.recipe import Recipe, steps_of_average
+from recon.feedforward.recipe import Recipe, network_config, steps_of_average
 from recon.feedforward.validation import held_out, validated
 
-STATE, LOG, BEST = "training.safetensors", "log.jsonl", "best"
+STATE, LOG, BEST, LOCK = "training.safetensors", "log.jsonl", "best", "training.lock"
 FORMAT = "geo4d-training-1"
 TOLD_AFTER_S = 60.0
 SAVED_EVERY_S, LOGGED_EVERY_S, VALIDATED_EVERY_S = 120.0, 5.0, 240.0
@@ -226,12 +226,6 @@ class Training:
         self._good = None
 
 
-def network_config(recipe: Recipe) -> Geo4dSConfig:
-    """The network that a recipe trains."""
-    config = CONFIGS[recipe.network]
-    return registers(config, recipe.registers, recipe.register_only) if recipe.registers else config
-
-
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) < 60 else f"{text[:57]}..."
@@ -298,21 +292,23 @@ def train(
         What the command line shows.
 
     Raises:
-        InputError: a folder of another training, that cannot be written, or a loss that does not stay finite.
+        InputError: a folder of another training, that another slice works in or that cannot be written, or a loss
+            that does not stay finite.
     """
     progress = progress or Progress()
-    training = Training(recipe, seed=seed, device=device, progress=progress)
-    if (folder / STATE).exists():
-        training.resume(folder)
-        progress.note(f"going on after {training.state.pictures} of {recipe.pictures} pictures")
-    else:
-        _check_begun(folder)
-    atomic.write_text(folder / "recipe.json", json.dumps(asdict(recipe), indent=2) + "\n")
-    run = _Slice(training, folder, minutes, validation_scenes)
-    with progress.stage("train"):
-        run.until_the_end()
-    scores = run.validate()
-    training.save(folder)
+    with atomic.held_folder(folder, LOCK):
+        training = Training(recipe, seed=seed, device=device, progress=progress)
+        if (folder / STATE).exists():
+            training.resume(folder)
+            progress.note(f"going on after {training.state.pictures} of {recipe.pictures} pictures")
+        else:
+            _check_begun(folder)
+        atomic.write_text(folder / "recipe.json", json.dumps(asdict(recipe), indent=2) + "\n")
+        run = _Slice(training, folder, minutes, validation_scenes)
+        with progress.stage("train"):
+            run.until_the_end()
+        scores = run.validate()
+        training.save(folder)
     return {
         "folder": str(folder), "steps": training.state.steps, "pictures": training.state.pictures,
         "share": training.state.pictures / recipe.pictures, "pictures_per_s": run.speed(),

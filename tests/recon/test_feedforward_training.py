@@ -14,6 +14,7 @@ from torch import Tensor
 
 from geo4d.core import geometry
 from geo4d.core.errors import InputError
+from geo4d.core.io import atomic
 from geo4d.core.progress import Progress
 from geo4d.core.stream.batches import Batch, BatchOptions, make_batch
 from recon.feedforward import networks, training, validation
@@ -21,7 +22,7 @@ from recon.feedforward.geo4d_s import CONFIGS, GEO4D_S, GEO4D_XS, Geo4dS, Geo4dS
 from recon.feedforward.layers import encode_pose
 from recon.feedforward.losses import LossWeights, Pairs, Truth, losses, unprojected
 from recon.feedforward.recipe import RECIPES, Recipe, Stage
-from recon.feedforward.trained import INDEX, read_card
+from recon.feedforward.trained import CARD, INDEX, read_card, write_weights
 from recon.feedforward.training import BEST, LOG, STATE, Training, read_state, train
 from recon.feedforward.weights import load_weights
 
@@ -391,3 +392,25 @@ def test_a_training_moves_between_devices(tmp_path: Path) -> None:
     back.resume(tmp_path)
     back.step()
     assert back.state.steps == 3
+
+
+def test_two_slices_do_not_work_in_one_folder(tmp_path: Path) -> None:
+    with (
+        atomic.held_folder(tmp_path, training.LOCK),
+        pytest.raises(InputError, match=r"another run is writing(?s:.*)one run per output folder"),
+    ):
+        train(tmp_path, TINY, minutes=0.001, validation_scenes=1)
+    assert [p.name for p in tmp_path.iterdir()] == [training.LOCK]
+    train(tmp_path, replace(TINY, pictures=1), minutes=0.001, validation_scenes=1)  # free again
+
+
+def test_weights_are_loaded_into_the_network_that_their_card_names(tmp_path: Path) -> None:
+    made = Training(replace(TINY, registers=2, register_only=(3,)))
+    write_weights(tmp_path, made.average, made.recipe, made.state, {})
+    for path in (tmp_path, tmp_path / INDEX):
+        loaded = networks.load("geo4d-s", str(path))
+        assert isinstance(loaded, Geo4dS)
+        assert loaded.full_config == made.average.full_config
+    (tmp_path / CARD).unlink()
+    with pytest.raises(InputError, match="cannot load"):
+        networks.load("geo4d-s", str(tmp_path))  # taken for one of the usual size

@@ -253,6 +253,30 @@ def held_partial(final: Path, *, resume: bool = False) -> Iterator[Path]:
         os.close(handle)
 
 
+@contextmanager
+def held_folder(folder: Path, lock: str) -> Iterator[None]:
+    """A folder, made where it is missing, that is worked in over many runs, by one at a time.
+
+    It is held by a lock on the file `lock` in it, which ends with the process however that dies; the file stays.
+
+    Raises:
+        InputError: another run holds it, or the disk refuses.
+    """
+    with disk_errors("a folder", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / lock, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            _flock(handle)
+        except BlockingIOError:
+            raise _in_use(folder, os.pread(handle, 1000, 0)) from None
+        with disk_errors("a folder", folder):
+            _mark(handle)
+        yield
+    finally:
+        os.close(handle)
+
+
 def _lock(partial: Path, final: Path) -> int:
     """Lock the marker of a partial folder, made where it is missing; the lock lasts until the handle is closed."""
     while True:
