@@ -43,12 +43,12 @@ import torch
 from common import RESULTS, ROOT, SOURCES, commit, data_dir, sha256, write_result
 from PIL import Image
 
-from geo4d.core import geometry, moving, procedural
+from geo4d.core import moving, procedural
 from geo4d.core.hexplane import HexPlaneMotion
 from geo4d.core.io.gaussians import read_scene_gaussians
 from geo4d.core.io.nerfstudio import write_transforms
 from geo4d.core.io.scene import load_scene
-from geo4d.core.motion import BasesMotion
+from geo4d.core.motion import BasesMotion, carried_points
 from geo4d.core.types import Camera, Gaussians
 from render.views import render_views
 
@@ -208,17 +208,9 @@ def track_error(gaussians: Gaussians, case: Case) -> dict[str, float] | None:
     solid = gaussians.subset(gaussians.opacity > SOLID)
     nearest = torch.cdist(truth.p_world[:, start], solid.at(times[start]).means.double()).argmin(-1)
     # Points of a Gaussian move with it; its turn between two times moves what lies beside its mean.
-    moved = torch.stack([carried(solid, nearest, truth.p_world[:, start], times[start], t) for t in times], 1)
+    moved = torch.stack([carried_points(solid, nearest, truth.p_world[:, start], times[start], t) for t in times], 1)
     error = (moved - truth.p_world).norm(dim=-1) / float(procedural.cast_depth(world.at(times[start]), camera).median())
     return {"mean": float(error.mean()), "median": float(error.median()), "points": len(u)}
-
-
-def carried(gaussians: Gaussians, index: torch.Tensor, p_world: torch.Tensor, then: float, now: float) -> torch.Tensor:
-    """Points `(n, 3)` at one time carried to another as Gaussians are."""
-    some = gaussians.subset(index)
-    a, b = some.at(then), some.at(now)
-    turn = geometry.matrix_from_quat(b.quats_wxyz.double()) @ geometry.matrix_from_quat(a.quats_wxyz.double()).mT
-    return (turn @ (p_world - a.means.double())[..., None])[..., 0] + b.means.double()
 
 
 def playback_ms(gaussians: Gaussians, last_s: float) -> float:

@@ -106,11 +106,12 @@ def reconstruct(
         depth_size: longer side of the depth maps in pixels.
         image_size: longer side of the scene's pictures in pixels (0 = as photographed).
         feature_size: longer side in pixels at which features are found.
-        max_frames: at most this many frames of a video.
-        start: use a video from this second on.
-        end: use a video up to this second.
+        max_frames: at most this many frames, of a dataset of times evenly spread (default: 150 of a video, else all).
+        start: use a video or a dataset with times from this second on.
+        end: use a video or a dataset with times up to this second.
         cuts: of a video that was cut, auto uses the longest piece and says what to type for the others; none uses all.
-        fps: the photos are the pictures of a film, so many per second in the order of their names; all are kept.
+        fps: the photos are the pictures of a film, so many per second in the order of their names, and all are kept; of
+            a video take so many per second, instead of by motion (things that move are looked for in 2 and more).
         align_times: move the clocks of cameras that stand still where what they show moving disagrees.
         motion: whether to look for what moves: auto does in pictures that follow each other within half a second.
         tracker: what follows points that move: flow, or cotracker where that package is installed.
@@ -377,6 +378,7 @@ def segment(
     *,
     boxes: Path | None = None,
     masks: Path | None = None,
+    by_motion: bool = False,
     sam: bool = False,
     sam_model: str = "facebook/sam2.1-hiera-small",
     min_size: float | None = None,
@@ -394,6 +396,7 @@ def segment(
         boxes: JSON with boxes round the objects on a few photos: {"IMG_0006.jpg": [{"name": "mug", "box": [left, top,
             right, bottom]}, ...]}, in pixels of the pictures in SCENE/images.
         masks: folder of PNGs of object ids (0 = none), named like the photos and of the size of those in SCENE/images.
+        by_motion: of a scene that moves: what moves together is an object, each of its rigid parts.
         sam: cut out what is in the boxes with SAM 2 (needs the extra `hub`, and the weights on this machine).
         sam_model: weights of SAM 2: a name on huggingface.co, or a folder.
         min_size: leave smaller things to the background, in scene units (default: 2 % of the surface).
@@ -407,8 +410,9 @@ def segment(
 
     _on_cpu(device)
     options = segmentation.SegmentOptions(
-        boxes=boxes, masks=masks, sam=sam, sam_model=sam_model, min_size=min_size, supports=supports, seed=seed
-    )
+        boxes=boxes, masks=masks, by_motion=by_motion, sam=sam, sam_model=sam_model, min_size=min_size,
+        supports=supports, seed=seed,
+    )  # fmt: skip
     with _terminal(quiet=json) as progress:
         return segmentation.segment_folder(scene, options, overwrite=overwrite, progress=progress, command=sys.argv[1:])
 

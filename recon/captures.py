@@ -9,6 +9,7 @@ OpenCV axes.
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import json
 import re
@@ -25,9 +26,9 @@ from torch import Tensor
 
 from geo4d.core import geometry
 from geo4d.core.errors import InputError, MissingDependencyError
+from geo4d.core.io.moving_video import VideoPool, open_video
 from geo4d.core.progress import Progress
 from geo4d.core.types import Camera, DepthPrior, Frame, Frames, PhotoInfo
-from recon.capture_video import VideoFrames
 from recon.priors import Priors
 
 MAX_FRAMES = 150
@@ -495,7 +496,7 @@ def _read_stray(path: Path, depth: bool, progress: Progress) -> list[_Shot]:
         K = np.loadtxt(path / "camera_matrix.csv", delimiter=",").reshape(3, 3)
     except ValueError as error:
         raise InputError(f"cannot read {str(path / 'camera_matrix.csv')!r}", found=str(error), accepted="3x3") from None
-    video = VideoFrames(path / "rgb.mp4")
+    video = open_video(path / "rgb.mp4", VideoPool(), as_stored=True)
     if len(video) != len(rows):
         progress.note(f"rgb.mp4 has {len(video)} pictures and odometry.csv {len(rows)} poses: the shorter one is used")
     shots = []
@@ -508,7 +509,8 @@ def _read_stray(path: Path, depth: bool, progress: Progress) -> list[_Shot]:
         depth_file = next((f for f in stems if f.is_file()), None) if depth else None
         read_depth = _png_depth(depth_file, path / "confidence" / f"{number:06d}.png") if depth_file else None
         camera = _camera(values, video.hw, pose)
-        shots.append(_Shot(f"{number:06d}.jpg", camera, row.get("timestamp"), video.reader(i), read_depth))
+        read = functools.partial(video.read, i)
+        shots.append(_Shot(f"{number:06d}.jpg", camera, row.get("timestamp"), read, read_depth))
     return shots
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from geo4d.core.types import MOVES, Camera, Scene
 from recon.flow import Clip, carried
+from recon.priors import register_depth
 
 CONFIDENCE = 0.35
 """Of such depth: enough to begin from."""
@@ -45,6 +46,8 @@ CONTACT_ERROR, GROWTH_ERROR, GROWTH_UNKNOWN = 0.1, 0.005, 0.02
 """Relative: of the distance by contact, of its change by growth from one picture to the next, and where that is lost.
 """
 ROUNDS = 30
+SENSED, SENSED_PX = 0.8, 3
+"""Confidence of what a sensor measured of things that move, and how far into the gaps at their edges it counts."""
 HIDDEN = 0.2
 """Share of what lies around a thing's foot that moves too, from which on the foot may be hidden."""
 
@@ -59,29 +62,30 @@ class _Thing:
     """Of the depth of its middle by contact; NaN where that is not known."""
 
 
-def with_contact_depth(scene: Scene, clips: Sequence[Clip] = ()) -> Scene:
-    """The scene with depth of the pixels that move: of upright planes that stand on the ground.
+def with_contact_depth(scene: Scene, frames: Sequence[int], *, clip: Clip | None = None) -> Scene:
+    """The scene with depth of the pixels of some frames that move: of upright planes that stand on the ground.
 
-    Things whose foot is in no picture, or beside which no depth is known, have none. What a sensor measured stays.
+    Things whose foot is in no picture, or beside which no depth is known, have none. What a sensor measured of
+    them counts instead: stereo between times is wrong there, and drops it where both disagree.
 
     Args:
         scene: with depth, and `dynamic`.
-        clips: in which things are followed, so that their distances go together; pictures of no clip are looked at
-            alone.
+        frames: places of those to look at; others keep their depth.
+        clip: in which things are followed, so that their distances go together; without it, and of frames that are
+            not in it, every picture is looked at alone.
     """
     moving = {
         i: (m >= MOVES).numpy()
-        for i, (d, m) in enumerate(zip(scene.depth, scene.dynamic, strict=True))
-        if d is not None and m is not None and bool((m >= MOVES).any())
+        for i in frames
+        if (d := scene.depth[i]) is not None and (m := scene.dynamic[i]) is not None and bool((m >= MOVES).any())
     }
     labels = {i: cv2.connectedComponents(m.astype(np.uint8))[1] for i, m in moving.items()}
-    for clip in clips:
+    if clip is not None:
         labels |= _followed(clip, moving)
     things = {i: _things(scene, i, label) for i, label in labels.items()}
     log_z = {(i, k): thing.log_z for i, found in things.items() for k, thing in found.items()}
-    for clip in clips:
-        for k in sorted({k for i in clip.frame for k in things.get(i, {})}):
-            log_z |= _settled_thing(clip, k, labels, things)
+    for k in sorted({k for i in clip.frame for k in things.get(i, {})}) if clip is not None else ():
+        log_z |= _settled_thing(clip, k, labels, things)
     depth, confidence = list(scene.depth), list(scene.confidence)
     for i, label in labels.items():
         d, before, out = scene.depth[i], scene.confidence[i], np.full(label.shape, np.nan, np.float32)
@@ -93,12 +97,29 @@ def with_contact_depth(scene: Scene, clips: Sequence[Clip] = ()) -> Scene:
                 middle = camera.unproject(torch.from_numpy(thing.uv_px)[None], torch.tensor([np.exp(z)]))[0]
                 out[label == k] = _plane(middle.numpy(), ray[label == k], camera, scene.up_world)
         upright, there = torch.from_numpy(out), torch.from_numpy(label > 0)
-        if scene.frames[i].depth is not None:  # a sensor measured what moves as well as all else
-            there &= ~torch.isfinite(d)
         sure = torch.ones_like(d) if before is None else before
-        depth[i] = torch.where(there, upright, d)
-        confidence[i] = torch.where(there, torch.where(torch.isfinite(upright), CONFIDENCE, 0.0), sure)
+        found, trust = upright, torch.full_like(d, CONFIDENCE)
+        if (measured := scene.frames[i].depth) is not None:
+            sensed = _sensed(register_depth(measured(), scene.original[i], camera), d, there)
+            known = torch.isfinite(sensed)
+            found, trust = torch.where(known, sensed, upright), torch.where(known, SENSED, trust)
+        depth[i] = torch.where(there, found, d)
+        confidence[i] = torch.where(there, torch.where(torch.isfinite(found), trust, 0.0), sure)
     return replace(scene, depth=tuple(depth), confidence=tuple(confidence))
+
+
+def _sensed(measured: Tensor, depth: Tensor, moves: Tensor) -> Tensor:
+    """Depth that a sensor measured, in the unit of a depth map: that in which both agree on what stands still.
+
+    At the edges of things, where a sensor has mixtures or nothing, it is that of the nearest pixel; NaN elsewhere.
+    """
+    unit = float((depth / measured)[~moves].nanmedian())
+    unknown = ~torch.isfinite(measured).numpy()
+    if not np.isfinite(unit):
+        return torch.full_like(depth, torch.nan)
+    far, (v, u) = ndimage.distance_transform_edt(unknown, return_indices=True)  # pyright: ignore
+    nearest = np.where(far <= SENSED_PX, measured.numpy()[v, u], np.nan)
+    return unit * torch.from_numpy(nearest).float()
 
 
 def _things(scene: Scene, i: int, label: np.ndarray) -> dict[int, _Thing]:

@@ -33,7 +33,7 @@ def moment_depth(
 ) -> tuple[list[Tensor | None], list[Tensor | None]]:
     """Depth and confidence of every frame that others share its time with, as `recon.dense.dense_depth` gives them.
 
-    Sparse points of all times set the range of depth that is searched.
+    Sparse points that the pictures of a time share set the range of depth that is searched.
     """
     cameras = [c.resize(pictures.fit_hw(c.hw, options.depth_size)) for c in scene.camera]
     depth: list[Tensor | None] = [None] * len(cameras)

@@ -75,24 +75,24 @@ def with_motion(
     index = clips_of(scene)
     if not index:
         return replace(scene, tracks=_no_tracks())
-    with progress.stage("flow", total=sum(len(i) - 1 for i in index)) as advance:
-        clips = [clip(list(scene.frames), i, threads, advance) for i in index]
-    with progress.stage("what moves", total=len(clips)) as advance:
-        moving: dict[int, np.ndarray] = {}
-        for one in clips:
-            moving |= dict(zip(one.frame, _moving(scene, one), strict=True))
+    times = sorted({float(t) for i in index for k in i if (t := scene.frames[k].time_s) is not None})
+    tracks = []
+    with progress.stage("flow and what moves", total=sum(len(i) for i in index)) as advance:
+        for places in index:  # one after the other: the flow of a camera is as large as all of its pictures
+            one = clip(list(scene.frames), places, threads, advance)
+            moving = dict(zip(one.frame, _moving(scene, one), strict=True))
+            dynamic = list(scene.dynamic)
+            for i, score in moving.items():
+                dynamic[i] = torch.from_numpy(_resized(score, _map_hw(scene, i)))
+            scene = replace(scene, dynamic=tuple(dynamic))
+            if stands:
+                scene = with_contact_depth(scene, one.frame, clip=one)
+            tracks.append(_tracks(scene, one, moving, times, tracker))
             advance()
-    dynamic = [
-        d if i not in moving else torch.from_numpy(_resized(moving[i], _map_hw(scene, i)))
-        for i, d in enumerate(scene.dynamic)
-    ]
-    scene = replace(scene, dynamic=tuple(dynamic))
     if stands:
-        scene = with_contact_depth(scene, clips)
-    with progress.stage("tracks", total=len(clips)) as advance:
-        times = sorted({float(t) for one in clips for i in one.frame if (t := scene.frames[i].time_s) is not None})
-        tracks = _joined([_tracks(scene, one, moving, times, advance, tracker) for one in clips])
-    return replace(scene, tracks=tracks)
+        filmed = {i for places in index for i in places}
+        scene = with_contact_depth(scene, [i for i in range(len(scene.frames)) if i not in filmed])
+    return replace(scene, tracks=_joined(tracks))
 
 
 def clips_of(scene: Scene) -> list[list[int]]:
@@ -154,7 +154,7 @@ def _moving(scene: Scene, one: Clip) -> list[np.ndarray]:
     """Score in [0, 1] of every pixel of every picture of a clip: 1 moves."""
     views = [_view(scene, i, one.hw) for i in one.frame]
     times = [scene.frames[i].time_s or 0.0 for i in one.frame]
-    fixed = len(views) >= LEAST_FIXED and all(_stands(views[0].camera, v.camera) for v in views[1:])
+    fixed = len(views) >= LEAST_FIXED and all(_stands(views[0], v) for v in views[1:])
     usual, changed = (_usual_depth(views), _changed(one)) if fixed else (None, None)
     scores = []
     for k, view in enumerate(views):
@@ -256,13 +256,16 @@ def _changed(one: Clip) -> list[np.ndarray]:
     return out
 
 
-def _stands(camera: Camera, other: Camera) -> bool:
-    """Whether two pictures are of one place and direction, to a part of a pixel."""
-    if not torch.allclose(camera.K, other.K, rtol=1e-4):
+def _stands(view: _View, other: _View) -> bool:
+    """Whether two pictures are of one place and direction: what they show would move by a small part of a pixel."""
+    camera, there = view.camera, other.camera
+    if not torch.allclose(camera.K, there.K, rtol=1e-4):
         return False
-    turn = geometry.rotvec_from_matrix(camera.world_from_cam[:3, :3].mT @ other.world_from_cam[:3, :3]).norm()
-    shift = (camera.world_from_cam[:3, 3] - other.world_from_cam[:3, 3]).norm()
-    return bool(turn * camera.K[0, 0] < STILL_PX) and bool(shift < 1e-6 + 1e-4 * camera.world_from_cam[:3, 3].norm())
+    turn = geometry.rotvec_from_matrix(camera.world_from_cam[:3, :3].mT @ there.world_from_cam[:3, :3]).norm()
+    shift = float((camera.world_from_cam[:3, 3] - there.world_from_cam[:3, 3]).norm())
+    known = np.concatenate([v.depth[np.isfinite(v.depth)] for v in (view, other)])
+    moved_px = shift * float(camera.K[0, 0]) / max(float(np.median(known)), 1e-12) if len(known) and shift else shift
+    return float(turn * camera.K[0, 0]) < STILL_PX and moved_px < STILL_PX
 
 
 def _settled(one: Clip, scores: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -298,7 +301,7 @@ def _disc(radius: float) -> np.ndarray:
 
 
 def _tracks(
-    scene: Scene, one: Clip, moving: dict[int, np.ndarray], times: Sequence[float], advance: Callable[[], None],
+    scene: Scene, one: Clip, moving: dict[int, np.ndarray], times: Sequence[float],
     tracker: Callable[[Sequence[Frame], Clip], Follow] | None,
 ) -> PointTracks:  # fmt: skip
     """Points of one clip that move, each followed as long as it is seen, at all times of the scene."""
@@ -316,7 +319,6 @@ def _tracks(
         uv_px[seen, t], frame_id[seen, t] = places[k][seen] * scale, i
         p_world[seen, t] = _lifted(scene, i, uv_px[seen, t])
         colour[seen] = at(scene.frames[i].read().astype(np.float32), uv_px[seen, t].astype(np.float32)) / 255
-    advance()
     return PointTracks(
         torch.tensor(times, dtype=torch.float64), torch.from_numpy(p_world), torch.from_numpy(uv_px),
         torch.from_numpy(frame_id), torch.from_numpy(colour),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,15 +10,18 @@ from typing import Any
 
 import torch
 
+from geo4d.core import pictures
 from geo4d.core.errors import InputError
 from geo4d.core.io.moving import PosedCapture
+from geo4d.core.memory import refuse_beyond_memory
 from geo4d.core.progress import Progress
 from geo4d.core.types import MOVES, Observations, PointCloud, Scene
 from recon import report
 from recon.dense import dense_depth, dense_points
 from recon.dynamic import with_dynamic
+from recon.flow import flow_hw
 from recon.moments import is_rig, moment_depth
-from recon.motion import with_motion
+from recon.motion import clips_of, with_motion
 from recon.options import ReconstructOptions
 from recon.priors import Priors
 from recon.scale import find_up
@@ -27,6 +31,9 @@ from recon.trackers import follower
 from recon.working import sparse_scene
 
 TRAIN = "train"
+MAPS_BYTES, STEREO_BYTES, FLOW_BYTES = 12, 48, 24
+"""Of a pixel: depth, confidence and what moves; with all that stereo among all pictures holds; and of flow to and fro
+with its confidence."""
 
 
 def reconstruct_posed(
@@ -77,17 +84,40 @@ def _learnt(scene: Scene, options: ReconstructOptions, work_dir: Path, progress:
     """Depth, motion and points of pictures that may be looked at."""
     if not options.dense:
         return scene
+    moves = options.motion != "none"
     rig = is_rig(scene)
+    _check_memory(scene, options, rig=rig)
     if rig:
         depth, confidence = moment_depth(scene, options, progress)
         scene = replace(scene, depth=tuple(depth), confidence=tuple(confidence))
     else:
-        depth, confidence = dense_depth(scene, Priors(), options, work_dir, progress)
-        scene = with_dynamic(replace(scene, depth=tuple(depth), confidence=tuple(confidence)))
-    tracker = follower(options, progress)
-    moved = with_motion(scene, stands=not rig, tracker=tracker, threads=options.num_threads, progress=progress)
-    scene = judged(scene, moved, progress=progress)
+        depth, confidence = dense_depth(scene, _measured(scene), options, work_dir, progress)
+        scene = replace(scene, depth=tuple(depth), confidence=tuple(confidence))
+        scene = with_dynamic(scene) if moves else scene
+    if moves:
+        tracker = follower(options, progress)
+        moved = with_motion(scene, stands=not rig, tracker=tracker, threads=options.num_threads, progress=progress)
+        scene = judged(scene, moved, given=True, progress=progress)
     return replace(scene, points=dense_points(_still(scene), progress))
+
+
+def _check_memory(scene: Scene, options: ReconstructOptions, *, rig: bool) -> None:
+    """Refuse more pictures than depth, and the flow of the camera with most of them, leave room for."""
+    maps = sum(math.prod(pictures.fit_hw(c.hw, options.depth_size)) for c in scene.camera)
+    clips = clips_of(scene) if options.motion != "none" else []
+    longest = max((len(i) * math.prod(flow_hw(scene.frames[i[0]].hw)) for i in clips), default=0)
+    needed = maps * (MAPS_BYTES if rig else STEREO_BYTES) + longest * FLOW_BYTES
+    refuse_beyond_memory(
+        f"{len(scene.frames)} pictures at once", needed,
+        hint="--max-frames takes fewer, of times evenly spread; --start and --end a part; --depth-size 320 makes small "
+        "depth maps",
+    )  # fmt: skip
+
+
+def _measured(scene: Scene) -> Priors:
+    """Depth images that came with the pictures, in the unit of the cameras that came with them."""
+    poses = {f.name: c.world_from_cam for f, c in zip(scene.frames, scene.camera, strict=True)}
+    return Priors(world_from_cam=poses, metric=True, depth={f.name: f.depth for f in scene.frames if f.depth})
 
 
 def _still(scene: Scene) -> Scene:

@@ -42,7 +42,7 @@ RETURNS = 0.3
 """Share of a picture whose flow has to return: two pictures of less in common do not follow each other."""
 
 
-def judged(before: Scene, scene: Scene, *, progress: Progress) -> Scene:
+def judged(before: Scene, scene: Scene, *, given: bool = False, progress: Progress) -> Scene:
     """A scene after `recon.motion.with_motion`, with what its motion amounts to in `report["motion"]`, and said.
 
     Where nothing moves, it is the scene as it was before, with no tracks.
@@ -50,6 +50,7 @@ def judged(before: Scene, scene: Scene, *, progress: Progress) -> Scene:
     Args:
         before: the scene before motion was looked for.
         scene: the same with `tracks`.
+        given: whether its cameras were given.
         progress: hears what moves.
     """
     if not clips_of(scene):
@@ -61,11 +62,15 @@ def judged(before: Scene, scene: Scene, *, progress: Progress) -> Scene:
     facts: dict[str, Any] = {"share": share, "tracks": count, "explained": explained}
     if explained is not None and explained < LEAST_EXPLAINED:
         facts |= {"words": "nearly everything moves", "trusted": False}
+        mend = (
+            "geo4d doctor checks the cameras that came with the pictures"
+            if given
+            else "film with more of the picture at rest, leave out what moves (--masks), or give the cameras (--poses, "
+            "or a dataset with cameras, which geo4d doctor checks)"
+        )
         progress.note(
             f"nearly everything seems to move: only {100 * explained:.0f} % of the pictures' motion fits the cameras "
-            "and a scene that stands still, so that cameras and depth are not to be trusted; film with more of the "
-            "picture at rest, leave out what moves (--masks), or give the cameras (--poses, or a dataset with cameras, "
-            "which geo4d doctor checks)"
+            f"and a scene that stands still, so that cameras and depth are not to be trusted; {mend}"
         )
     elif tracks is None or not anything_moves(scene, tracks):
         facts = {"share": 0.0, "tracks": 0, "explained": explained, "words": "nothing moves"}

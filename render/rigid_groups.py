@@ -139,14 +139,18 @@ def _limit(p: np.ndarray) -> float:
 
 
 def _noise(p: np.ndarray) -> float:
-    """Standard deviation of the coordinates of tracks from one time to the next."""
+    """Standard deviation of the coordinates of tracks from one time to the next at which two are known: cameras whose
+    clocks differ know them at times of their own.
+    """
     known, changes = _known(p), []
     for t in range(p.shape[1] - 1):
-        both = np.flatnonzero(known[:, t] & known[:, t + 1])
-        if len(both) < 2:
+        shared = known[:, t : t + 1] & known[:, t + 1 :]
+        later = np.flatnonzero(shared.sum(0) >= 2)
+        if not len(later):
             continue
+        both, t_then = np.flatnonzero(shared[:, later[0]]), t + 1 + int(later[0])
         distance, index = KDTree(p[both, t]).query(p[both, t], k=2)
-        then = np.linalg.norm(p[both, t + 1] - p[both[np.asarray(index)[:, 1]], t + 1], axis=-1)
+        then = np.linalg.norm(p[both, t_then] - p[both[np.asarray(index)[:, 1]], t_then], axis=-1)
         changes.append(np.abs(then - np.asarray(distance)[:, 1]))
     # A distance of two points has the noise of two, its change that of four.
     return 1.4826 * float(np.median(np.concatenate(changes))) / 2 if changes else 0.0

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -162,7 +163,7 @@ def _times(gaussians: Gaussians, camera: Camera, time_s: float | Sequence[float]
             "these Gaussians do not move", found=f"time_s={time_s}", accepted="time_s=None", hint="leave time_s out"
         )
     count = 1 if camera.K.dim() == 2 else len(camera.K)
-    times = [float(time_s)] * count if isinstance(time_s, int | float) else [float(t) for t in time_s]
+    times = [float(time_s)] * count if np.ndim(time_s) == 0 else [float(t) for t in time_s]  # pyright: ignore
     if len(times) != count or not all(map(math.isfinite, times)):
         raise InputError(
             "cannot draw at these times", found=f"{len(times)} for {count} cameras: {times[:6]}",

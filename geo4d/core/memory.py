@@ -21,16 +21,21 @@ def memory_bytes() -> tuple[float | None, float | None]:
     return total, free
 
 
-def refuse_pictures_beyond_memory(hw: tuple[int, int], count: int, needed: float, *, fewer: str) -> None:
-    """Raise `InputError` where `count` pictures need more bytes than are available; `fewer` ends the hint for many."""
+def refuse_beyond_memory(what: str, needed: float, *, hint: str) -> None:
+    """Raise `InputError` where something (`what` names it, in the plural) needs more bytes than are available."""
     available = memory_bytes()[1]
     if available is not None and needed > available:
-        many = f"{count} pictures" if count > 1 else "a picture"
         raise InputError(
-            f"{many} of {hw[1]}x{hw[0]} would need about {needed / 1e9:.3g} GB of memory",
-            found=f"{available / 1e9:.3g} GB available",
-            hint="render smaller pictures" + (fewer if count > 1 else ""),
-        )
+            f"{what} would need about {needed / 1e9:.3g} GB of memory", found=f"{available / 1e9:.3g} GB available",
+            hint=hint,
+        )  # fmt: skip
+
+
+def refuse_pictures_beyond_memory(hw: tuple[int, int], count: int, needed: float, *, fewer: str) -> None:
+    """`refuse_beyond_memory` of pictures that are to be rendered; `fewer` ends the hint for many."""
+    what = f"{count} pictures" if count > 1 else "a picture"
+    hint = "render smaller pictures" + (fewer if count > 1 else "")
+    refuse_beyond_memory(f"{what} of {hw[1]}x{hw[0]}", needed, hint=hint)
 
 
 def _system_memory() -> tuple[float | None, float | None]:

@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float32, Float64
+from jaxtyping import Float32, Float64, Int64
 from torch import Tensor
 
 from geo4d.core import geometry, spherical_harmonics
@@ -53,10 +53,14 @@ class BasesMotion:
             raise InputError("the times of a motion must increase", found=f"{self.time_s.tolist()[:6]} ...")
         pose = self.world_from_rest.detach()
         off = geometry.rotation_error(pose[..., :3, :3])
-        if not bool((off < RIGID_TOLERANCE).all()) or not bool(torch.isfinite(pose).all()):
+        mirrored = torch.linalg.det(pose[..., :3, :3]) < 0
+        last = pose[..., 3, :] - pose.new_tensor([0.0, 0.0, 0.0, 1.0])
+        rigid = (off < RIGID_TOLERANCE) & ~mirrored & (last.abs() < RIGID_TOLERANCE).all(-1)
+        if not bool(rigid.all()) or not bool(torch.isfinite(pose).all()):
             raise InputError(
-                "the bases of a motion must be rigid", accepted="rotations and shifts, finite",
-                found=f"axes that miss unit length or right angles by {float(off.max()):.2g}",
+                "the bases of a motion must be rigid", accepted="rotations and shifts, finite, with a last row 0 0 0 1",
+                found=f"axes that miss unit length or right angles by {float(off.max()):.2g}, {int(mirrored.sum())} "
+                f"mirrored, last rows off by {float(last.abs().max()):.2g}",
             )  # fmt: skip
         total = self.weights.detach().sum(-1)
         wrong = (self.weights.detach() < 0).any(-1) | ((total != 0) & ((total - 1).abs() > SUM_TOLERANCE))
@@ -149,6 +153,16 @@ class BasesMotion:
         """Move to a device."""
         anchor = None if self.anchor_rest is None else self.anchor_rest.to(device)
         return BasesMotion(self.time_s.to(device), self.world_from_rest.to(device), self.weights.to(device), anchor)
+
+
+def carried_points(
+    gaussians: Gaussians, index: Int64[Tensor, " n"], p_world: Float64[Tensor, "n 3"], then_s: float, now_s: float
+) -> Float64[Tensor, "n 3"]:
+    """Points at one time where they are at another, each carried as the Gaussian of an index is."""
+    some = gaussians.subset(index)
+    a, b = some.at(then_s), some.at(now_s)
+    turn = geometry.matrix_from_quat(b.quats_wxyz.double()) @ geometry.matrix_from_quat(a.quats_wxyz.double()).mT
+    return (turn @ (p_world - a.means.double())[..., None])[..., 0] + b.means.double()
 
 
 def carried(

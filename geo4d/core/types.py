@@ -627,16 +627,16 @@ class Gaussians:
         means, quats, scales, opacity, sh = (torch.cat([getattr(self, k), getattr(other, k)]) for k in names)
         return Gaussians(means, quats, scales, opacity, sh)
 
-    def at(self, time_s: float) -> "Gaussians":
-        """The Gaussians as they are at a time, without motion.
+    def at(self, time_s: float | None) -> "Gaussians":
+        """The Gaussians as they are at a time, without motion; None, of a photo without a time, is at rest.
 
         Raises:
             InputError: the time is not a number.
         """
-        if not math.isfinite(time_s):
+        if time_s is not None and not math.isfinite(time_s):
             raise InputError("there is no such time", found=str(time_s), accepted="seconds")
         still = self._unchecked(motion=None)
-        return still if self.motion is None else self.motion.at(still, time_s)
+        return still if self.motion is None or time_s is None else self.motion.at(still, time_s)
 
     def _unchecked(self, **changes: Any) -> "Gaussians":
         """With other fields, of which the caller knows that they are sound: playback checks nothing twice."""

@@ -167,10 +167,11 @@ def _read_ids(picture: ReferenceIds) -> np.ndarray:
 
 
 def _rendered(scene: Scene, gaussians: Gaussians, name: str, picture: ReferenceIds) -> np.ndarray:
-    camera = scene.camera[scene.frames.names.index(name)]
+    place = scene.frames.names.index(name)
+    camera = scene.camera[place]
     if picture.K is not None and picture.hw is not None:
         camera = Camera(torch.tensor(picture.K, dtype=torch.float64), camera.world_from_cam, picture.hw)
-    ids = render_views(gaussians, camera, buffers=("object_id",)).object_id
+    ids = render_views(gaussians.at(scene.frames[place].time_s), camera, buffers=("object_id",)).object_id
     assert ids is not None
     return ids.numpy()
 

@@ -71,7 +71,7 @@ def score_view(photo: Photo, render: Tensor, network: lpips.Network | None = Non
 
 def render_like(gaussians: Gaussians, camera: Camera, time_s: float | None = None) -> Tensor:
     """Render `(h, w, 3)` in [0, 1] of one camera before black, of what moves as it is at a time."""
-    gaussians = gaussians if time_s is None else gaussians.at(time_s)
+    gaussians = gaussians.at(time_s)
     picture, _, _ = rasterization(
         gaussians.means, gaussians.quats_wxyz, gaussians.scales, gaussians.opacity, gaussians.sh,
         camera.cam_from_world.float()[None], camera.K.float()[None], camera.hw[1], camera.hw[0],

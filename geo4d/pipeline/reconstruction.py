@@ -50,6 +50,9 @@ STAGES = "work"
 FAILED_MARKER = "geo4d.json"
 """Shows that the folder of a failed run is geo4d's."""
 
+_OF_CAMERAS = ("mapper", "feature_size", "scale", "network", "weights", "network_size", "network_dtype")
+"""Options of how cameras and their scale are found."""
+
 
 @dataclass(frozen=True)
 class PriorPaths:
@@ -124,7 +127,7 @@ def reconstruct_folder(
         inputs = _Inputs(
             source, priors or PriorPaths(), masks, max_frames, keep_all, keep_gps, least, fps, part or VideoPart()
         )
-        posed = inputs.posed(progress)
+        posed = inputs.posed(backend, options, progress)
         clocks: dict[str, Any] = {}
         if posed is not None:
             offsets = _clock_offsets(posed, align_times, progress)
@@ -189,6 +192,11 @@ class _Inputs:
         path = Path(self.source).expanduser()
         return path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES
 
+    @property
+    def is_film(self) -> bool:
+        """Whether the source is of pictures that follow each other."""
+        return self.is_video or self.fps is not None or recognise_capture(self.source) is not None
+
     def load(self, video_dir: Path, progress: Progress) -> tuple[Frames, Priors]:
         given = self.priors.read(progress)
         if recognise_capture(self.source) is not None:
@@ -196,40 +204,38 @@ class _Inputs:
             frames, measured = load_capture(self.source, max_frames=self.max_frames or MAX_FRAMES, progress=progress)
             return frames, merge_priors(given, measured, progress=progress)
         frames = load_frames(
-            self.source, masks=self.masks, keep_all=self.keep_all or self.fps is not None, keep_gps=self.keep_gps,
-            max_frames=self.max_frames, least=self.least, part=self.part, cache_dir=video_dir, progress=progress,
+            self.source, masks=self.masks, keep_all=self.keep_all, keep_gps=self.keep_gps, max_frames=self.max_frames,
+            least=self.least, fps=self.fps, part=self.part, cache_dir=video_dir, progress=progress,
         )  # fmt: skip
-        return frames if self.fps is None else self._filmed(frames, self.fps), given
+        return frames, given
 
-    def _filmed(self, frames: Frames, fps: float) -> Frames:
-        """Photos as pictures of a film."""
-        if not 0 < fps < math.inf:
-            raise InputError("cannot use --fps", found=f"{fps:g}", accepted="pictures per second, more than 0")
-        if Path(self.source).expanduser().is_file():
-            raise InputError(
-                "a video has times of its own", found=f"--fps {fps:g} with {self.source}",
-                accepted="--fps with a folder of pictures", hint="leave out --fps",
-            )  # fmt: skip
-        timed = [replace(f, time_s=i / fps, sensor="camera") for i, f in enumerate(frames)]
-        return Frames(timed, frames.dropped)
-
-    def posed(self, progress: Progress) -> PosedCapture | None:
+    def posed(self, backend: str, options: ReconstructOptions, progress: Progress) -> PosedCapture | None:
         """The dataset of a moving scene, whose cameras are given; None where the source is something else."""
         layout = self._layout
         if layout is None:
             return None
-        options = {
-            "--masks": self.masks is not None, "--keep-gps": self.keep_gps, "--max-frames": self.max_frames is not None,
-            "--fps": self.fps is not None, "--start, --end or --cuts": self.part != VideoPart(),
-            "what is known of cameras or depth": self.priors != PriorPaths(),
+        usual = ReconstructOptions()
+        given = {
+            "--masks": self.masks is not None, "--keep-gps": self.keep_gps, "--keep-all": self.keep_all,
+            "--fps": self.fps is not None, "--cuts": self.part.cuts != VideoPart().cuts,
+            "what is known of cameras or depth": self.priors != PriorPaths(), "--backend": backend != "auto",
+            **{f"--{name.replace('_', '-')}": getattr(options, name) != getattr(usual, name) for name in _OF_CAMERAS},
         }  # fmt: skip
-        found = [name for name, given in options.items() if given]
+        found = [name for name, there in given.items() if there]
         if found:
             raise InputError(
                 f"these options cannot be given with a dataset whose cameras are known ({layout})",
-                found=", ".join(found), accepted="the dataset alone", hint=f"leave out {' and '.join(found)}",
+                found=", ".join(found), accepted="sizes, --motion, --tracker, --max-frames, --start and --end",
+                hint=f"leave out {' and '.join(found)}",
             )  # fmt: skip
-        return load_moving(Path(self.source).expanduser(), progress=progress)
+        whole = load_moving(Path(self.source).expanduser(), progress=progress)
+        posed = whole.thinned(self.max_frames, self.part)
+        if len(posed.frames) < len(whole.frames):
+            times = len(set(posed.time_s)), len(set(whole.time_s))
+            progress.note(
+                f"{len(posed.frames)} of {len(whole.frames)} pictures are used, at {times[0]} of {times[1]} times"
+            )
+        return posed
 
     @functools.cached_property
     def _layout(self) -> str | None:
@@ -240,7 +246,7 @@ class _Inputs:
     def _check_for_capture(self) -> None:
         options = {
             "--masks": self.masks is not None, "--keep-all": self.keep_all, "--keep-gps": self.keep_gps,
-            "--start, --end or --cuts": self.part != VideoPart(),
+            "--fps": self.fps is not None, "--start, --end or --cuts": self.part != VideoPart(),
         }  # fmt: skip
         found = [name for name, given in options.items() if given]
         if found:
@@ -284,12 +290,14 @@ def _aligned(posed: PosedCapture, offsets: Mapping[str, float]) -> PosedCapture:
 
 
 def _say_why_still(scene: Scene, inputs: _Inputs, options: ReconstructOptions, progress: Progress) -> None:
-    """Of a video in which nothing was looked for that moves."""
-    if not inputs.is_video or not options.dense or options.motion == "none" or "motion" in scene.report:
+    """Of a film in which nothing was looked for that moves."""
+    if not inputs.is_film or not options.dense or options.motion == "none" or "motion" in scene.report:
         return
+    more = "more of them: --fps 5 takes so many per second" if inputs.is_video else "a film with more of them"
+    more = "more of them: --max-frames" if recognise_capture(inputs.source) is not None else more
     progress.note(
-        f"what moves was not looked for, the scene is taken to stand still: {len(scene.frames)} pictures of the video "
-        f"are used; it takes {FEWEST_FILMED} that follow each other within {MOST_APART_S:g} s"
+        f"what moves was not looked for, the scene is taken to stand still: {len(scene.frames)} pictures of the film "
+        f"are used; it takes {FEWEST_FILMED} that follow each other within {MOST_APART_S:g} s, and {more}"
     )
 
 
@@ -301,7 +309,13 @@ def _fingerprint(inputs: _Inputs, frames: Frames, known: Priors, options: Recons
     """
     described = [[f.name, f.hw, f.time_s, f.sensor, f.quarter_turns] for f in frames]
     contents = [[p.name, _digest(p)] for p in inputs.files()]
-    settings = [asdict(replace(options, scale=(), threads=None)), inputs.max_frames, inputs.keep_all, backend]
+    settings = [
+        asdict(replace(options, scale=(), threads=None)),
+        inputs.max_frames,
+        inputs.keep_all,
+        backend,
+        inputs.fps,
+    ]
     lenses = {n: [c.hw, c.K.tolist(), _lens(c)] for n, c in sorted(known.intrinsics.items())}
     poses = {n: p.tolist() for n, p in sorted(known.world_from_cam.items())}
     firmness = [known.focal_relative_std, known.rotation_std_rad, known.position_std_m, known.pose_offset, known.metric]

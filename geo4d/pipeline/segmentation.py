@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from geo4d.core import colouring, pictures, threads
+from geo4d.core.editing import motion_groups
 from geo4d.core.errors import InputError
 from geo4d.core.io import atomic
 from geo4d.core.io.gaussians import GAUSSIANS, write_scene_gaussians
@@ -42,11 +43,12 @@ NAMED = 12
 class SegmentOptions:
     """Where object ids come from, and how; names are those of the command line.
 
-    Without `boxes` and `masks` they are clusters of what stands on `supports` level surfaces.
+    Without `boxes`, `masks` and `by_motion` they are clusters of what stands on `supports` level surfaces.
     """
 
     boxes: Path | None = None
     masks: Path | None = None
+    by_motion: bool = False
     sam: bool = False
     sam_model: str = MODEL
     min_size: float | None = None
@@ -102,8 +104,10 @@ def segment_folder(
 
 
 def _check(options: SegmentOptions) -> None:
-    if options.boxes is not None and options.masks is not None:
-        raise InputError("objects are drawn one way", found="--boxes and --masks", accepted="one of them")
+    ways = {"--boxes": options.boxes, "--masks": options.masks, "--by-motion": options.by_motion or None}
+    given = [name for name, value in ways.items() if value is not None]
+    if len(given) > 1:
+        raise InputError("objects are found one way", found=" and ".join(given), accepted="one of them")
     if options.sam and options.boxes is None:
         raise InputError(
             "--sam needs to be told what to look for", found="no --boxes",
@@ -117,6 +121,15 @@ def _segmented(
     scene: Scene, gaussians: Gaussians, options: SegmentOptions, progress: Progress
 ) -> tuple[Gaussians, dict[int, str], str]:
     """Gaussians with ids, names of the objects as far as they have some, and how they were found."""
+    if options.by_motion:
+        ids = motion_groups(gaussians)
+        if not bool(ids.any()):
+            raise InputError(
+                "no objects found by motion", found="Gaussians that stand still",
+                accepted="those of a scene that moves: geo4d fit of a film, or of a dataset with times",
+                hint="leave out --by-motion to find what stands on level surfaces",
+            )  # fmt: skip
+        return replace(gaussians, object_id=ids), {}, "motion"
     if options.boxes is None and options.masks is None:
         with progress.stage("cluster"):
             found = _geometric(scene, gaussians, options)
@@ -183,12 +196,14 @@ def _of_mask(scene: Scene, name: str, ids: np.ndarray) -> Annotation:
     known = torch.from_numpy(ids)
     if valid is not None:
         known = torch.where(valid, known, torch.full_like(known, -1))
-    return Annotation(scene.camera[i], known, tuple(int(k) for k in np.unique(ids[ids > 0])))
+    return Annotation(
+        scene.camera[i], known, tuple(int(k) for k in np.unique(ids[ids > 0])), scene.frames[i].time_s
+    )  # fmt: skip
 
 
 def _view(scene: Scene, name: str, drawn: Drawn) -> BoxedView:
     i = scene.frames.names.index(name)
-    return BoxedView(scene.camera[i], scene.frames[i].read(), drawn.boxes, drawn.points)
+    return BoxedView(scene.camera[i], scene.frames[i].read(), drawn.boxes, drawn.points, scene.frames[i].time_s)
 
 
 # What people look at
@@ -220,7 +235,8 @@ def _spread(scene: Scene, most: int) -> list[int]:
 def _tile(scene: Scene, gaussians: Gaussians, i: int) -> np.ndarray:
     hw = pictures.fit_hw(scene.frames[i].hw, OVERVIEW_PX)
     photo = pictures.resize(scene.frames[i].read(), hw)
-    ids = render_views(gaussians, scene.camera[i].resize(hw), buffers=("object_id",)).object_id
+    then = gaussians.at(scene.frames[i].time_s)
+    ids = render_views(then, scene.camera[i].resize(hw), buffers=("object_id",)).object_id
     assert ids is not None
     shown = ids.numpy()
     tinted = np.where((shown > 0)[..., None], (1 - TINT) * photo + TINT * colouring.ids(shown), 0.6 * photo)

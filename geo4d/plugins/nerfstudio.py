@@ -20,9 +20,9 @@ from torch import Tensor
 from geo4d.core import geometry
 from geo4d.core.errors import InputError
 from geo4d.core.io.gaussian_values import LOGIT_LIMIT
-from geo4d.core.io.gaussians import GAUSSIANS, read_gaussians
+from geo4d.core.io.gaussians import GAUSSIANS, read_scene_gaussians
 from geo4d.core.io.scene import StoredPicture, load_scene
-from geo4d.core.types import Camera, Gaussians, Scene
+from geo4d.core.types import Camera, Gaussians, Motion, Scene
 from recon.working import upright_world
 
 MADE_ON_DEMAND = (
@@ -51,6 +51,8 @@ class SplitData:
     width: Tensor
     height: Tensor
     time_s: Tensor | None
+    start_s: float
+    """Time of the scene's first picture in the scene."""
     points: Tensor
     rgb: Tensor
     transform: Tensor
@@ -94,7 +96,7 @@ def split_data(folder: Path, split: str = "train", *, eval_interval: int = 8, no
     return SplitData(
         files, [folder / "masks" / f"{file.stem}.png" for file in files] if masked else None, poses[:, :3].float(),
         K[:, 0, 0], K[:, 1, 1], K[:, 0, 2], K[:, 1, 2], hw[:, 1], hw[:, 0],
-        torch.tensor(times) if len(times) == len(chosen) else None,
+        torch.tensor(times) if len(times) == len(chosen) else None, start_s,
         points.float(), (scene.points.rgb * 255).round().to(torch.uint8),
         transform[:3].float(), scale, folder / GAUSSIANS,
     )  # fmt: skip
@@ -140,14 +142,21 @@ def parameters(gaussians: Gaussians) -> torch.nn.ParameterDict:
     return torch.nn.ParameterDict({k: torch.nn.Parameter(v.clone()) for k, v in values.items()})
 
 
-def draw(values: torch.nn.ParameterDict, camera: Camera) -> dict[str, Tensor]:
-    """Pictures of the Gaussians: `rgb (h, w, 3)`, `depth (h, w, 1)` in scene units, `accumulation (h, w, 1)`."""
+def draw(
+    values: torch.nn.ParameterDict, camera: Camera, motion: Motion | None = None, time_s: float | None = None
+) -> dict[str, Tensor]:
+    """Pictures of the Gaussians: `rgb (h, w, 3)`, `depth (h, w, 1)` in scene units, `accumulation (h, w, 1)`; moved to
+    a time where they have a motion.
+    """
     from render import rasterization
     from render.views import near_plane
 
-    means = values["means"]
+    quats = torch.nn.functional.normalize(values["quats"], dim=-1)
+    scales, opacity = values["log_scales"].exp(), values["logits"].sigmoid()
+    there = Gaussians(values["means"], quats, scales, opacity, values["sh"], motion=motion).at(time_s)
+    means = there.means
     picture, alpha, _ = rasterization(
-        means, values["quats"], values["log_scales"].exp(), values["logits"].sigmoid(), values["sh"],
+        means, there.quats_wxyz, there.scales, there.opacity, there.sh,
         camera.cam_from_world[None].to(means), camera.K[None].to(means), camera.hw[1], camera.hw[0],
         near_plane=near_plane(means), sh_degree=round(values["sh"].shape[1] ** 0.5) - 1, render_mode="RGB+ED",
     )  # fmt: skip
@@ -205,7 +214,7 @@ def _dataparser_classes() -> dict[str, Any]:
                 dataparser_transform=data.transform, dataparser_scale=data.scale,
                 metadata={
                     "points3D_xyz": data.points, "points3D_rgb": data.rgb, "geo4d_gaussians": str(data.gaussians),
-                    "geo4d_transform": data.transform, "geo4d_scale": data.scale,
+                    "geo4d_transform": data.transform, "geo4d_scale": data.scale, "geo4d_start_s": data.start_s,
                 },
             )  # fmt: skip
 
@@ -233,8 +242,10 @@ def _model_classes() -> dict[str, Any]:
             path = Path(metadata["geo4d_gaussians"])
             if not path.is_file():
                 raise InputError("no Gaussians to show", found=f"no {path}", hint=f"geo4d fit {path.parent}")
-            self.gaussians = parameters(read_gaussians(path))
+            fitted = read_scene_gaussians(path.parent)
+            self.gaussians, self.motion = parameters(fitted), fitted.motion
             self.transform, self.scale = metadata["geo4d_transform"], metadata["geo4d_scale"]
+            self.start_s = metadata["geo4d_start_s"]
 
         def get_param_groups(self) -> dict[str, list[torch.nn.Parameter]]:
             return {name: [self.gaussians[name]] for name in RATES}
@@ -242,7 +253,9 @@ def _model_classes() -> dict[str, Any]:
         def get_outputs(self, camera: Any) -> dict[str, Tensor]:
             hw = int(camera.height.item()), int(camera.width.item())
             K = camera.get_intrinsics_matrices()[0]
-            outputs = draw(self.gaussians, scene_camera(camera.camera_to_worlds[0], K, hw, self.transform, self.scale))
+            time_s = None if camera.times is None else self.start_s + float(camera.times.flatten()[0])
+            seen_by = scene_camera(camera.camera_to_worlds[0], K, hw, self.transform, self.scale)
+            outputs = draw(self.gaussians, seen_by, self.motion, time_s)
             return outputs | {"depth": outputs["depth"] * self.scale}
 
         @torch.no_grad()

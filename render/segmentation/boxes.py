@@ -8,9 +8,11 @@ from dataclasses import dataclass, field, replace
 import cv2
 import numpy as np
 import torch
+from scipy.spatial import KDTree
 from torch import Tensor
 
 from geo4d.core import pictures
+from geo4d.core.motion import carried_points
 from geo4d.core.types import Camera, Gaussians
 from render.segmentation.lifting import Annotation, seen_weights
 from render.views import render_views
@@ -42,6 +44,8 @@ class BoxedView:
     rgb: np.ndarray
     boxes: Mapping[int, tuple[float, float, float, float]]
     points: Mapping[int, Sequence[tuple[float, float]]] = field(default_factory=dict)
+    time_s: float | None = None
+    """Of the photo, where the scene moves."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +55,17 @@ class _Seen:
     view: BoxedView
     p_world: np.ndarray
     cluster: np.ndarray
+    gaussians: Gaussians
+    """All of them, with their motion."""
+
+    def points_at(self, time_s: float | None, pixels: np.ndarray) -> Tensor:
+        """World points `(n, 3)` of a mask's pixels, carried with the nearest Gaussians to another time."""
+        points, here_s = torch.from_numpy(self.p_world[pixels]), self.view.time_s
+        if self.gaussians.motion is None or here_s is None or time_s is None or time_s == here_s or not len(points):
+            return points
+        tree = KDTree(self.gaussians.at(here_s).means.numpy())
+        nearest = torch.from_numpy(np.asarray(tree.query(points.nan_to_num(0.0).numpy())[1]).astype(np.int64))
+        return carried_points(self.gaussians, nearest, points, here_s, time_s)
 
 
 def annotate(gaussians: Gaussians, views: Sequence[BoxedView], *, clusters: Tensor | None = None) -> list[Annotation]:
@@ -77,7 +92,9 @@ def annotate(gaussians: Gaussians, views: Sequence[BoxedView], *, clusters: Tens
                 picture[(one.cluster == chosen[k]) & _inside(one.view, k)] = k
             else:
                 picture[_cut_out(one, k, seen, held[k])] = k
-        result.append(Annotation(one.view.camera, torch.from_numpy(picture), tuple(sorted(one.view.boxes))))
+        result.append(
+            Annotation(one.view.camera, torch.from_numpy(picture), tuple(sorted(one.view.boxes)), one.view.time_s)
+        )
     return result
 
 
@@ -87,12 +104,13 @@ def by_size(view: BoxedView, ids: Sequence[int]) -> list[int]:
 
 
 def _look(gaussians: Gaussians, view: BoxedView, clusters: Tensor | None) -> _Seen:
-    labelled = replace(gaussians, object_id=clusters)
+    labelled = replace(gaussians.at(view.time_s), object_id=clusters)
     buffers = render_views(labelled, view.camera, buffers=("depth", "object_id"))
     centre, ray = view.camera.rays()
     p_world = (centre + ray * buffers.depth[..., None].double()).numpy()
     shown = buffers.object_id
-    return _Seen(view, p_world, np.zeros(view.camera.hw, np.int64) if shown is None else shown.numpy())
+    none = np.zeros(view.camera.hw, np.int64)
+    return _Seen(view, p_world, none if shown is None else shown.numpy(), gaussians)
 
 
 def _held_by_boxes(
@@ -107,7 +125,7 @@ def _held_by_boxes(
     for one in seen:
         mine = [k for k in ids if k in one.view.boxes]
         masks = np.stack([_inside(one.view, k) for k in mine] + [np.ones(one.view.camera.hw, bool)], -1)
-        weight, shown = seen_weights(gaussians, one.view.camera, torch.from_numpy(masks).float())
+        weight, shown = seen_weights(gaussians.at(one.view.time_s), one.view.camera, torch.from_numpy(masks).float())
         sums = np.stack([np.bincount(label[shown], column[shown], minlength=count) for column in weight.T])
         rows = [ids.index(k) for k in mine]
         inside[rows] += sums[:-1]
@@ -176,12 +194,11 @@ def _cut_out(one: _Seen, k: int, seen: Sequence[_Seen], held: Sequence[int]) -> 
 def _in_other_boxes(one: _Seen, k: int, seen: Sequence[_Seen]) -> np.ndarray:
     """Pixels in the box of object `k` whose points project into its boxes in all other photos too."""
     kept = _inside(one.view, k)
-    points = torch.from_numpy(one.p_world[kept])
-    known = torch.isfinite(points).all(-1)
+    known = torch.from_numpy(np.isfinite(one.p_world[kept]).all(-1))
     for other in seen:
         if other is one or k not in other.view.boxes:
             continue
-        uv_px, _ = other.view.camera.project(points.nan_to_num(0.0))
+        uv_px, _ = other.view.camera.project(one.points_at(other.view.time_s, kept).nan_to_num(0.0))
         left, top, right, bottom = other.view.boxes[k]
         u, v = uv_px[:, 0], uv_px[:, 1]
         known &= (u >= left) & (u <= right) & (v >= top) & (v <= bottom)  # NaN compares false

@@ -39,6 +39,8 @@ class Annotation:
     camera: Camera
     ids: Tensor
     speaks_of: tuple[int, ...]
+    time_s: float | None = None
+    """Of the photo, where the scene moves."""
 
 
 def lift(gaussians: Gaussians, annotations: Sequence[Annotation], *, clusters: Tensor | None = None) -> Gaussians:
@@ -62,7 +64,7 @@ def lift(gaussians: Gaussians, annotations: Sequence[Annotation], *, clusters: T
     for annotation in annotations:
         columns = [objects.index(k) for k in annotation.speaks_of]
         drawn = torch.stack([annotation.ids == k for k in annotation.speaks_of] + [annotation.ids >= 0], -1)
-        weight, shown = seen_weights(gaussians, annotation.camera, drawn.float())
+        weight, shown = seen_weights(gaussians.at(annotation.time_s), annotation.camera, drawn.float())
         weight[~shown] = 0
         mine[:, columns] += weight[:, :-1]
         all_seen[:, columns] += weight[:, -1:]

@@ -66,7 +66,7 @@ def annotate_with_sam(network: Any, view: BoxedView) -> Annotation:
     objects = sorted({*view.boxes, *view.points})
     for k in by_size(view, objects):
         ids[_mask(network, embeddings, view, k, factor)] = k
-    return Annotation(view.camera, ids, tuple(objects))
+    return Annotation(view.camera, ids, tuple(objects), view.time_s)
 
 
 def _mask(network: Any, embeddings: Any, view: BoxedView, k: int, factor: Tensor) -> Tensor:

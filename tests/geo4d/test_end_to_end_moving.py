@@ -8,18 +8,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from geo4d.core import moving, procedural
+from geo4d.core import memory, moving, procedural
 from geo4d.core.io import moving_offsets
 from geo4d.core.io.gaussians import read_scene_gaussians
 from geo4d.core.io.nerfstudio import write_transforms
 from geo4d.core.io.scene import load_scene
 from geo4d.core.motion import BasesMotion
-from geo4d.core.types import Camera
+from geo4d.core.types import MOVES, Camera
 from geo4d.pipeline import reconstruction
 
 HW, TIMES, CAMERAS, SEED = (120, 160), 6, 4, 5
@@ -135,12 +136,84 @@ def test_milliseconds_are_not_silently_taken_for_seconds(
     np.testing.assert_allclose(times, factor * 2 / 11 * np.arange(TIMES), atol=2e-3)
 
 
-def test_options_that_do_not_fit_are_said(dataset: Path, tmp_path: Path, geo4d: Callable[..., Any]) -> None:
-    run = geo4d("reconstruct", dataset, "-o", tmp_path / "scene", "--max-frames", "3")
+@pytest.mark.parametrize(("options", "said"), [
+    (("--fps", "10"), "--fps"), (("--cuts", "none"), "--cuts"), (("--backend", "sfm"), "--backend"),
+    (("--scale", "marker:DICT_4X4_50:0.05"), "--scale"), (("--mapper", "global"), "--mapper"),
+    (("--keep-all",), "--keep-all"),
+])  # fmt: skip
+def test_options_that_do_not_fit_are_said(
+    dataset: Path, tmp_path: Path, geo4d: Callable[..., Any], options: tuple[str, ...], said: str
+) -> None:
+    run = geo4d("reconstruct", dataset, "-o", tmp_path / "scene", *options)
     assert run.code == 2
-    assert "--max-frames" in run.stderr
+    assert said in run.stderr
     assert "cameras are known" in run.stderr
-    run = geo4d("reconstruct", dataset, "-o", tmp_path / "scene", "--start", "1")
-    assert run.code == 2
-    assert "--start, --end or --cuts" in run.stderr
     assert not (tmp_path / "scene").exists()
+
+
+def test_a_part_of_a_dataset_keeps_times_together(dataset: Path, tmp_path: Path, geo4d: Callable[..., Any]) -> None:
+    run = geo4d("reconstruct", dataset, "-o", tmp_path / "few", "--no-dense", "--max-frames", 3 * CAMERAS + 1)
+    assert run.code == 0, run.stderr
+    few = load_scene(tmp_path / "few")
+    assert {f.name for f in few.frames} == {f"cam{v}/{k:03d}.png" for v in range(CAMERAS) for k in (0, 2, 5)}
+    assert f"{3 * CAMERAS} of {TIMES * CAMERAS} pictures are used, at 3 of {TIMES} times" in run.stderr
+    run = geo4d("reconstruct", dataset, "-o", tmp_path / "part", "--no-dense", "--start", 0.3, "--end", 0.6)
+    assert run.code == 0, run.stderr
+    times = {f.time_s for f in load_scene(tmp_path / "part").frames}
+    np.testing.assert_allclose(sorted(t for t in times if t is not None), [4 / 11, 6 / 11], atol=1e-6)
+    for options, said in ((("--max-frames", "3"), "one time has 4"), (("--start", "7"), "go from 0.00 to 0.91 s")):
+        run = geo4d("reconstruct", dataset, "-o", tmp_path / "none", *options)
+        assert run.code == 2
+        assert said in run.stderr
+
+
+def test_a_dataset_is_still_where_that_is_asked_for(dataset: Path, tmp_path: Path, geo4d: Callable[..., Any]) -> None:
+    run = geo4d("reconstruct", dataset, "-o", tmp_path / "scene", "--motion", "none", "--max-frames", 2 * CAMERAS)
+    assert run.code == 0, run.stderr
+    scene = load_scene(tmp_path / "scene")
+    assert scene.tracks is None
+    assert all(d is None for d in scene.dynamic)
+    assert "motion" not in scene.report
+
+
+def test_more_pictures_than_memory_holds_are_refused(
+    dataset: Path, tmp_path: Path, geo4d: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "memory_bytes", lambda: (4e6, 4e6))
+    run = geo4d("reconstruct", dataset, "-o", tmp_path / "scene")
+    assert run.code == 2
+    assert "24 pictures at once would need" in run.stderr
+    assert "--max-frames" in run.stderr
+
+
+@pytest.mark.slow
+def test_a_video_of_one_camera_becomes_a_scene_that_moves(tmp_path: Path, geo4d: Callable[..., Any]) -> None:
+    """A phone that is carried past a box that slides along: cameras, what moves and where it goes, from the mp4."""
+    hw, count = (240, 320), 48
+    world, cameras = moving.scene(7, "rigid"), moving.sweep_cameras(count, hw, seed=7)
+    times = moving.times(world, count)
+    with av.open(str(tmp_path / "film.mp4"), "w") as out:
+        stream = out.add_stream("h264", rate=24)
+        stream.width, stream.height, stream.pix_fmt, stream.options = hw[1], hw[0], "yuv420p", {"crf": "14"}
+        for k, t in enumerate(times):
+            rgb, _ = procedural.render(world.at(t), Camera(cameras.K[k], cameras.world_from_cam[k], hw))
+            picture = av.VideoFrame.from_ndarray((rgb.numpy() * 255 + 0.5).astype(np.uint8), format="rgb24")
+            out.mux(stream.encode(picture))
+        out.mux(stream.encode())
+    run = geo4d("reconstruct", tmp_path / "film.mp4", "-o", tmp_path / "scene", "--fps", "8", "--json")
+    assert run.code == 0, run.stderr
+    scene = load_scene(tmp_path / "scene")
+    numbers = [int(f.name.removesuffix(".jpg")[-6:]) for f in scene.frames]
+    assert len(numbers) == 16
+    truth = torch.stack([moving.dynamic(world, Camera(cameras.K[k], cameras.world_from_cam[k], hw), times[k])
+                         for k in numbers])  # fmt: skip
+    said = torch.stack([
+        torch.nn.functional.interpolate(d[None, None], hw)[0, 0] >= MOVES for d in scene.dynamic if d is not None
+    ])  # fmt: skip
+    assert float((said & truth).sum() / truth.sum()) > 0.8
+    assert float((said & ~truth).sum() / (~truth).sum()) < 0.05
+    assert scene.tracks is not None
+    assert len(scene.tracks) > 100
+    run = geo4d("fit", tmp_path / "scene", "--steps", "60", "--max-gaussians", "8000", "--json")
+    assert run.code == 0, run.stderr
+    assert read_scene_gaussians(tmp_path / "scene").motion is not None

@@ -162,6 +162,32 @@ def test_one_stem_for_two_photos(folder):
         load_frames(folder)
 
 
+# --- pictures of a film
+
+
+def test_pictures_of_a_film_have_their_time_whichever_are_left_out(folder, tmp_path):
+    for i in range(5, 12):
+        save(folder / f"IMG_{i}.jpg", scene(i), quality=95)
+    Image.open(folder / "IMG_7.jpg").save(folder / "IMG_7.png")  # the same picture once more
+    (folder / "IMG_5.jpg").write_bytes(b"damaged")
+    (tmp_path / "masks").mkdir()
+    Image.new("L", (120, 90)).save(tmp_path / "masks" / "IMG_2.png")  # nothing of it may be used
+    frames, _ = load(folder, fps=10, masks=tmp_path / "masks")
+    numbers = [int(f.name[4:-4]) for f in frames]
+    assert numbers == [0, 1, 3, 4, 6, 7, 8, 9, 10, 11]
+    assert [f.time_s for f in frames] == [n / 10 for n in numbers]
+    assert {f.sensor for f in frames} == {"camera"}
+    few, _ = load(folder, fps=10, max_frames=4)
+    assert [f.time_s for f in few] == [int(f.name[4:-4]) / 10 for f in few]
+    assert len(few) == 4
+
+
+@pytest.mark.parametrize("fps", [0, -3, float("nan"), float("inf")])
+def test_a_film_needs_a_rate(folder, fps):
+    with pytest.raises(InputError, match="cannot use this rate"):
+        load_frames(folder, fps=fps)
+
+
 # --- broken files
 
 

@@ -311,6 +311,26 @@ def test_millimetres_of_depth_become_metres(filmed: Filmed, tmp_path: Path) -> N
     torch.testing.assert_close(prior.K, capture.camera[0].resize((24, 32)).K)
 
 
+def test_a_depth_image_without_end_keeps_its_metres(filmed: Filmed, tmp_path: Path) -> None:
+    write_nerfies(tmp_path, filmed)
+    (tmp_path / "depth" / "4x").mkdir(parents=True)
+    depth = filmed.depth[0][0].copy()
+    depth[3, 3], depth[4, 4] = np.inf, np.nan
+    np.save(tmp_path / "depth" / "4x" / "left1_000000.npy", depth)
+    found = load_moving(tmp_path).frames[0].depth().depth_m.numpy()
+    np.testing.assert_array_equal(found, np.where(np.isfinite(depth), depth, np.nan))
+
+
+def test_ids_of_neither_part_are_neither_learnt_from_nor_held_out(filmed: Filmed, tmp_path: Path) -> None:
+    ids = list(write_nerfies(tmp_path, filmed))
+    write_json(tmp_path / "dataset.json", {"ids": ids, "train_ids": ids[:2], "val_ids": ids[4:7]})
+    capture = load_moving(tmp_path)
+    assert capture.frames.names == tuple(f"{i}.png" for i in (*ids[:2], *ids[4:7]))
+    assert any("7 ids that are in neither" in note for note in capture.notes)
+    write_json(tmp_path / "dataset.json", {"ids": ids})
+    assert load_moving(tmp_path).split == ("train",) * 12
+
+
 def test_frames_without_camera_picture_or_time_are_left_out_by_name(filmed: Filmed, tmp_path: Path) -> None:
     cameras = write_nerfies(tmp_path, filmed)
     (tmp_path / "camera" / "left1_000001.json").unlink()
@@ -559,6 +579,18 @@ def test_synchronised_videos_take_cameras_from(listed: str, filmed: Filmed, tmp_
     assert (capture.camera[6].distortion is not None) == (listed == "cameras.json")
 
 
+@pytest.mark.parametrize("suffix", ["", ".mp4"])
+def test_names_of_videos_may_have_dots(suffix: str, filmed: Filmed, tmp_path: Path) -> None:
+    write_rig(tmp_path, filmed)
+    content = json.loads((tmp_path / "cameras.json").read_text())
+    for k, name in enumerate(sorted(content)):
+        next(tmp_path.glob(f"{name}.*")).rename(tmp_path / f"cam.{k}.mp4")
+    write_json(tmp_path / "cameras.json", {f"cam.{k}{suffix}": content[n] for k, n in enumerate(sorted(content))})
+    capture = load_moving(tmp_path)
+    assert sorted(capture.by_sensor()) == [f"cam.{k}" for k in range(len(content))]
+    assert not any("pictures" in note for note in capture.notes)
+
+
 def test_mask_videos_go_with_videos(filmed: Filmed, tmp_path: Path) -> None:
     write_rig(tmp_path, filmed)
     masks = [np.zeros((*HW, 3), np.uint8) for _ in range(COUNT)]
@@ -669,7 +701,8 @@ def test_units_are_told_by_steps() -> None:
     for times, unit in (
         ([0, 33, 67, 100], 1e3), ([0.0, 1000.0, 2000.0, 3000.0], 1e3), ([7, 40040, 80040, 120000], 1e6),
         ([10**18, 10**18 + 33 * 10**6, 10**18 + 66 * 10**6, 10**18 + 99 * 10**6], 1e9), ([0, 1, 2, 3], 1.0),
-        ([0.0, 8.5, 17.0, 25.5], 1.0), ([0, 33, 12, 67], 1.0),
+        ([0.0, 8.5, 17.0, 25.5], 1.0), ([0, 33, 12, 67], 1e3),
+        ([0, 330, 363, 33], 1e3), ([0, 0, 33, 33], 1e3), ([0, 33, 34, 67], 1.0),
     ):  # fmt: skip
         np.testing.assert_allclose(
             moving_capture.seconds(times, one)[0], [(t - min(times)) / unit for t in times], atol=1e-6
@@ -677,11 +710,25 @@ def test_units_are_told_by_steps() -> None:
     assert moving_capture.seconds([0, 33, 67], one[:3], unit="seconds") == ([0, 33, 67], [])
 
 
+def test_whole_numbers_that_are_taken_for_seconds_are_doubted() -> None:
+    for times in ([0, 33, 34, 67, 100], [0, 1, 2, 3], [0.5, 33.5, 67.0], [100, 67, 34, 33, 0]):
+        assert moving_capture.doubtful_unit(times, ["a"] * len(times)) is not None
+    assert moving_capture.doubtful_unit([0, 0.5, 1, 1.5], ["a"] * 4) is None
+
+
+def test_pictures_of_one_camera_that_are_listed_as_two_stay_where_they_are() -> None:
+    """Every other picture in another folder: half an interval apart, to within rounding."""
+    for fps, count in ((30, 60), (29.97, 100), (24, 48), (1000 / 33.3, 30)):
+        times = [i / fps for i in (*range(0, count, 2), *range(1, count, 2))]
+        sensors = ["train"] * len(range(0, count, 2)) + ["val"] * len(range(1, count, 2))
+        assert moving_capture.on_one_clock(times, sensors) == (times, [])
+
+
 def test_one_clock_moves_only_what_is_within_half_an_interval_and_keeps_order() -> None:
     g = np.random.default_rng(0)
     clock = np.arange(20) / 30
-    jitter = g.uniform(-0.015, 0.015, 20)
-    late = clock[:15] + 0.5 / 30 + 1e-4  # past the middle: nearer to the next picture
+    jitter = g.uniform(-0.0149, 0.0149, 20)
+    late = clock[:15] + 0.56 / 30  # past the middle: nearer to the next picture
     times = [*clock, *(clock + jitter), *late]
     sensors = ["a"] * 20 + ["b"] * 20 + ["c"] * 15
     found, said = moving_capture.on_one_clock(times, sensors)

@@ -123,6 +123,24 @@ def test_max_frames_still_covers_the_whole(tmp_path, most):
     assert places[-1] > 1194 - 1194 / (len(frames) - 1)
 
 
+def test_so_many_per_second_whatever_moves(tmp_path):
+    """Slow, then fast: by time alone, of the pictures around each time the sharpest."""
+    offsets = np.concatenate([np.arange(0, 30, 0.5), np.arange(30, 630, 10)])
+    pictures = [smeared(view(o)) if i % 3 else view(o) for i, o in enumerate(offsets)]
+    path = encode(tmp_path / "walk.mp4", pictures)
+    progress = Progress()
+    frames = load_frames(path, fps=5, cache_dir=tmp_path / "a", progress=progress)
+    times = np.array([f.time_s for f in frames])
+    np.testing.assert_allclose(np.diff(times), 0.2, atol=0.14)
+    assert len(frames) == round(len(offsets) / RATE * 5)
+    assert np.mean([int(f.name.removesuffix(".jpg")[-6:]) % 3 == 0 for f in frames]) > 0.9
+    assert any("5 per second" in note for note in progress.notes)
+    few = load_frames(path, fps=5, max_frames=6, cache_dir=tmp_path / "b", progress=progress)
+    assert len(few) == 6
+    assert few[-1].time_s == pytest.approx(times[-1], abs=0.11)
+    assert any("more than 6" in note for note in progress.notes)
+
+
 @pytest.mark.parametrize("hflip", [False, True])
 @pytest.mark.parametrize("rotation", [0, 90, 180, -90])
 def test_rotation_metadata_is_honoured(tmp_path, rotation, hflip):

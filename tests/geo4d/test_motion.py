@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from dataclasses import replace
@@ -15,6 +16,7 @@ from scipy.spatial.transform import Rotation
 
 from geo4d.core import geometry, moving, spherical_harmonics
 from geo4d.core.errors import InputError
+from geo4d.core.io import gaussians as gaussians_io
 from geo4d.core.io.gaussians import read_scene_gaussians, write_scene_gaussians
 from geo4d.core.io.motion import read_motion, write_motion
 from geo4d.core.motion import BasesMotion, blended
@@ -168,6 +170,19 @@ def test_gradients_reach_poses_and_weights() -> None:
     assert torch.isfinite(poses.grad).all()
 
 
+@pytest.mark.parametrize("wrong", ["mirrored", "projective", "long", "nan"])
+def test_bases_that_are_not_rigid_are_refused(wrong: str) -> None:
+    poses = some_poses(2, 3)
+    if wrong == "mirrored":
+        poses[1, 2, :3, 0] *= -1
+    elif wrong == "projective":
+        poses[1, 2, 3, 0] = 0.5
+    else:
+        poses[1, 2, 0, 0] = torch.nan if wrong == "nan" else 2.0
+    with pytest.raises(InputError, match="must be rigid"):
+        BasesMotion(torch.arange(3).double(), poses, torch.ones(1, 2) / 2)
+
+
 @pytest.mark.parametrize("degree", [0, 1, 2, 3])
 def test_playback_is_what_gradients_go_through(degree: int) -> None:
     """The kernel without gradients and torch with them, of Gaussians that follow one, several, and no bases."""
@@ -314,6 +329,24 @@ def test_a_motion_goes_with_the_gaussians_of_its_scene(tmp_path: Path) -> None:
     write_scene_gaussians(tmp_path, replace(g, motion=None))
     assert read_scene_gaussians(tmp_path).motion is None
     assert not (tmp_path / "motion.npz").exists()
+
+
+def test_a_full_disk_leaves_gaussians_with_their_motion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    g = moving_gaussians()
+    write_scene_gaussians(tmp_path, g)
+    others = [("write_gaussians", replace(g, motion=None)), ("write_motion", replace(g, opacity=0.5 * g.opacity))]
+    for name, other in others:
+        with monkeypatch.context() as patch:
+            patch.setattr(gaussians_io, name, full)
+            with pytest.raises(InputError, match="cannot write"):
+                write_scene_gaussians(tmp_path, other)
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["gaussians.ply", "motion.npz"]
+        back = read_scene_gaussians(tmp_path)
+        assert back.motion is not None
+        torch.testing.assert_close(back.opacity, g.opacity, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("count", [1, 4])

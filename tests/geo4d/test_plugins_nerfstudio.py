@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -19,8 +20,9 @@ import torch
 
 from geo4d.core import geometry
 from geo4d.core.errors import InputError
-from geo4d.core.io.gaussians import read_gaussians, write_gaussians
+from geo4d.core.io.gaussians import read_gaussians, write_gaussians, write_scene_gaussians
 from geo4d.core.io.scene import load_scene, save_scene
+from geo4d.core.motion import BasesMotion
 from geo4d.core.types import Camera, Frame, Frames, Gaussians, Observations, PointCloud, Scale, Scene
 from geo4d.plugins import nerfstudio as plugin
 
@@ -257,6 +259,27 @@ def test_method_shows_what_geo4d_shows(stubbed: None, folder: Path) -> None:
         torch.testing.assert_close(shown["accumulation"], alpha[0], atol=2e-4, rtol=0)
         torch.testing.assert_close(shown["depth"], rgb[0, ..., 3:] * made.dataparser_scale, atol=1e-3, rtol=1e-3)
         assert rgb[0, ..., :3].std() > 0.1
+
+
+def test_method_shows_what_moves_when_the_camera_looks(stubbed: None, folder: Path, tmp_path: Path) -> None:
+    from render import render_views
+
+    folder = Path(shutil.copytree(folder, tmp_path / "scene"))
+    g, scene = read_gaussians(folder / "gaussians.ply"), load_scene(folder)
+    times = sorted(f.time_s for f in scene.frames if f.time_s is not None)
+    pose = torch.eye(4, dtype=torch.float64).repeat(1, 2, 1, 1)
+    pose[0, 1, 0, 3] = 0.2
+    motion = BasesMotion(torch.tensor([times[0], times[-1]], dtype=torch.float64), pose, torch.ones(len(g), 1))
+    write_scene_gaussians(folder, dataclasses.replace(g, motion=motion))
+    made, model = model_of(folder)
+    shown = model.get_outputs_for_camera(made.cameras[1:2])["rgb"]
+    (frame, camera), *_ = [
+        (f, c) for f, c in zip(scene.frames, scene.camera, strict=True) if f.name == made.image_filenames[1].name
+    ]
+    then = dataclasses.replace(g, motion=motion).at(frame.time_s)
+    truth = [render_views(s, camera).rgb.clamp(0, 1) for s in (then, g)]
+    torch.testing.assert_close(shown, truth[0], atol=2e-4, rtol=0)
+    assert float((truth[0] - truth[1]).abs().max()) > 0.05
 
 
 def test_method_refines_and_scores(stubbed: None, folder: Path) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from geo4d.core import geometry
 from geo4d.core.errors import InputError, MissingDependencyError
+from geo4d.core.motion import BasesMotion
 from geo4d.core.types import Camera, Gaussians
 from render import rasterization, render_views
 from render.segmentation import clusters, pieces, sam, supports
@@ -416,6 +417,29 @@ def test_boxes_on_one_photo_find_the_clusters_in_them(scene: Gaussians, found: T
         for k in (1, 2, 3):
             both, either = (lifted == k) & (ids_of(scene) == k), (lifted == k) | (ids_of(scene) == k)
             assert both.sum() / either.sum() >= 0.9
+
+
+@pytest.mark.parametrize("drawn", ["ids", "boxes"])
+def test_what_moves_is_found_where_it_was_when_the_photo_was_taken(drawn: str):
+    """A ball that rolls along the table and, at the time of the photos, is where another stood at rest."""
+    still = numbered(table(), ball((-0.3, 0.0, 0.09), 0.09, BLUE), ball((0.3, 0.0, 0.09), 0.09, YELLOW))
+    rolls = (ids_of(still) == 1).float()[:, None]
+    pose = torch.eye(4, dtype=torch.float64).repeat(1, 2, 1, 1)
+    pose[0, 1, :3, 3] = torch.tensor([0.3, 0.25, 0.0])
+    times = torch.tensor([0.0, 2.0], dtype=torch.float64)
+    scene = replace(still, motion=BasesMotion(times, pose, rolls))
+    annotations = []
+    if drawn == "ids":
+        for camera in cameras(3, hw=(240, 320)):
+            annotations.append(Annotation(camera, seen_ids(scene.at(2.0), camera), (1, 2), 2.0))
+    else:
+        at = zip(cameras(3, hw=(240, 320)), (0.0, 1.0, 2.0), strict=True)
+        views = [replace(boxed(scene.at(t), c), time_s=t) for c, t in at]
+        annotations = annotate(unlabelled(scene), views)
+    lifted = ids_of(lift(unlabelled(scene), annotations))
+    for k in (1, 2):
+        both, either = (lifted == k) & (ids_of(scene) == k), (lifted == k) | (ids_of(scene) == k)
+        assert both.sum() / either.sum() >= 0.85, k
 
 
 def test_a_card_on_the_table_is_cut_out_by_colour():

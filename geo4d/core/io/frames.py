@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import math
 import os
 import re
 import unicodedata
@@ -39,6 +40,7 @@ def load_frames(
     keep_gps: bool = False,
     max_frames: int | None = None,
     least: int = 2,
+    fps: float | None = None,
     part: VideoPart | None = None,
     cache_dir: Path | None = None,
     progress: Progress | None = None,
@@ -58,6 +60,9 @@ def load_frames(
         keep_gps: read the position where the photo was taken into `Frame.info.gps`.
         max_frames: at most this many, evenly spread.
         least: fewer usable photos than this are an error.
+        fps: photos are pictures of a film, so many per second in the order of their names, all of one camera: they are
+            kept as with `keep_all`, and those that are left out have their time all the same. Of a video so many per
+            second are taken, instead of those that show motion enough.
         part: of a video.
         cache_dir: where the pictures of a video are written; default: a folder that lives as long as the frames.
         progress: hears of stages and of photos that were left out.
@@ -69,22 +74,25 @@ def load_frames(
     progress = progress or Progress()
     if max_frames is not None and max_frames < 2:
         raise InputError("cannot work with so few frames", found=f"max_frames = {max_frames}", accepted="2 or more")
+    if fps is not None and not 0 < fps < math.inf:
+        raise InputError("cannot use this rate of a film", found=f"{fps:g}", accepted="pictures per second, above 0")
     path = Path(source).expanduser()
     if path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES:
-        return _load_video(path, masks, max_frames, part, cache_dir, progress)
+        return _load_video(path, masks, max_frames, fps, part, cache_dir, progress)
     if part is not None and part != VideoPart():
         raise InputError(
             "only a video has a part", found=f"{source} with --start, --end or --cuts", accepted="a video file",
             hint="leave them out; of photos give a glob: 'photos/IMG_01*.jpg'",
         )  # fmt: skip
     paths = _find(source, path, progress)
-    return _load_photos(paths, masks, keep_all, keep_gps, max_frames, least, progress)
+    return _load_photos(paths, masks, keep_all, keep_gps, max_frames, least, fps, progress)
 
 
 def _load_video(
     path: Path,
     masks: Path | None,
     max_frames: int | None,
+    fps: float | None,
     part: VideoPart | None,
     cache_dir: Path | None,
     progress: Progress,
@@ -94,7 +102,7 @@ def _load_video(
     from geo4d.core.io.mask_video import with_video_masks
 
     frames = video.keyframes(
-        path, cache_dir=cache_dir, max_frames=max_frames or video.MAX_FRAMES, part=part, progress=progress
+        path, cache_dir=cache_dir, max_frames=max_frames or video.MAX_FRAMES, fps=fps, part=part, progress=progress
     )
     return frames if masks is None else with_video_masks(frames, path, masks.expanduser())
 
@@ -234,14 +242,17 @@ def _load_photos(
     keep_gps: bool,
     max_frames: int | None,
     least: int,
+    fps: float | None,
     progress: Progress,
 ) -> Frames:
     photos = dict(zip(paths, _examine_all(list(paths.values()), keep_gps, progress), strict=True))
     for name in _not_photos(photos, progress):
         del photos[name]
     dropped = {name: photo.error for name, photo in photos.items() if photo.error}
-    dropped |= _same_stem({n: p for n, p in photos.items() if n not in dropped})
-    if not keep_all:
+    twice = _same_stem({n: p for n, p in photos.items() if n not in dropped})
+    place = {n: i for i, n in enumerate(n for n in photos if n not in twice)}
+    dropped |= twice
+    if not keep_all and fps is None:
         looks = {n: p.look for n, p in photos.items() if n not in dropped and p.look is not None}
         dropped |= selection.select_photos(looks)
     dropped |= _thin([n for n in photos if n not in dropped], max_frames)
@@ -258,6 +269,8 @@ def _load_photos(
         _frame(name, header, mounting, mask_of.get(name), photos[name].transparent)
         for (name, header), mounting in zip(kept.items(), mountings, strict=True)
     ]
+    if fps is not None:
+        frames = [replace(f, time_s=place[f.name] / fps, sensor="camera") for f in frames]
     return Frames(frames, dropped)
 
 

@@ -6,6 +6,7 @@ file is in the world of its scene; SPZ, whose axes the format fixes, is turned b
 
 from __future__ import annotations
 
+import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -98,14 +99,17 @@ def write_scene_gaussians(folder: Path, gaussians: Gaussians, *, up_world: torch
     kind of their motion; `write_gaussians` has the rest.
 
     Raises:
-        InputError: the disk refuses, or a motion that has no file format.
+        InputError: the disk refuses, or a motion that has no file format; what was there stays then.
     """
-    place = None if gaussians.motion is None else folder / motion_name(gaussians.motion)
-    for name in MOTIONS:
-        (folder / name).unlink(missing_ok=True)  # never the motion of other Gaussians
-    write_gaussians(folder / GAUSSIANS, gaussians, up_world=up_world)
-    if place is not None and gaussians.motion is not None:
-        write_motion(place, gaussians.motion)
+    name = None if gaussians.motion is None else motion_name(gaussians.motion)
+    with atomic.disk_errors("Gaussians", folder), tempfile.TemporaryDirectory(dir=folder, prefix=".gaussians.") as new:
+        write_gaussians(Path(new) / GAUSSIANS, gaussians, up_world=up_world)
+        if name is not None and gaussians.motion is not None:
+            write_motion(Path(new) / name, gaussians.motion)
+        for other in set(MOTIONS) - {name}:
+            (folder / other).unlink(missing_ok=True)  # never the motion of other Gaussians
+        for written in (GAUSSIANS, *([] if name is None else [name])):
+            (Path(new) / written).replace(folder / written)
 
 
 def read_scene_gaussians(folder: Path) -> Gaussians:

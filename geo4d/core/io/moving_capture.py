@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,8 +15,10 @@ from torch import Tensor
 
 from geo4d.core.errors import InputError
 from geo4d.core.io.decoding import Header, decode_rgba, read_header
+from geo4d.core.io.film import VideoPart
 from geo4d.core.types import Camera, DepthPrior, Frame, Frames
 
+_MOST_SKEW = 1e-9
 OPAQUE = 128
 """Alpha from which on a pixel counts as seen."""
 
@@ -62,12 +65,40 @@ class PosedCapture:
             groups.setdefault(frame.sensor, []).append(i)
         return groups
 
+    def thinned(self, most: int | None, part: VideoPart) -> PosedCapture:
+        """At most so many frames, of times that are evenly spread over a part; those of one time go together.
+
+        Raises:
+            InputError: the part has no pictures, or a single time has more frames.
+        """
+        times = np.array(self.time_s)
+        wanted = np.unique([t for t in times if part.holds(t)])
+        if not len(wanted):
+            raise InputError(
+                "this part of the dataset has no pictures", found=f"from {part.start_s or 0:g} s on; times go from "
+                f"{times.min():.2f} to {times.max():.2f} s", accepted="an earlier start, or a later end",
+                hint="--start and --end are in seconds from the first picture",
+            )  # fmt: skip
+        count = len(wanted)
+        while most is not None and (kept := np.isin(times, _spread(wanted, count))).sum() > most:
+            if count == 1:
+                raise InputError(
+                    "cannot take so few pictures of the dataset", found=f"at most {most}; one time has {kept.sum()}",
+                    accepted="as many as its cameras, or more", hint="--max-frames",
+                )  # fmt: skip
+            count = max(1, min(count - 1, int(count * most / kept.sum())))
+        return self.subset(np.flatnonzero(np.isin(times, _spread(wanted, count))).tolist())
+
     def subset(self, indices: Sequence[int]) -> PosedCapture:
         """The frames at these indices."""
         return replace(
             self, frames=self.frames.subset(indices), camera=tuple(self.camera[i] for i in indices),
             split=tuple(self.split[i] for i in indices),
         )  # fmt: skip
+
+
+def _spread(values: np.ndarray, count: int) -> np.ndarray:
+    return values[np.linspace(0, len(values) - 1, count).round().astype(int)]
 
 
 # --- pictures
@@ -194,6 +225,8 @@ def _fitted(shot: Shot) -> Shot:
     hw = shot.picture.hw
     if shot.camera.hw != hw and not same_aspect(shot.camera.hw, hw):
         return replace(shot, trouble=f"the picture is {_size(hw)}, its camera is of {_size(shot.camera.hw)}")
+    if abs(float(shot.camera.K[0, 1])) > _MOST_SKEW:
+        return replace(shot, trouble=f"its camera has a skew of {float(shot.camera.K[0, 1]):g} px, pixels that lean")
     if shot.mask is not None and shot.mask.hw != hw:
         return replace(shot, trouble=f"the mask is {_size(shot.mask.hw)}, the picture {_size(hw)}")
     return shot if shot.camera.hw == hw else replace(shot, camera=shot.camera.resize(hw))
@@ -234,8 +267,8 @@ _SHORTEST_STEP = 5
 def seconds(times: Sequence[float], sensors: Sequence[str], unit: str | None = None) -> tuple[list[float], list[str]]:
     """Times in seconds from the first of all, and what was done to them.
 
-    Without a `unit`, whole numbers that increase by more than 5 from picture to picture of a camera are taken for
-    milli-, micro- or nanoseconds: that unit in which the pictures are at most 2.5 s apart. All else is seconds.
+    Without a `unit`, whole numbers that lie more than 5 apart, those of each camera in order, are taken for milli-,
+    micro- or nanoseconds: that unit in which the pictures are at most 2.5 s apart. All else is seconds.
     """
     if not times:
         return [], []
@@ -244,20 +277,21 @@ def seconds(times: Sequence[float], sensors: Sequence[str], unit: str | None = N
     first = min(times)
     notes = []
     if factor != 1.0:
-        notes.append(f"times are {found} ({_step(times, sensors):g} from picture to picture): divided by {factor:g}")
+        apart = np.median(_gaps(times, sensors))
+        notes.append(f"times are {found} ({apart:g} from picture to picture): divided by {factor:g}")
     return [(t - first) / factor for t in times], notes
 
 
 def doubtful_unit(times: Sequence[float], sensors: Sequence[str]) -> tuple[str, str] | None:
     """What times that are taken for seconds look like instead, and what to do; None where nothing speaks against it."""
-    found = [s for s in steps(times, sensors) if s > 0]
+    found = _gaps(times, sensors)
     if len(found) < 2:
         return None
     step, whole = float(np.median(found)), all(float(t).is_integer() for t in times)
     if whole and step == 1 and len(found) >= 3:
         return ("times are whole numbers, one per picture: frame numbers, or one picture per second?",
                 "divide frame numbers by the pictures per second")  # fmt: skip
-    if not whole and step > _SHORTEST_STEP:
+    if step > _SHORTEST_STEP:
         return f"pictures are {step:.4g} s apart: milliseconds?", "times are in seconds: divide milliseconds by 1000"
     return None
 
@@ -273,12 +307,16 @@ def steps(times: Sequence[float], sensors: Sequence[str]) -> list[float]:
     return found
 
 
-def _step(times: Sequence[float], sensors: Sequence[str]) -> float:
-    return float(np.median(steps(times, sensors)))
+def _gaps(times: Sequence[float], sensors: Sequence[str]) -> list[float]:
+    """Between the different times of each camera, whatever order they are listed in."""
+    mine: dict[str, set[float]] = {}
+    for time, sensor in zip(times, sensors, strict=True):
+        mine.setdefault(sensor, set()).add(float(time))
+    return [b - a for every in mine.values() for a, b in itertools.pairwise(sorted(every))]
 
 
 def _unit(times: Sequence[float], sensors: Sequence[str]) -> str:
-    found = steps(times, sensors)
+    found = _gaps(times, sensors)
     if not found or not all(float(t).is_integer() for t in times) or min(found) <= _SHORTEST_STEP:
         return "seconds"
     step = float(np.median(found))
@@ -292,11 +330,12 @@ def interval_s(times: Sequence[float], sensors: Sequence[str]) -> float:
 
 
 def on_one_clock(times: Sequence[float], sensors: Sequence[str]) -> tuple[list[float], list[str]]:
-    """Times in which pictures that different cameras took within half an interval share one, and what was done.
+    """Times in which pictures that different cameras took within 0.45 of an interval share one, and what was done.
 
     The clock is that of the camera with most pictures; of several pictures of one camera that are near one of its
     times, only the nearest takes it. A camera of another rate shares a time only within a twentieth of an interval:
-    its pictures lie between the others, and half an interval would be an error of its own.
+    its pictures lie between the others, and half an interval would be an error of its own. So do the pictures of one
+    camera of which every other one is listed as another's, which lie half an interval away.
     """
     names = list(dict.fromkeys(sensors))
     count = Counter(sensors)
@@ -308,7 +347,7 @@ def on_one_clock(times: Sequence[float], sensors: Sequence[str]) -> tuple[list[f
     clock = np.unique(result[[s == lead for s in sensors]])
     for sensor in names:
         mine = np.array([i for i, s in enumerate(sensors) if s == sensor])
-        reach = interval * (0.5 if _alike(np.unique(result[mine]), interval) else 0.05)
+        reach = interval * (_REACH if _alike(np.unique(result[mine]), interval) else 0.05)
         result[mine] = _drawn(clock, result[mine], reach)
     moved = np.abs(result - np.array(times))
     shifted = int((moved > 1e-6).sum())
@@ -319,6 +358,7 @@ def on_one_clock(times: Sequence[float], sensors: Sequence[str]) -> tuple[list[f
 
 
 _SAME_RATE = 0.1
+_REACH = 0.45
 
 
 def _alike(times: np.ndarray, interval: float) -> bool:

@@ -47,6 +47,8 @@ class _Folder:
     depth: dict[str, Path]
     """Depth images of the largest scale, by item."""
     depth_cut: float | None
+    depth_unit: float
+    """By which depth images are divided."""
 
 
 def is_nerfies(path: Path) -> bool:
@@ -84,7 +86,9 @@ def _folder(path: Path, notes: list[str]) -> _Folder:
     metadata = atomic.read_json(path / "metadata.json", "metadata.json of a Nerfies dataset")
     train, val = ({str(i) for i in listed.get(key) or ()} for key in ("train_ids", "val_ids"))
     ids = [str(i) for i in listed.get("ids") or (*listed.get("train_ids", ()), *listed.get("val_ids", ()))]
-    split = {i: "val" if i in val and i not in train else "train" for i in ids}
+    split = {i: "val" if i in val and i not in train else "train" for i in ids if i in train | val or not train | val}
+    if len(split) < len(set(ids)):
+        notes.append(f"{len(set(ids)) - len(split)} ids that are in neither train_ids nor val_ids are not used")
     if not split:
         raise InputError("cannot read a Nerfies dataset", found=f"{path / 'dataset.json'}: no ids",
                          accepted='"ids", "train_ids" and "val_ids"')  # fmt: skip
@@ -94,7 +98,8 @@ def _folder(path: Path, notes: list[str]) -> _Folder:
                          accepted="folders 1x, 2x, ... of PNG")  # fmt: skip
     notes.append(f"pictures of rgb/{scales[0]}x; centre and scale of scene.json were not applied to the cameras")
     depth = _depth_images(path)
-    return _Folder(path, scales[0], metadata, split, _fps(path, notes), depth, _cut_off(list(depth.values())))
+    cut, unit = _cut_and_unit(list(depth.values()))
+    return _Folder(path, scales[0], metadata, split, _fps(path, notes), depth, cut, unit)
 
 
 def _fps(path: Path, notes: list[str]) -> float:
@@ -128,12 +133,10 @@ def _shot(folder: _Folder, item: str, bends: list[float]) -> Shot:
         return Shot(name, sensor, None, camera, picture, split, trouble="no warp_id in metadata.json")
     mask = _mask(folder, item, picture)
     image = folder.depth.get(item)
-    depth = None if image is None else functools.partial(_read_depth, image, camera, folder.depth_cut)
-    return Shot(name, sensor, time, camera, _opaque(picture), split, mask, depth)
-
-
-def _opaque(picture: Picture) -> Picture:
-    return Picture(picture.hw, picture.read)
+    depth = None if image is None else functools.partial(
+        _read_depth, image, camera, folder.depth_cut, folder.depth_unit
+    )  # fmt: skip
+    return Shot(name, sensor, time, camera, Picture(picture.hw, picture.read), split, mask, depth)
 
 
 def _mask(folder: _Folder, item: str, picture: Picture) -> Picture | None:
@@ -183,12 +186,16 @@ def _depth_images(path: Path) -> dict[str, Path]:
     return {f.stem: f for scale in scales for f in sorted(scale.glob("*.npy"))}
 
 
-def _cut_off(files: Sequence[Path]) -> float | None:
-    """The value at which depth was cut off (DyCheck does, at 3 m), since several images have it as their largest."""
+def _cut_and_unit(files: Sequence[Path]) -> tuple[float | None, float]:
+    """The value at which depth was cut off (DyCheck does, at 3 m), since several images have it as their largest; and
+    1000 where these are millimetres.
+    """
     chosen = [files[round(i)] for i in np.linspace(0, len(files) - 1, min(_SAMPLED, len(files)))]
-    largest = [float(np.nanmax(_depth_values(f), initial=0.0)) for f in chosen]
+    values = [_depth_values(f) for f in chosen]
+    largest = [float(v[np.isfinite(v)].max(initial=0.0)) for v in values]
     value, count = Counter(largest).most_common(1)[0] if largest else (0.0, 0)
-    return value if value > 0 and count > len(files[:_SAMPLED]) / 2 and count > 1 else None
+    cut = value if value > 0 and count > len(chosen) / 2 and count > 1 else None
+    return cut, 1000.0 if largest and float(np.median(largest)) > _MILLIMETRES else 1.0
 
 
 def _depth_values(path: Path) -> np.ndarray:
@@ -198,12 +205,12 @@ def _depth_values(path: Path) -> np.ndarray:
     return depth
 
 
-def _read_depth(path: Path, camera: Camera, cut: float | None) -> DepthPrior:
+def _read_depth(path: Path, camera: Camera, cut: float | None, unit: float) -> DepthPrior:
     depth = _depth_values(path)
     unknown = ~np.isfinite(depth) | (depth <= 0) | (depth >= (np.inf if cut is None else np.float32(cut)))
-    metres = depth / np.float32(1000) if np.nanmax(depth, initial=0.0) > _MILLIMETRES else depth
     hw = (depth.shape[0], depth.shape[1])
-    return DepthPrior(torch.from_numpy(np.where(unknown, np.float32(np.nan), metres)), camera.resize(hw).K)
+    known = np.where(unknown, np.float32(np.nan), depth / np.float32(unit))
+    return DepthPrior(torch.from_numpy(known), camera.resize(hw).K)
 
 
 # --- cameras

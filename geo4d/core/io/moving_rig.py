@@ -8,6 +8,7 @@ down, right and backwards axes, its centre, and (height, width, focal length).
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from geo4d.core.errors import InputError
 from geo4d.core.io import atomic, nerfstudio
 from geo4d.core.io.decoding import PHOTO_SUFFIXES
 from geo4d.core.io.film import VIDEO_SUFFIXES
-from geo4d.core.io.mask_video import check_as_many
+from geo4d.core.io.mask_video import LEVEL, check_as_many
 from geo4d.core.io.moving_capture import Picture, PosedCapture, Shot, gather, picture_of
 from geo4d.core.io.moving_video import Video, VideoPool, open_video
 from geo4d.core.progress import Progress
@@ -30,7 +31,6 @@ from geo4d.core.types import Camera, Distortion
 N3V, VIDEOS = "N3V", "synchronised videos"
 _FPS = 30.0
 _HELD_OUT = "cam00"
-_MASK_LEVEL = 127
 
 
 # --- N3V
@@ -146,7 +146,7 @@ def _video_shots(video: Video, sensor: str, camera: Camera, split: str, mask: Vi
 
 
 def _read_mask(mask: Video, number: int) -> np.ndarray:
-    return mask.read(number).max(-1) > _MASK_LEVEL
+    return mask.read(number).max(-1) > LEVEL
 
 
 # --- videos beside a file of cameras
@@ -194,7 +194,7 @@ def load_rig(path: Path, progress: Progress) -> PosedCapture:
                 check_as_many(len(mask), len(video), str(mask.path), video.path.name)
             shots += _video_shots(video, name, listed.cameras[name], listed.split.get(name, "train"), mask)
             advance()
-    counts = {len([s for s in shots if s.sensor == n and not s.trouble]) for n in videos}
+    counts = set(Counter(s.sensor for s in shots if not s.trouble).values())
     if len(counts) > 1:
         notes.append(f"the videos have from {min(counts)} to {max(counts)} pictures")
     return gather(VIDEOS, path, shots, notes=notes, unit="seconds")
@@ -214,7 +214,7 @@ def _cameras_file(path: Path) -> Path | None:
             content = atomic.read_json(path / name, "cameras")
         except InputError:
             continue
-        if name == "cameras.json" and any(_is_camera(content.get(s)) for s in stems):
+        if name == "cameras.json" and any(_is_camera(v) and _stem(n) in stems for n, v in content.items()):
             return path / name
         frames = content.get("frames")
         files = [str(f.get("file_path", "")) for f in frames if isinstance(f, dict)] if isinstance(frames, list) else []
@@ -236,8 +236,13 @@ def _listed(path: Path) -> _Listed:
         return _listed_transforms(file)
     content = atomic.read_json(file, "cameras")
     named = {name: value for name, value in content.items() if _is_camera(value)}
-    cameras = {Path(name).stem: _json_camera(value, f"{file}, {name!r}") for name, value in named.items()}
-    return _Listed(cameras, file, {Path(n).stem: str(v.get("split", "train")) for n, v in named.items()})
+    cameras = {_stem(name): _json_camera(value, f"{file}, {name!r}") for name, value in named.items()}
+    return _Listed(cameras, file, {_stem(n): str(v.get("split", "train")) for n, v in named.items()})
+
+
+def _stem(name: str) -> str:
+    """Of a video, named with its suffix or without; what else follows a dot belongs to the name."""
+    return Path(name).stem if Path(name).suffix.lower() in VIDEO_SUFFIXES else name
 
 
 def _listed_transforms(file: Path) -> _Listed:

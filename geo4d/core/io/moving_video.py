@@ -137,8 +137,13 @@ def _until(decoder: _Decoder, key: int) -> VideoFrame | None:
     return None
 
 
-def open_video(path: Path, pool: VideoPool) -> Video:
+def open_video(path: Path, pool: VideoPool, *, as_stored: bool = False) -> Video:
     """Find the pictures of a video: times from its packets, without decoding more than the first picture.
+
+    Args:
+        path: of it.
+        pool: keeps it open.
+        as_stored: pictures as the sensor gave them, whatever the file says of turning.
 
     Raises:
         InputError: not a video, or none of its pictures can be decoded.
@@ -156,7 +161,7 @@ def open_video(path: Path, pool: VideoPool) -> Video:
     if not len(keys) or first is None:
         raise _not_usable(path, "no picture that can be decoded", "a video that other programs play")
     time_s = keys / rate if by_number else (keys - keys[0]) * base
-    mirrored, turns = _display(first)
+    mirrored, turns = (False, 0) if as_stored else _display(first)
     index = _Index(keys, np.array(starts, np.int64), time_s, by_number, (first.height, first.width), mirrored, turns)
     return Video(path, index, pool)
 

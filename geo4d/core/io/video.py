@@ -52,6 +52,7 @@ def keyframes(
     cache_dir: Path | None = None,
     max_frames: int = MAX_FRAMES,
     spacing: float = SPACING,
+    fps: float | None = None,
     part: VideoPart | None = None,
     film: Film | None = None,
     progress: Progress | None = None,
@@ -69,6 +70,7 @@ def keyframes(
         cache_dir: where the pictures go; by default a temporary folder that is removed with the last of the frames.
         max_frames: at most so many.
         spacing: median motion between chosen frames, as a fraction of the picture's longer side.
+        fps: take so many per second, the sharpest around each time, whatever they show of motion.
         part: which part of the video; default: all.
         film: what `analyse` found in this part, where that is known.
         progress: hears of the stages, of cuts and uneven times, and of a broken end of the video.
@@ -84,7 +86,11 @@ def keyframes(
     with progress.stage("video") as advance:
         film = film or analyse(path, progress, advance, part=part)
         glimpses = film.used()
-        chosen = choose(glimpses, max_frames=max_frames, spacing=spacing)
+        chosen = (
+            choose(glimpses, max_frames=max_frames, spacing=spacing)
+            if fps is None
+            else _at_rate(glimpses, fps, max_frames, progress)
+        )
     for remark in remarks(film, path.name):
         progress.note(str(remark))
     if len(chosen) < 2:
@@ -94,7 +100,8 @@ def keyframes(
     folder.mkdir(parents=True, exist_ok=True)
     with progress.stage("key frames", total=len(chosen)) as advance:
         frames = _extract(path, [glimpses[i] for i in chosen], folder, owner, advance)
-    progress.note(f"{path.name}: chose {len(frames)} of {len(glimpses)} frames looked at, by motion and sharpness")
+    by = "by motion and sharpness" if fps is None else f"{fps:g} per second"
+    progress.note(f"{path.name}: chose {len(frames)} of {len(glimpses)} frames looked at, {by}")
     return Frames(frames)
 
 
@@ -112,6 +119,25 @@ def choose(glimpses: Sequence[Glimpse], *, max_frames: int = MAX_FRAMES, spacing
     if len(chosen) > max_frames:  # these are evenly spread over the motion, so every n-th of them is, too
         chosen = [chosen[round(i)] for i in np.linspace(0, len(chosen) - 1, max_frames)]
     return chosen
+
+
+def _at_rate(glimpses: Sequence[Glimpse], fps: float, max_frames: int, progress: Progress) -> list[int]:
+    """Positions in `glimpses` of so many per second: of those within a third of the interval, the sharpest."""
+    if not _moves(glimpses):
+        return []
+    times = np.array([g.time_s for g in glimpses])
+    ticks = np.arange(times[0], times[-1] + 0.25 / fps, 1 / fps)
+    if len(ticks) > max_frames:
+        progress.note(
+            f"{len(ticks)} pictures at {fps:g} per second are more than {max_frames}: took those evenly spread; "
+            f"--max-frames {len(ticks)} takes all, --end fewer seconds"
+        )
+        ticks = ticks[np.linspace(0, len(ticks) - 1, max_frames).round().astype(int)]
+    chosen = set()
+    for tick in ticks:
+        near = np.flatnonzero(np.abs(times - tick) <= 0.35 / fps).tolist()
+        chosen.add(_sharpest(glimpses, near) if near else int(np.abs(times - tick).argmin()))
+    return sorted(chosen)
 
 
 def _moves(glimpses: Sequence[Glimpse]) -> bool:

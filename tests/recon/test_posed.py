@@ -1,0 +1,59 @@
+"""Pictures whose cameras and times are given: what came with them is used."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from geo4d.core import moving, procedural
+from geo4d.core.io.moving import PosedCapture
+from geo4d.core.progress import Progress
+from geo4d.core.types import MOVES, Camera, DepthPrior, Frame, Frames
+from recon.options import ReconstructOptions
+from recon.posed import reconstruct_posed
+
+HW, COUNT = (180, 240), 16
+
+
+def carried_camera(*, measured: bool, farthest_m: float = 99.0) -> tuple[PosedCapture, torch.Tensor, torch.Tensor]:
+    """Pictures of one camera that is carried past things that move, with depth images; true depth and what moves."""
+    world, cameras = moving.scene(7, "rigid"), moving.sweep_cameras(2 * COUNT, HW, seed=7)
+    frames, every, depth, moves = [], [], [], []
+    for k, t in enumerate(moving.times(world, 2 * COUNT)[:COUNT]):
+        camera = Camera(cameras.K[k], cameras.world_from_cam[k], HW)
+        rgb, z = procedural.render(world.at(t), camera)
+        picture = (rgb.numpy() * 255 + 0.5).astype(np.uint8)
+        near = torch.where(z < farthest_m, z, torch.nan)
+        prior = None if not measured else lambda near=near, K=camera.K: DepthPrior(near, K)
+        frames.append(replace(Frame.from_array(f"{k:03d}.png", picture), time_s=t, depth=prior))
+        every.append(camera)
+        depth.append(z)
+        moves.append(moving.dynamic(world, camera, t))
+    return (
+        PosedCapture("test", Frames(frames), tuple(every), ("train",) * COUNT),
+        torch.stack(depth),
+        torch.stack(moves),
+    )
+
+
+def test_depth_images_of_a_dataset_tell_where_things_are_that_move(tmp_path: Path) -> None:
+    error = {}
+    for measured in (True, False):
+        capture, truth, moves = carried_camera(measured=measured)
+        scene = reconstruct_posed(capture, options=ReconstructOptions(), work_dir=tmp_path / str(measured),
+                                  progress=Progress())  # fmt: skip
+        found = torch.stack([d for d in scene.depth if d is not None])
+        gap = (found / truth - 1).abs()
+        seen = moves & (torch.stack([d for d in scene.dynamic if d is not None]) >= MOVES)
+        assert float(seen.sum() / moves.sum()) > 0.5
+        error[measured] = float(gap[seen].nanmedian())
+        assert float(gap[~moves].nanmedian()) < 0.02
+        if measured:
+            assert float(torch.isfinite(found[seen]).float().mean()) > 0.9
+            assert scene.tracks is not None
+            assert len(scene.tracks) > 50
+    assert error[True] < 0.01
+    assert error[False] > 2 * error[True]
