@@ -12,7 +12,7 @@ are `REPORTED`; constants of geo4d were chosen on seeds from 101 on.
 - sweep: one camera that is carried along an arc of 52 degrees, 48 times; one that stands 0.3 m above its middle is held
   out.
 - still: the rig's scene of which nothing moves, fitted with motion and without.
-- duck: 50 pictures of a real film, a camera that moves and no cameras given; every 8th time, from the first, is held
+- duck: 50 pictures of a real film, a camera that moves and no cameras given; every 8th time, from the fifth, is held
   out and scored as `geo4d fit` does it; cameras, depth and tracks are those of all pictures, as is the custom.
 
 Scores: PSNR of the held-out camera, mean over its pictures, of all pixels, of those whose point some picture of the

@@ -3,8 +3,9 @@
     python benchmarks/geo4d_s_pictures.py FOLDER/best OUT.jpg [--scenes 10] [--set fox --count 4 --index 0]
 
 A row per scene: 4 pictures, their true depth, the depth that was said after one scale per scene, the true points from
-a place where no picture was taken, and the points that were said, with that scale and the first camera where it is. Scenes are generated ones that no training sees and that benchmarks/geo4d_s.py
-reports; with --set photos of benchmarks/sparse_views.py, whose reference comes of all photos of the set.
+a place where no picture was taken, and the points that were said, with that scale and the first camera where it is.
+Scenes are generated ones that no training sees and that benchmarks/geo4d_s.py reports; with --set photos of
+benchmarks/sparse_views.py, whose reference comes of all photos of the set.
 """
 
 from __future__ import annotations

@@ -244,7 +244,7 @@ def fit(
         image_size: longer side of the photos in pixels while fitting.
         holdout: hold back every k-th photo (0, k, 2k, ... of the sorted names) and score on them; 0 learns from all
             (default: what the dataset holds out, which no fit learns from, else 8).
-        holdout_by: hold back all photos of every k-th time, or of every k-th camera, instead.
+        holdout_by: hold back all photos of every k-th time (k/2, 3k/2, ...), or of every k-th camera, instead.
         sh_degree: how much colours depend on the direction.
         exposure: estimate the exposure and white balance of every photo (--no-exposure takes them as they are).
         shell: take gaps in depth that border on floor, walls or ground for these (--no-shell leaves them open).

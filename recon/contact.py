@@ -84,8 +84,9 @@ def with_contact_depth(scene: Scene, frames: Sequence[int], *, clip: Clip | None
         labels |= _followed(clip, moving)
     things = {i: _things(scene, i, label) for i, label in labels.items()}
     log_z = {(i, k): thing.log_z for i, found in things.items() for k, thing in found.items()}
-    for k in sorted({k for i in clip.frame for k in things.get(i, {})}) if clip is not None else ():
-        log_z |= _settled_thing(clip, k, labels, things)
+    if clip is not None:
+        for k in sorted({k for i in clip.frame for k in things.get(i, {})}):
+            log_z |= _settled_thing(clip, k, labels, things)
     depth, confidence = list(scene.depth), list(scene.confidence)
     for i, label in labels.items():
         d, before, out = scene.depth[i], scene.confidence[i], np.full(label.shape, np.nan, np.float32)
@@ -197,12 +198,16 @@ def _settled_thing(
     """Logarithms of the distances of one thing, by frame and number."""
     chain = [(k, i) for k, i in enumerate(clip.frame) if number in things.get(i, {})]
     log_z = np.array([things[i][number].log_z for _, i in chain])
-    growth = [_growth(clip, k, labels[i] == number) for k, i in chain[:-1]]
-    return {(i, number): z for (_, i), z in zip(chain, settled(log_z, np.array(growth)).tolist(), strict=True)}
+    growth = np.array([_growth(clip, k, labels[i] == number) for k, i in chain[:-1]]).reshape(-1, 2)
+    found = settled(log_z, growth[:, 0], growth[:, 1])
+    return {(i, number): z for (_, i), z in zip(chain, found.tolist(), strict=True)}
 
 
-def _growth(clip: Clip, k: int, thing: np.ndarray) -> float:
-    """Logarithm of how much larger a thing is in the next picture; NaN where flow is lost."""
+def _growth(clip: Clip, k: int, thing: np.ndarray) -> tuple[float, float]:
+    """Logarithm of how much larger a thing is in the next picture, and its error; NaN where flow is lost.
+
+    What turns or bends grows more in one direction than across: that much its growth says nothing of its distance.
+    """
     h, w = clip.hw
     small = cv2.resize(thing.astype(np.uint8), (w, h), interpolation=cv2.INTER_NEAREST)
     v, u = np.nonzero(cv2.distanceTransform(small, cv2.DIST_L2, 3) > EDGE * max(h, w))
@@ -211,14 +216,15 @@ def _growth(clip: Clip, k: int, thing: np.ndarray) -> float:
     there = clip.step(here, k, 1)
     kept = np.isfinite(there).all(-1)
     if kept.sum() < FEWEST:
-        return np.nan
-    turn, agree = cv2.estimateAffinePartial2D(here[kept], there[kept], ransacReprojThreshold=AGREE_PX)
+        return np.nan, np.nan
+    turn, agree = cv2.estimateAffine2D(here[kept], there[kept], ransacReprojThreshold=AGREE_PX)
     if turn is None or agree.sum() < AGREE_SHARE * len(some):
-        return np.nan
-    return float(np.log(np.hypot(turn[0, 0], turn[1, 0])))
+        return np.nan, np.nan
+    most, least = np.linalg.svd(turn[:, :2], compute_uv=False)
+    return float(np.log(most * least) / 2), float(np.log(most / least) / 2)
 
 
-def settled(log_z: np.ndarray, growth: np.ndarray) -> np.ndarray:
+def settled(log_z: np.ndarray, growth: np.ndarray, error: np.ndarray) -> np.ndarray:
     """Distances that go with those by contact and with how much larger a thing became.
 
     Least squares of the changes, and of what contact says misses that count less the larger they are: absolute ones at
@@ -227,6 +233,7 @@ def settled(log_z: np.ndarray, growth: np.ndarray) -> np.ndarray:
     Args:
         log_z: `(n,)` logarithms of distances; NaN where they are not known.
         growth: `(n - 1,)` logarithms of how much larger the thing is in the next picture; NaN unknown.
+        error: `(n - 1,)` of these, beside the usual one.
 
     Returns:
         `(n,)`; NaN where no distance is known at all.
@@ -235,7 +242,7 @@ def settled(log_z: np.ndarray, growth: np.ndarray) -> np.ndarray:
     if not known.any() or len(log_z) == 1:
         return log_z
     n, change = len(log_z), -np.nan_to_num(growth)
-    stiff = 1 / np.where(np.isfinite(growth), GROWTH_ERROR, GROWTH_UNKNOWN) ** 2
+    stiff = 1 / np.where(np.isfinite(growth), np.hypot(GROWTH_ERROR, np.nan_to_num(error)), GROWTH_UNKNOWN) ** 2
     told = np.nan_to_num(log_z)
     # Normal equations, a row per distance: those beside it in time are all that it depends on.
     band, pull = np.zeros((2, n)), np.zeros(n)
@@ -265,21 +272,35 @@ def _foot(
     down = -(camera.world_from_cam[:3, :3].T @ (up_world / up_world.norm())).numpy()[:2]
     v, u = np.nonzero(thing)
     if np.hypot(*down) < STEEP:
-        lowest, near = np.ones(len(u), bool), ring
+        lowest, near, low_thing = np.ones(len(u), bool), ring, np.zeros_like(thing)
     else:
         along = u * down[0] + v * down[1]
         limit = np.quantile(along, LOWEST)
         lowest = along >= limit
         rows, columns = np.mgrid[: thing.shape[0], : thing.shape[1]]
         low = columns * down[0] + rows * down[1] >= limit
-        near, hiding = ring & low, int((others & low).sum())
+        near, low_thing, hiding = ring & low, low, int((others & low).sum())
         if _cut_off(thing, down) or hiding > HIDDEN * (hiding + near.sum()):
             return None
     if near.sum() < FEWEST:
         return None
+    if (beneath := near & _shifted(thing & low_thing, down)).sum() >= FEWEST:
+        near = beneath
     pixel = torch.tensor([[np.median(u[lowest]) + 0.5, np.median(v[lowest]) + 0.5]], dtype=torch.float64)
     z = torch.tensor([float(np.median(depth[near]))], dtype=torch.float64)
     return camera.unproject(pixel, z)[0].numpy()
+
+
+def _shifted(mask: np.ndarray, down: np.ndarray) -> np.ndarray:
+    """Pixels that a mask covers as it slides along gravity, as far as a ring is wide."""
+    reach = max(2, round(RING * max(mask.shape))) * 2 + 1
+    v, u = np.mgrid[-reach : reach + 1, -reach : reach + 1]
+    along = u * down[0] + v * down[1]
+    across = np.abs(u * down[1] - v * down[0])
+    length = np.hypot(*down)
+    kernel = ((along >= 0) & (along <= reach * length) & (across <= 0.7 * length)).astype(np.uint8)
+    # `dilate` looks up where the kernel points to, so that the mask moves the other way.
+    return cv2.dilate(mask.astype(np.uint8), kernel[::-1, ::-1].copy()) > 0
 
 
 def _cut_off(thing: np.ndarray, down: np.ndarray) -> bool:

@@ -20,10 +20,13 @@ from geo4d.core.progress import Progress
 from geo4d.core.types import MOVES, Camera, Frame, PointTracks, Scene
 from recon.contact import with_contact_depth
 from recon.flow import Clip, at, carried, clip
+from recon.outlines import outlined
 from recon.trackers import Follow
 
 STRIDE_S = 0.2
 """Things that move slowly show it within so many seconds; neighbours and pictures so far apart are compared."""
+REACH_S = 0.5
+"""Pictures up to so many seconds before and after tell where things end."""
 ERROR_PX, TIMES_USUAL = 1.0, 3.0
 """Flow that misses by more pixels than both of this and so many times the usual miss is motion."""
 DEPTH_ERROR = 0.04
@@ -172,7 +175,12 @@ def _moving(scene: Scene, one: Clip) -> list[np.ndarray]:
         if seen is not None:
             score = np.maximum(score, _resized(seen.numpy(), one.hw))
         scores.append(np.where(view.usable, score, 0.0).astype(np.float32))
-    return _settled(one, scores)
+    found = _settled(one, scores)
+    if fixed:  # what is beside things looks as always
+        return found
+    reach = max(1, round(REACH_S / max(float(np.median(np.diff(times))), 1e-6)))
+    outlines = outlined(one, [v.camera for v in views], [v.depth for v in views], [f >= MOVES for f in found], reach)
+    return [np.where(inside, f, 0.0).astype(np.float32) for f, inside in zip(found, outlines, strict=True)]
 
 
 def _stride(times: Sequence[float]) -> int:

@@ -118,7 +118,7 @@ def held_out_every(scene: Scene, options: FitOptions) -> int:
 
 
 def split(scene: Scene, options: FitOptions) -> tuple[list[int], list[int]]:
-    """Indices of training and held-out photos: of the sorted names (or times, or cameras) 0, k, 2k, ... are held out,
+    """Indices of training and held-out photos: as `Frames.held_out` chooses them are held out,
     and always those that the dataset of the scene holds out (`report["held_out"]`).
 
     Raises:

@@ -117,7 +117,7 @@ def check_times(time_s: list[float], span_s: tuple[float, float], hint: str) -> 
     if outside:
         raise InputError(
             "the scene does not have this time", found=f"{outside[0]:g} s",
-            accepted=f"{span_s[0]:g} to {span_s[1]:g} s, when it was seen to move", hint=hint,
+            accepted=f"{span_s[0]:g} to {span_s[1]:g} s", hint=hint,
         )  # fmt: skip
 
 

@@ -290,7 +290,8 @@ class Frames(Sequence[Frame]):
 
     def held_out(self, every: int, by: Literal["photo", "time", "camera"] = "photo") -> list[int]:
         """Indices of the frames that a fit holds back: of the sorted names 0, `every`, 2 `every`, ...; or all frames of
-        so many of the sorted times, or of the sorted cameras (`Frame.sensor`).
+        so many of the sorted cameras (`Frame.sensor`); or of the sorted times, from the `every // 2`th on, since
+        nothing was learnt of what moves before the first time that is kept.
 
         Raises:
             InputError: `every` is less than 1, or times are not known.
@@ -303,7 +304,7 @@ class Frames(Sequence[Frame]):
                 accepted="a scene whose frames have times", hint="--holdout-by photo",
             )  # fmt: skip
         keys: list[Any] = [{"photo": f.name, "time": f.time_s, "camera": f.sensor}[by] for f in self]
-        chosen = set(sorted(set(keys))[::every])
+        chosen = set(sorted(set(keys))[every // 2 if by == "time" else 0 :: every])
         return sorted((i for i, key in enumerate(keys) if key in chosen), key=self.names.__getitem__)
 
     def subset(self, indices: Sequence[int]) -> "Frames":
@@ -435,7 +436,7 @@ class Scene:
     photos as they were taken (with distortion). `covariance` is of (rotation vector in rad, translation) of
     cam_from_world, the rotation vector applied from the left (in camera axes), with the gauge that
     `report["covariance_gauge"]` states. Lengths are metres exactly when `scale.kind` is "metric". `tracks` follow
-    points that move; None where nobody looked for what moves.
+    points that move; None where nothing moves, or nobody looked for what does.
     """
 
     frames: Frames

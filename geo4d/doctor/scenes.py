@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,11 @@ import torch
 
 from geo4d.core import geometry
 from geo4d.core.errors import Geo4DError, InputError
+from geo4d.core.hexplane import HexPlaneMotion
 from geo4d.core.io import atomic
+from geo4d.core.io.gaussians import GAUSSIANS, read_scene_gaussians
 from geo4d.core.io.scene import FORMAT, MAPS, MARKER, VERSION, load_scene
+from geo4d.core.motion import BasesMotion
 from geo4d.core.types import Camera, Scene
 from geo4d.doctor.findings import Finding, some
 
@@ -48,7 +52,9 @@ def look_at_scene(path: Path) -> tuple[dict[str, Any], list[Finding]]:
     except ArithmeticError as error:  # an infinite number where a size belongs
         return facts, [*findings, Finding("error", f"{MARKER} cannot be used: {error}", again)]
     facts |= _describe_scene(scene)
-    return facts, findings + [Finding(f.level, f.what, f.next or again) for f in _check_scene(scene)]
+    findings += [Finding(f.level, f.what, f.next or again) for f in _check_scene(scene)]
+    more, found = _look_at_gaussians(path, scene)
+    return facts | more, findings + found
 
 
 def _read_marker(path: Path) -> tuple[dict[str, Any] | None, list[Finding]]:
@@ -275,7 +281,32 @@ def _check_points(scene: Scene) -> Iterator[Finding]:
         if bad:
             yield Finding("error", f"{bad} of {len(points)} {what} points are not finite")
     if not len(scene.observations.track_id):
-        yield Finding("warning", "no observations: programs that adjust the cameras further have nothing to work on")
+        yield Finding("note", "no observations: programs that adjust the cameras further have nothing to work on")
+
+
+def _look_at_gaussians(path: Path, scene: Scene) -> tuple[dict[str, Any], list[Finding]]:
+    """Of a fitted scene: how many Gaussians, whether they and their motion can be read, and belong to its times."""
+    if not (path / GAUSSIANS).is_file():
+        return {}, []
+    again = f"geo4d fit {path} --overwrite"
+    try:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            gaussians = read_scene_gaussians(path)
+    except InputError as error:
+        return {}, [Finding("error", f"{error.asked}: {error.found}", again)]
+    findings = [Finding("warning", str(w.message), again) for w in said]
+    facts: dict[str, Any] = {"gaussians": len(gaussians)}
+    motion = gaussians.motion
+    if not isinstance(motion, BasesMotion | HexPlaneMotion):
+        return facts, findings
+    facts["moving"] = float(motion.moving.float().mean())
+    first_s, last_s = (float(t) for t in motion.time_s[[0, -1]])
+    facts["motion_s"] = [first_s, last_s]
+    if not any(f.time_s is not None and first_s - 1e-6 <= f.time_s <= last_s + 1e-6 for f in scene.frames):
+        what = f"the Gaussians move from {first_s:g} to {last_s:g} s, where no picture is"
+        findings.append(Finding("error", what, again))
+    return facts, findings
 
 
 def _check_residuals(scene: Scene) -> Iterator[Finding]:

@@ -137,7 +137,7 @@ def export(
     wanted = format in (*GAUSSIAN_EXPORTS, "rerun") and (source / GAUSSIANS).is_file()
     gaussians = read_scene_noted(source, progress) if wanted else None
     if gaussians is not None and gaussians.motion is not None:
-        first, last = span_of(gaussians.motion)
+        first, last = span_of(gaussians.motion, scene)
         more = f" (a file per time: --format {format} --times 24 -o FOLDER)" if format in PER_TIME else ""
         progress.note(f"this scene moves from {first:g} to {last:g} s; {out} has it at rest{more}")
     if format == "mesh":
@@ -251,7 +251,7 @@ def _export_in_time(
         progress.note(f"{held.blended} of {held.points} points bend in truth; here each follows one rigid group")
     if held.points < len(gaussians):
         progress.note(f"{len(gaussians) - held.points} of {len(gaussians)} Gaussians left out: opacity below {FAINT:g}")
-    return done | {"points": held.points, "groups": held.groups, "time_s": list(span_of(motion))}
+    return done | {"points": held.points, "groups": held.groups, "time_s": list(span_of(motion, scene))}
 
 
 def _convert(source: Path, format: str, out: Path, *, overwrite: bool, progress: Progress) -> dict[str, Any]:

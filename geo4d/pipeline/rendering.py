@@ -82,7 +82,7 @@ def render_folder(
         scene = load_scene(folder)
         gaussians = load_gaussians(folder, options.gaussians)
         device = choose_device(options.device)
-        clock = _clock(gaussians, options)
+        clock = _clock(scene, gaussians, options)
         given = _path(folder, scene, options, clock, progress)
         path = _in_time(given, clock, options)
         shown = _time_facts(given, path, clock, options)
@@ -164,12 +164,12 @@ class _Clock:
     timing: Timing | None
 
 
-def _clock(gaussians: Gaussians, options: RenderOptions) -> _Clock | None:
+def _clock(scene: Scene, gaussians: Gaussians, options: RenderOptions) -> _Clock | None:
     """None where nothing moves."""
     if options.time is None and gaussians.motion is None:
         return None
     motion = check_moves(gaussians, f"--time {options.time}", "leave --time out")
-    clock = _Clock(span_of(motion), None if options.time is None else parse_timing(options.time))
+    clock = _Clock(span_of(motion, scene), None if options.time is None else parse_timing(options.time))
     if clock.timing is not None:
         clock.timing.ends(clock.span_s)  # refuses what the scene does not have
         if clock.timing.bullet and options.trajectory != "orbit":

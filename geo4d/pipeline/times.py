@@ -14,14 +14,15 @@ from render.timing import check_times
 FORMS = "all, how many (24), or seconds (0.5,1.25)"
 
 
-def span_of(motion: Motion) -> tuple[float, float]:
-    """First and last second between which Gaussians move.
+def span_of(motion: Motion, scene: Scene) -> tuple[float, float]:
+    """First and last second of a scene that moves: of its motion and its photos, of which a fit may have held back the
+    first or the last. Before its motion and after it all stays.
 
     Raises:
         InputError: a motion that does not say it.
     """
-    time_s = _times_of(motion)
-    return time_s[0], time_s[-1]
+    time_s = [*_times_of(motion), *(f.time_s for f in scene.frames if f.time_s is not None)]
+    return min(time_s), max(time_s)
 
 
 def _times_of(motion: Motion) -> list[float]:
@@ -38,9 +39,9 @@ def parse_times(text: str, scene: Scene, motion: Motion) -> list[float]:
     A whole number is a count; a comma or a point make it a time. Where photos have no times, `all` are the motion's.
 
     Raises:
-        InputError: another text, or a time outside of the motion's.
+        InputError: another text, or a time that the scene does not have.
     """
-    span_s, text = span_of(motion), text.strip()
+    span_s, text = span_of(motion, scene), text.strip()
     if text == "all":
         return sorted({f.time_s for f in scene.frames if f.time_s is not None}) or _times_of(motion)
     try:

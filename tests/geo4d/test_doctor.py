@@ -6,6 +6,7 @@ import json
 import shutil
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from PIL import Image
 from geo4d import doctor
 from geo4d.core import procedural
 from geo4d.core.io import atomic
+from geo4d.core.io.gaussians import write_scene_gaussians
 from geo4d.core.io.scene import save_scene
-from geo4d.core.types import Camera, Frame, Frames, Observations, PointCloud, Scale, Scene
+from geo4d.core.motion import BasesMotion
+from geo4d.core.types import Camera, Frame, Frames, Gaussians, Observations, PointCloud, Scale, Scene
 from geo4d.doctor import environment, photos, scenes
 from geo4d.doctor.environment import Package
 from geo4d.doctor.findings import Finding
@@ -340,6 +343,31 @@ def test_damage_is_found_and_named(name: str, whole_scene: Path, tmp_path: Path)
     worse = [f for f in findings if f.level == "error"]
     assert bool(worse) == (level == "error")
     assert all(f.next for f in worse if "format" not in f.what)
+
+
+def test_gaussians_and_their_motion_are_looked_at(whole_scene: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(whole_scene, tmp_path / "scene"))
+    edit_json(lambda c: [f.update(time_s=0.5 * i) for i, f in enumerate(c["frames"])])(folder)
+    g = torch.Generator().manual_seed(0)
+    quats = torch.nn.functional.normalize(torch.randn(8, 4, generator=g), dim=-1)
+    still = Gaussians(torch.randn(8, 3, generator=g), quats, torch.full((8, 3), 0.1), torch.full((8,), 0.5),
+                      torch.zeros(8, 1, 3))  # fmt: skip
+    write_scene_gaussians(folder, still)
+    assert scenes.look_at_scene(folder)[0]["gaussians"] == 8
+    pose = torch.eye(4, dtype=torch.float64).repeat(1, 2, 1, 1)
+    weights = (torch.arange(8) < 2).float()[:, None]
+    for first_s, said in ((0.0, ""), (7.0, "the Gaussians move from 7 to 8 s, where no picture is")):
+        times = torch.tensor([first_s, first_s + 1], dtype=torch.float64)
+        write_scene_gaussians(folder, replace(still, motion=BasesMotion(times, pose, weights)))
+        facts, findings = scenes.look_at_scene(folder)
+        assert (facts["moving"], facts["motion_s"]) == (0.25, [first_s, first_s + 1])
+        assert texts(findings, "error") == said
+    whole = (folder / "motion.npz").read_bytes()
+    for name, change in (("motion.npz", whole[:100]), ("gaussians.ply", b"ply")):
+        (folder / name).write_bytes(change)
+        (finding,) = [f for f in scenes.look_at_scene(folder)[1] if f.level == "error"]
+        assert name in finding.what
+        assert "geo4d fit" in finding.next
 
 
 def test_a_damaged_scene_says_how_to_make_it_anew(whole_scene: Path, tmp_path: Path) -> None:

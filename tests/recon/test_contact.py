@@ -12,7 +12,7 @@ import torch
 from geo4d.core import geometry, procedural
 from geo4d.core.procedural import Boxes
 from geo4d.core.types import Camera, DepthPrior, Frame, Frames, Observations, PointCloud, Scale, Scene
-from recon.contact import CONFIDENCE, settled, with_contact_depth
+from recon.contact import CONFIDENCE, _growth, settled, with_contact_depth
 from recon.flow import Clip
 
 HW = (120, 160)
@@ -164,15 +164,38 @@ def test_two_things_that_meet_in_the_picture_stay_two() -> None:
 
 
 def test_settled_distances() -> None:
+    sure = np.zeros(7)
     change = np.array([0.02, -0.05, 0.0, 0.03, math.nan, 0.01, 0.04])
     truth = 1.5 - np.concatenate([[0], np.nan_to_num(change).cumsum()])
-    assert settled(truth, change) == pytest.approx(truth, abs=1e-6)
+    assert settled(truth, change, sure) == pytest.approx(truth, abs=1e-6)
     rough = truth + np.array([0, 0.5, 0, 0, -0.4, 0, 0, 0])
-    assert settled(rough, change) == pytest.approx(truth, abs=0.02)
+    assert settled(rough, change, sure) == pytest.approx(truth, abs=0.02)
     unknown = np.where(np.arange(8) == 3, 2.0, math.nan)
-    assert settled(unknown, change)[3] == pytest.approx(2.0)
-    assert np.isnan(settled(np.full(3, math.nan), np.zeros(2))).all()
-    assert settled(np.array([0.7]), np.zeros(0)) == pytest.approx([0.7])
+    assert settled(unknown, change, sure)[3] == pytest.approx(2.0)
+    assert np.isnan(settled(np.full(3, math.nan), np.zeros(2), np.zeros(2))).all()
+    assert settled(np.array([0.7]), np.zeros(0), np.zeros(0)) == pytest.approx([0.7])
+
+
+def test_growth_that_is_unsure_gives_way_to_contact() -> None:
+    """A bar that bends looks longer, picture by picture, and stays where it is."""
+    stays, grows = np.full(24, 0.4), np.full(23, 0.02)
+    drifts = settled(stays, grows, np.zeros(23))
+    assert np.abs(drifts - 0.4).max() > 0.1
+    assert np.abs(settled(stays, grows, np.full(23, 0.05)) - 0.4).max() < 0.06
+
+
+@pytest.mark.parametrize(("along", "across"), [(1.05, 1.05), (1.1, 1.0), (1.0, 0.92)])
+def test_growth_that_differs_by_direction_is_unsure(along: float, across: float) -> None:
+    h, w = 120, 160
+    v, u = np.mgrid[:h, :w] + 0.5
+    there = np.stack([(along - 1) * (u - 80), (across - 1) * (v - 60)], -1).astype(np.float32)
+    back = np.stack([(1 / along - 1) * (u - 80), (1 / across - 1) * (v - 60)], -1).astype(np.float32)
+    clip = Clip((0, 1), (np.zeros((h, w), np.uint8),) * 2, (there,), (back,))
+    thing = np.zeros((h, w), bool)
+    thing[30:90, 50:110] = True
+    growth, error = _growth(clip, 0, thing)
+    assert growth == pytest.approx(math.log(along * across) / 2, abs=2e-3)
+    assert error == pytest.approx(abs(math.log(along / across)) / 2, abs=2e-3)
 
 
 def test_what_a_sensor_measured_counts() -> None:

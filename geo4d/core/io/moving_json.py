@@ -169,16 +169,7 @@ def _points(content: Mapping[str, Any], folder: Path) -> torch.Tensor | None:
     listed = content.get("ply_file_path")
     if not listed or not (folder / str(listed)).is_file():
         return None
-    return geometry.transform_points(_original_from_file(content), read_points(folder / str(listed)).p_world)
-
-
-def _original_from_file(content: Mapping[str, Any]) -> torch.Tensor:
-    """As the cameras: undoes p_file = applied_scale * (applied_transform p_original)."""
-    applied = torch.eye(4, dtype=torch.float64)
-    if content.get("applied_transform") is not None:
-        applied[:3] = torch.tensor(content["applied_transform"], dtype=torch.float64)[:3, :4]
-    applied[:3] *= float(content.get("applied_scale", 1.0))
-    return torch.linalg.inv(applied)
+    return geometry.transform_points(nerfstudio.original_from_file(content), read_points(folder / str(listed)).p_world)
 
 
 def _unlisted(files: Sequence[Path]) -> list[str]:

@@ -127,11 +127,11 @@ def read_transforms(path: Path) -> Transforms:
         raise InputError("cannot read cameras", found=f"{path}: no list of frames", accepted="a transforms.json")
     result = Transforms({}, {})
     try:
-        original_from_file = _original_from_file(content)
+        undone = original_from_file(content)
         files = [_existing(path.parent, str(frame["file_path"])) for frame in frames]
         names = _names([Path(os.path.relpath(f, path.parent)) for f in files])
         for name, file, frame in zip(names, files, frames, strict=True):
-            _add(result, name, file, path, {**content, **frame}, original_from_file)
+            _add(result, name, file, path, {**content, **frame}, undone)
     except InputError:
         raise
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -160,12 +160,12 @@ def _add(
         result.masks[name] = path.parent / frame["mask_path"]
 
 
-def _original_from_file(content: dict[str, Any]) -> torch.Tensor:
-    """Similarity that undoes p_file = applied_scale * (applied_transform p_original)."""
+def original_from_file(content: Mapping[str, Any]) -> torch.Tensor:
+    """Similarity that undoes p_file = applied_scale * (applied_transform p_original), of cameras and of points."""
     applied = torch.eye(4, dtype=torch.float64)
-    rows = torch.tensor(content.get("applied_transform", applied[:3].tolist()), dtype=torch.float64)
-    applied[:3] = rows[:3, :4]
-    applied[:3] *= float(content.get("applied_scale", 1.0))
+    if content.get("applied_transform") is not None:
+        applied[:3] = torch.tensor(content["applied_transform"], dtype=torch.float64)[:3, :4]
+    applied[:3] *= float(content.get("applied_scale") or 1.0)
     return torch.linalg.inv(applied)
 
 
