@@ -514,7 +514,7 @@ def doctor(input: Positional[Path | None] = None, /, *, json: bool = False) -> d
     """What is installed, what each missing extra would add, what is wrong with an input.
 
     Args:
-        input: photos, a video or a scene folder to look into.
+        input: photos, a video, a dataset of a moving scene, or a scene folder to look into.
         json: print the result as one JSON object on stdout.
     """
     from geo4d import doctor as doctor_module

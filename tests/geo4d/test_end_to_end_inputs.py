@@ -360,6 +360,7 @@ def test_a_video_of_two_pictures_is_a_still_scene_and_says_so(walk: Path, geo4d:
     assert scene.tracks is None
     (said,) = [line for line in scene.report["warnings"] if "taken to stand still" in line]
     assert "2 pictures of the film are used; it takes 8 that follow each other within 0.5 s" in said
+    assert "--fps 5" in said
     run = geo4d("reconstruct", tmp_path / "short.mp4", "-o", tmp_path / "one", "--end", "0.2")
     assert run.code == 2
     assert "1 frame" in run.stderr

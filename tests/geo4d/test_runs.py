@@ -355,7 +355,7 @@ def test_a_capture_keeps_its_poses_and_depth_beside_given_intrinsics(polycam: Pa
     assert files == {"images", "cameras", "depth"}
 
 
-@pytest.mark.parametrize("options", [("--masks", "nowhere"), ("--keep-all",), ("--keep-gps",)])
+@pytest.mark.parametrize("options", [("--masks", "nowhere"), ("--keep-all",), ("--keep-gps",), ("--fps", "5")])
 def test_options_that_a_capture_has_no_use_for_are_refused(
     polycam: Path, geo4d: Any, tmp_path: Path, options: tuple[str, ...]
 ) -> None:
