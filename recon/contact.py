@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 from scipy.linalg import solveh_banded
+from scipy.sparse import csgraph
 from torch import Tensor
 
 from geo4d.core.types import MOVES, Camera, Scene
@@ -45,6 +46,8 @@ EDGE = 0.012
 CONTACT_ERROR, GROWTH_ERROR, GROWTH_UNKNOWN = 0.1, 0.005, 0.02
 """Relative: of the distance by contact, of its change by growth from one picture to the next, and where that is lost.
 """
+PARTS_SHARE, PARTS_LEAST = 0.85, 4
+"""Share of the pictures with two things, and how many, in which these hang together where they are parts of one."""
 ROUNDS = 30
 SENSED, SENSED_PX = 0.8, 3
 """Confidence of what a sensor measured of things that move, and how far into the gaps at their edges it counts."""
@@ -158,7 +161,25 @@ def _followed(clip: Clip, moving: dict[int, np.ndarray]) -> dict[int, np.ndarray
         there = np.zeros(moving[i].shape, int) if before is None else _carried(before, clip, k, moving[i].shape)
         labels[i] = before = _named(moving[i], there, free)
         free = max(free, int(before.max()) + 1)
-    return labels
+    one = _inseparable(labels, moving, free)
+    return {i: one[label] for i, label in labels.items()}
+
+
+def _inseparable(labels: dict[int, np.ndarray], moving: dict[int, np.ndarray], count: int) -> np.ndarray:
+    """The number `(count,)` of each number: one for things that hang together in nearly all pictures that show both,
+    which are parts of one that was seen in pieces.
+    """
+    both, together = np.zeros((count, count), int), np.zeros((count, count), int)
+    for i, label in labels.items():
+        region = cv2.connectedComponents(moving[i].astype(np.uint8))[1]
+        pair = np.unique(np.stack([label[label > 0], region[label > 0]], -1), axis=0)
+        there = np.zeros((count, int(region.max()) + 1), bool)
+        there[pair[:, 0], pair[:, 1]] = True
+        seen = there.any(1)
+        both += np.outer(seen, seen)
+        together += (there.astype(int) @ there.T.astype(int)) > 0
+    alike = (together >= PARTS_SHARE * both) & (both >= PARTS_LEAST)
+    return np.r_[0, 1 + csgraph.connected_components(alike[1:, 1:], directed=False)[1]]
 
 
 def _carried(label: np.ndarray, clip: Clip, k: int, hw: tuple[int, ...]) -> np.ndarray:
@@ -272,35 +293,21 @@ def _foot(
     down = -(camera.world_from_cam[:3, :3].T @ (up_world / up_world.norm())).numpy()[:2]
     v, u = np.nonzero(thing)
     if np.hypot(*down) < STEEP:
-        lowest, near, low_thing = np.ones(len(u), bool), ring, np.zeros_like(thing)
+        lowest, near = np.ones(len(u), bool), ring
     else:
         along = u * down[0] + v * down[1]
         limit = np.quantile(along, LOWEST)
         lowest = along >= limit
         rows, columns = np.mgrid[: thing.shape[0], : thing.shape[1]]
         low = columns * down[0] + rows * down[1] >= limit
-        near, low_thing, hiding = ring & low, low, int((others & low).sum())
+        near, hiding = ring & low, int((others & low).sum())
         if _cut_off(thing, down) or hiding > HIDDEN * (hiding + near.sum()):
             return None
     if near.sum() < FEWEST:
         return None
-    if (beneath := near & _shifted(thing & low_thing, down)).sum() >= FEWEST:
-        near = beneath
     pixel = torch.tensor([[np.median(u[lowest]) + 0.5, np.median(v[lowest]) + 0.5]], dtype=torch.float64)
     z = torch.tensor([float(np.median(depth[near]))], dtype=torch.float64)
     return camera.unproject(pixel, z)[0].numpy()
-
-
-def _shifted(mask: np.ndarray, down: np.ndarray) -> np.ndarray:
-    """Pixels that a mask covers as it slides along gravity, as far as a ring is wide."""
-    reach = max(2, round(RING * max(mask.shape))) * 2 + 1
-    v, u = np.mgrid[-reach : reach + 1, -reach : reach + 1]
-    along = u * down[0] + v * down[1]
-    across = np.abs(u * down[1] - v * down[0])
-    length = np.hypot(*down)
-    kernel = ((along >= 0) & (along <= reach * length) & (across <= 0.7 * length)).astype(np.uint8)
-    # `dilate` looks up where the kernel points to, so that the mask moves the other way.
-    return cv2.dilate(mask.astype(np.uint8), kernel[::-1, ::-1].copy()) > 0
 
 
 def _cut_off(thing: np.ndarray, down: np.ndarray) -> bool:

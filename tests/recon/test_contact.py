@@ -12,7 +12,7 @@ import torch
 from geo4d.core import geometry, procedural
 from geo4d.core.procedural import Boxes
 from geo4d.core.types import Camera, DepthPrior, Frame, Frames, Observations, PointCloud, Scale, Scene
-from recon.contact import CONFIDENCE, _growth, settled, with_contact_depth
+from recon.contact import CONFIDENCE, _growth, _inseparable, settled, with_contact_depth
 from recon.flow import Clip
 
 HW = (120, 160)
@@ -161,6 +161,24 @@ def test_two_things_that_meet_in_the_picture_stay_two() -> None:
         assert float(both[far].median()) == pytest.approx(6.0, rel=0.02)
         assert float(both[near].median()) == pytest.approx(2.0, rel=0.02)
         assert (float(one[far].median()) == pytest.approx(6.0, rel=0.02)) == (not 3 <= k < 6)
+
+
+def test_parts_that_always_hang_together_are_one_thing() -> None:
+    """A thing seen in two pieces at first keeps two numbers as its region closes; one that meets it for a while has its
+    own."""
+    labels, moving = {}, {}
+    for i in range(20):
+        label = np.zeros((40, 60), int)
+        label[5:15, 10:20], label[16:25, 10:20] = 1, 2
+        left = 40 - 2 * i if i < 10 else 22 + 2 * (i - 10)
+        label[5:25, left : left + 8][label[5:25, left : left + 8] == 0] = 3
+        region = label > 0
+        region[15, 10:20] = i >= 2  # a gap at first
+        moving[i], labels[i] = region, label
+    one = _inseparable(labels, moving, 4)
+    assert one[0] == 0
+    assert one[1] == one[2]
+    assert one[3] not in (0, one[1])
 
 
 def test_settled_distances() -> None:
