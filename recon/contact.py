@@ -174,7 +174,7 @@ def _inseparable(labels: dict[int, np.ndarray], moving: dict[int, np.ndarray], c
         region = cv2.connectedComponents(moving[i].astype(np.uint8))[1]
         pair = np.unique(np.stack([label[label > 0], region[label > 0]], -1), axis=0)
         there = np.zeros((count, int(region.max()) + 1), bool)
-        there[pair[:, 0], pair[:, 1]] = True
+        there[tuple(pair.T)] = True
         seen = there.any(1)
         both += np.outer(seen, seen)
         together += (there.astype(int) @ there.T.astype(int)) > 0

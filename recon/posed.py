@@ -52,12 +52,18 @@ def reconstruct_posed(
         progress: hears of the stages and of what the user should know.
 
     Raises:
-        InputError: fewer than two pictures to learn from.
+        InputError: fewer than two pictures to learn from, cameras with skew, or more pictures than memory holds.
     """
     train = [i for i, part in enumerate(capture.split) if part == TRAIN]
     if len(train) < 2:
         raise InputError(
             "cannot reconstruct from so few pictures", found=f"{len(train)} to learn from", accepted="2 or more",
+        )  # fmt: skip
+    skewed = [f.name for f, c in zip(capture.frames, capture.camera, strict=True) if float(c.K[0, 1]) != 0]
+    if skewed:
+        raise InputError(
+            "cannot reconstruct with pixels that lean", found=f"cameras with skew: {', '.join(skewed[:3])}",
+            accepted="a K whose second entry is 0", hint="resample the pictures to a K without skew",
         )  # fmt: skip
     for note in capture.notes:
         if note not in progress.notes:  # reading says them too

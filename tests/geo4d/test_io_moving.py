@@ -588,7 +588,7 @@ def test_names_of_videos_may_have_dots(suffix: str, filmed: Filmed, tmp_path: Pa
     write_json(tmp_path / "cameras.json", {f"cam.{k}{suffix}": content[n] for k, n in enumerate(sorted(content))})
     capture = load_moving(tmp_path)
     assert sorted(capture.by_sensor()) == [f"cam.{k}" for k in range(len(content))]
-    assert not any("pictures" in note for note in capture.notes)
+    assert any("from 5 to 6 pictures" in note for note in capture.notes)
 
 
 def test_mask_videos_go_with_videos(filmed: Filmed, tmp_path: Path) -> None:

@@ -6,9 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from geo4d.core import moving, procedural
+from geo4d.core.errors import InputError
 from geo4d.core.io.moving import PosedCapture
 from geo4d.core.progress import Progress
 from geo4d.core.types import MOVES, Camera, DepthPrior, Frame, Frames
@@ -37,6 +39,17 @@ def carried_camera(*, measured: bool, farthest_m: float = 99.0) -> tuple[PosedCa
         torch.stack(depth),
         torch.stack(moves),
     )
+
+
+def test_cameras_with_skew_are_refused_before_any_work(tmp_path: Path) -> None:
+    capture, _, _ = carried_camera(measured=False)
+    lean = capture.camera[3].K.clone()
+    lean[0, 1] = 0.5
+    cameras = (*capture.camera[:3], Camera(lean, capture.camera[3].world_from_cam, HW), *capture.camera[4:])
+    with pytest.raises(InputError, match=r"cameras with skew: 003\.png"):
+        reconstruct_posed(
+            replace(capture, camera=cameras), options=ReconstructOptions(), work_dir=tmp_path, progress=Progress()
+        )
 
 
 def test_depth_images_of_a_dataset_tell_where_things_are_that_move(tmp_path: Path) -> None:

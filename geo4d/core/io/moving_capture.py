@@ -18,7 +18,6 @@ from geo4d.core.io.decoding import Header, decode_rgba, read_header
 from geo4d.core.io.film import VideoPart
 from geo4d.core.types import Camera, DepthPrior, Frame, Frames
 
-_MOST_SKEW = 1e-9
 OPAQUE = 128
 """Alpha from which on a pixel counts as seen."""
 
@@ -225,8 +224,6 @@ def _fitted(shot: Shot) -> Shot:
     hw = shot.picture.hw
     if shot.camera.hw != hw and not same_aspect(shot.camera.hw, hw):
         return replace(shot, trouble=f"the picture is {_size(hw)}, its camera is of {_size(shot.camera.hw)}")
-    if abs(float(shot.camera.K[0, 1])) > _MOST_SKEW:
-        return replace(shot, trouble=f"its camera has a skew of {float(shot.camera.K[0, 1]):g} px, pixels that lean")
     if shot.mask is not None and shot.mask.hw != hw:
         return replace(shot, trouble=f"the mask is {_size(shot.mask.hw)}, the picture {_size(hw)}")
     return shot if shot.camera.hw == hw else replace(shot, camera=shot.camera.resize(hw))
