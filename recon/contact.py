@@ -161,6 +161,8 @@ def _followed(clip: Clip, moving: dict[int, np.ndarray]) -> dict[int, np.ndarray
         there = np.zeros(moving[i].shape, int) if before is None else _carried(before, clip, k, moving[i].shape)
         labels[i] = before = _named(moving[i], there, free)
         free = max(free, int(before.max()) + 1)
+    if not labels:
+        return {}
     one = _inseparable(labels, moving, free)
     return {i: one[label] for i, label in labels.items()}
 

@@ -272,7 +272,7 @@ def _stands(view: _View, other: _View) -> bool:
     turn = geometry.rotvec_from_matrix(camera.world_from_cam[:3, :3].mT @ there.world_from_cam[:3, :3]).norm()
     shift = float((camera.world_from_cam[:3, 3] - there.world_from_cam[:3, 3]).norm())
     known = np.concatenate([v.depth[np.isfinite(v.depth)] for v in (view, other)])
-    moved_px = shift * float(camera.K[0, 0]) / max(float(np.median(known)), 1e-12) if len(known) and shift else shift
+    moved_px = shift * float(camera.K[0, 0]) / max(float(np.median(known)), 1e-12) if len(known) else shift / 1e-9
     return float(turn * camera.K[0, 0]) < STILL_PX and moved_px < STILL_PX
 
 

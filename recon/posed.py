@@ -15,7 +15,7 @@ from geo4d.core.errors import InputError
 from geo4d.core.io.moving import PosedCapture
 from geo4d.core.memory import refuse_beyond_memory
 from geo4d.core.progress import Progress
-from geo4d.core.types import MOVES, Observations, PointCloud, Scene
+from geo4d.core.types import MOVES, Camera, Observations, PointCloud, Scene
 from recon import report
 from recon.dense import dense_depth, dense_points
 from recon.dynamic import with_dynamic
@@ -31,6 +31,8 @@ from recon.trackers import follower
 from recon.working import sparse_scene
 
 TRAIN = "train"
+SKEW = 1e-6
+"""Of the focal length: less is rounding."""
 MAPS_BYTES, STEREO_BYTES, FLOW_BYTES = 12, 48, 24
 """Of a pixel: depth, confidence and what moves; with all that stereo among all pictures holds; and of flow to and fro
 with its confidence."""
@@ -59,12 +61,15 @@ def reconstruct_posed(
         raise InputError(
             "cannot reconstruct from so few pictures", found=f"{len(train)} to learn from", accepted="2 or more",
         )  # fmt: skip
-    skewed = [f.name for f, c in zip(capture.frames, capture.camera, strict=True) if float(c.K[0, 1]) != 0]
+    lean = [abs(float(c.K[0, 1])) / float(c.K[0, 0]) for c in capture.camera]
+    skewed = [f.name for f, s in zip(capture.frames, lean, strict=True) if s > SKEW]
     if skewed:
         raise InputError(
             "cannot reconstruct with pixels that lean", found=f"cameras with skew: {', '.join(skewed[:3])}",
             accepted="a K whose second entry is 0", hint="resample the pictures to a K without skew",
         )  # fmt: skip
+    if any(lean):
+        capture = replace(capture, camera=tuple(_upright(c) for c in capture.camera))
     for note in capture.notes:
         if note not in progress.notes:  # reading says them too
             progress.note(note)
@@ -84,6 +89,13 @@ def reconstruct_posed(
         "up_source": up_source,
     }  # fmt: skip
     return replace(scene, report=facts)
+
+
+def _upright(camera: Camera) -> Camera:
+    """Without a skew that is rounding."""
+    K = camera.K.clone()
+    K[0, 1] = 0
+    return replace(camera, K=K)
 
 
 def _learnt(scene: Scene, options: ReconstructOptions, work_dir: Path, progress: Progress) -> Scene:

@@ -25,7 +25,7 @@ class FitOptions:
     `image_size` is the longer side of the photos in pixels, `max_gaussians` the most that there may be, `sh_degree` 0
     to 3 how much colour depends on the direction; `holdout` k holds back the photos 0, k, 2k, ... of the sorted names
     (0: none; None: 8, or none where the dataset holds out photos itself), or with `holdout_by` all photos of so many
-    times or cameras. What was tried of the others, and what it
+    times (from the middle of the first k on) or cameras. What was tried of the others, and what it
     gave, is in docs/design/0007-fitting.md and 0014-moving-scenes.md.
     """
 

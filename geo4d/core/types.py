@@ -290,8 +290,8 @@ class Frames(Sequence[Frame]):
 
     def held_out(self, every: int, by: Literal["photo", "time", "camera"] = "photo") -> list[int]:
         """Indices of the frames that a fit holds back: of the sorted names 0, `every`, 2 `every`, ...; or all frames of
-        so many of the sorted cameras (`Frame.sensor`); or of the sorted times, from the `every // 2`th on, since
-        nothing was learnt of what moves before the first time that is kept.
+        so many of the sorted cameras (`Frame.sensor`); or of the sorted times, from the `every // 2`th on and
+        without the last, since nothing was learnt of what moves before the first that is kept and after the last.
 
         Raises:
             InputError: `every` is less than 1, or times are not known.
@@ -304,7 +304,11 @@ class Frames(Sequence[Frame]):
                 accepted="a scene whose frames have times", hint="--holdout-by photo",
             )  # fmt: skip
         keys: list[Any] = [{"photo": f.name, "time": f.time_s, "camera": f.sensor}[by] for f in self]
-        chosen = set(sorted(set(keys))[every // 2 if by == "time" else 0 :: every])
+        ordered, first = sorted(set(keys)), 0
+        if by == "time":  # neither before the first nor after the last that is kept
+            first = min(every // 2, (len(ordered) - 1) // 2)
+            ordered = ordered[:-1] or ordered
+        chosen = set(ordered[first::every])
         return sorted((i for i, key in enumerate(keys) if key in chosen), key=self.names.__getitem__)
 
     def subset(self, indices: Sequence[int]) -> "Frames":

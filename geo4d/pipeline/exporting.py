@@ -32,7 +32,7 @@ from geo4d.core.io.scene import load_scene
 from geo4d.core.io.tracks_json import write_tracks_json
 from geo4d.core.progress import Progress
 from geo4d.core.types import Gaussians, Scene
-from geo4d.pipeline.times import check_moves, parse_times, span_of
+from geo4d.pipeline.times import check_moves, parse_times, times_of
 
 MESH_SUFFIXES = (".ply", ".glb")
 IN_TIME = {"tracks": ".json", "glb-motion": ".glb"}
@@ -137,7 +137,7 @@ def export(
     wanted = format in (*GAUSSIAN_EXPORTS, "rerun") and (source / GAUSSIANS).is_file()
     gaussians = read_scene_noted(source, progress) if wanted else None
     if gaussians is not None and gaussians.motion is not None:
-        first, last = span_of(gaussians.motion, scene)
+        first, last = (times_of(gaussians.motion)[k] for k in (0, -1))
         more = f" (a file per time: --format {format} --times 24 -o FOLDER)" if format in PER_TIME else ""
         progress.note(f"this scene moves from {first:g} to {last:g} s; {out} has it at rest{more}")
     if format == "mesh":
@@ -251,7 +251,7 @@ def _export_in_time(
         progress.note(f"{held.blended} of {held.points} points bend in truth; here each follows one rigid group")
     if held.points < len(gaussians):
         progress.note(f"{len(gaussians) - held.points} of {len(gaussians)} Gaussians left out: opacity below {FAINT:g}")
-    return done | {"points": held.points, "groups": held.groups, "time_s": list(span_of(motion, scene))}
+    return done | {"points": held.points, "groups": held.groups, "time_s": [times_of(motion)[0], times_of(motion)[-1]]}
 
 
 def _convert(source: Path, format: str, out: Path, *, overwrite: bool, progress: Progress) -> dict[str, Any]:

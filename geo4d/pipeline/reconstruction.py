@@ -110,7 +110,8 @@ def reconstruct_folder(
     """Photos or a video to a scene folder, whole or not at all; returns what the command line shows.
 
     The work happens in `out`.partial; an interrupted run leaves it for `resume`. With `fps` the photos are pictures of
-    a film, in the order of their names. `part` is of a video. With `align_times` the clocks of cameras that stand still
+    a film, in the order of their names; of a video so many per second are taken. `part` is of a video, or of a dataset
+    with times. With `align_times` the clocks of cameras that stand still
     are moved where they disagree.
 
     Raises:
@@ -133,7 +134,7 @@ def reconstruct_folder(
             offsets = _clock_offsets(posed, align_times, progress)
             known_s = {sensor: offset for sensor, offset in offsets.items() if math.isfinite(offset)}
             clocks = {"time_offset_s": known_s} if known_s else {}
-            posed = _aligned(posed, offsets) if align_times else posed
+            posed = inputs.thinned(_aligned(posed, offsets) if align_times else posed, progress)
         elif align_times:
             raise InputError(
                 "--align-times compares the clocks of several cameras", found=source,
@@ -228,7 +229,10 @@ class _Inputs:
                 found=", ".join(found), accepted="sizes, --motion, --tracker, --max-frames, --start and --end",
                 hint=f"leave out {' and '.join(found)}",
             )  # fmt: skip
-        whole = load_moving(Path(self.source).expanduser(), progress=progress)
+        return load_moving(Path(self.source).expanduser(), progress=progress)
+
+    def thinned(self, whole: PosedCapture, progress: Progress) -> PosedCapture:
+        """The part of a dataset that is asked for, after its clocks and times were judged by all of it."""
         posed = whole.thinned(self.max_frames, self.part)
         if len(posed.frames) < len(whole.frames):
             times = len(set(posed.time_s)), len(set(whole.time_s))

@@ -21,12 +21,16 @@ def span_of(motion: Motion, scene: Scene) -> tuple[float, float]:
     Raises:
         InputError: a motion that does not say it.
     """
-    time_s = [*_times_of(motion), *(f.time_s for f in scene.frames if f.time_s is not None)]
+    time_s = [*times_of(motion), *(f.time_s for f in scene.frames if f.time_s is not None)]
     return min(time_s), max(time_s)
 
 
-def _times_of(motion: Motion) -> list[float]:
-    """Of bases all, of a field the first and the last."""
+def times_of(motion: Motion) -> list[float]:
+    """Of a motion: of bases all, of a field the first and the last.
+
+    Raises:
+        InputError: a motion that does not say it.
+    """
     time_s = getattr(motion, "time_s", None)
     if not isinstance(time_s, torch.Tensor) or not len(time_s):
         raise InputError("cannot tell when these Gaussians move", found=f"{type(motion).__name__} without times")
@@ -43,7 +47,7 @@ def parse_times(text: str, scene: Scene, motion: Motion) -> list[float]:
     """
     span_s, text = span_of(motion, scene), text.strip()
     if text == "all":
-        return sorted({f.time_s for f in scene.frames if f.time_s is not None}) or _times_of(motion)
+        return sorted({f.time_s for f in scene.frames if f.time_s is not None}) or times_of(motion)
     try:
         if text.isdecimal():
             if (count := int(text)) < 1:

@@ -151,12 +151,15 @@ def draw(
     from render import rasterization
     from render.views import near_plane
 
-    quats = torch.nn.functional.normalize(values["quats"], dim=-1)
+    means, quats, sh = values["means"], values["quats"], values["sh"]
     scales, opacity = values["log_scales"].exp(), values["logits"].sigmoid()
-    there = Gaussians(values["means"], quats, scales, opacity, values["sh"], motion=motion).at(time_s)
-    means = there.means
+    if motion is not None and time_s is not None:
+        quats = torch.nn.functional.normalize(quats, dim=-1)
+        own = motion if not means.is_cuda else motion.to(means.device)
+        there = Gaussians(means, quats, scales, opacity, sh, motion=own).at(time_s)
+        means, quats, scales, opacity, sh = there.means, there.quats_wxyz, there.scales, there.opacity, there.sh
     picture, alpha, _ = rasterization(
-        means, there.quats_wxyz, there.scales, there.opacity, there.sh,
+        means, quats, scales, opacity, sh,
         camera.cam_from_world[None].to(means), camera.K[None].to(means), camera.hw[1], camera.hw[0],
         near_plane=near_plane(means), sh_degree=round(values["sh"].shape[1] ** 0.5) - 1, render_mode="RGB+ED",
     )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import cv2
 import numpy as np
@@ -15,7 +16,7 @@ from geo4d.core import pictures
 from geo4d.core.motion import carried_points
 from geo4d.core.types import Camera, Gaussians
 from render.segmentation.lifting import Annotation, seen_weights
-from render.views import render_views
+from render.views import SOLID, render_views
 
 INSIDE = 0.8
 """A cluster is inside of the boxes of an object when they hold this part of what is seen of it."""
@@ -63,9 +64,16 @@ class _Seen:
         points, here_s = torch.from_numpy(self.p_world[pixels]), self.view.time_s
         if self.gaussians.motion is None or here_s is None or time_s is None or time_s == here_s or not len(points):
             return points
-        tree = KDTree(self.gaussians.at(here_s).means.numpy())
-        nearest = torch.from_numpy(np.asarray(tree.query(points.nan_to_num(0.0).numpy())[1]).astype(np.int64))
-        return carried_points(self.gaussians, nearest, points, here_s, time_s)
+        solid, tree = self._solid
+        nearest = np.asarray(tree.query(points.nan_to_num(0.0).numpy())[1])
+        return carried_points(self.gaussians, solid[torch.from_numpy(nearest.astype(np.int64))], points, here_s, time_s)
+
+    @cached_property
+    def _solid(self) -> tuple[Tensor, KDTree]:
+        """Which Gaussians a pixel may show, and where they are at the time of the photo."""
+        solid = (self.gaussians.opacity > SOLID).nonzero()[:, 0]
+        solid = solid if len(solid) else torch.arange(len(self.gaussians))
+        return solid, KDTree(self.gaussians.subset(solid).at(self.view.time_s).means.numpy())
 
 
 def annotate(gaussians: Gaussians, views: Sequence[BoxedView], *, clusters: Tensor | None = None) -> list[Annotation]:

@@ -20,6 +20,7 @@ from torch import Tensor
 from geo4d.core import geometry, moving, procedural
 from geo4d.core.errors import InputError
 from geo4d.core.io import moving_capture, moving_offsets, moving_video
+from geo4d.core.io.film import VideoPart
 from geo4d.core.io.moving import (
     PosedCapture,
     aligned_in_time,
@@ -30,7 +31,7 @@ from geo4d.core.io.moving import (
 from geo4d.core.io.nerfstudio import write_transforms
 from geo4d.core.io.ply import write_points
 from geo4d.core.progress import Progress
-from geo4d.core.types import Camera, Distortion, PointCloud
+from geo4d.core.types import Camera, Distortion, Frame, Frames, PointCloud
 
 HW, RATE, COUNT = (48, 64), 10, 6
 
@@ -714,6 +715,41 @@ def test_whole_numbers_that_are_taken_for_seconds_are_doubted() -> None:
     for times in ([0, 33, 34, 67, 100], [0, 1, 2, 3], [0.5, 33.5, 67.0], [100, 67, 34, 33, 0]):
         assert moving_capture.doubtful_unit(times, ["a"] * len(times)) is not None
     assert moving_capture.doubtful_unit([0, 0.5, 1, 1.5], ["a"] * 4) is None
+
+
+def blank(times: Sequence[float], sensors: Sequence[str], splits: Sequence[str]) -> PosedCapture:
+    """A capture of pictures of which nothing but these matters."""
+    frames = [Frame.from_array(f"{i}.png", np.zeros((2, 2, 3), np.uint8), time_s=t, sensor=s)
+              for i, (t, s) in enumerate(zip(times, sensors, strict=True))]  # fmt: skip
+    camera = Camera(torch.eye(3, dtype=torch.float64), torch.eye(4, dtype=torch.float64), (2, 2))
+    return PosedCapture("test", Frames(frames), (camera,) * len(frames), tuple(splits))
+
+
+@pytest.mark.parametrize("most", [20, 50, 100, 101])
+def test_every_other_picture_held_out_thins_both_alike(most: int) -> None:
+    times = [i / 30 for i in range(200)]
+    splits = ["train" if i % 2 == 0 else "val" for i in range(200)]
+    few = blank(times, ["a"] * 200, splits).thinned(most, VideoPart())
+    assert most - 2 <= len(few.frames) <= most
+    for part in ("train", "val"):
+        mine = [t for t, s in zip(few.time_s, few.split, strict=True) if s == part]
+        assert len(mine) == pytest.approx(most / 2, abs=1)
+        assert max(np.diff(mine)) < 1.6 * 200 / 30 / len(mine)
+
+
+def test_cameras_of_their_own_clocks_are_thinned_to_pairs() -> None:
+    times = [*(i / 30 for i in range(60)), *((i + 0.5) / 30 for i in range(60))]
+    few = blank(times, ["a"] * 60 + ["b"] * 60, ["train"] * 120).thinned(40, VideoPart(0.5, 1.5))
+    mine = [np.array([t for t, f in zip(few.time_s, few.frames, strict=True) if f.sensor == s]) for s in "ab"]
+    assert all(19 <= len(m) <= 20 for m in mine)
+    assert all(0.5 <= t <= 1.5 for t in few.time_s)
+    assert all(np.abs(mine[0] - t).min() < 0.6 / 30 for t in mine[1])
+
+
+def test_few_times_hold_out_one_between_others() -> None:
+    for count, wanted in ((2, [0]), (3, [1]), (4, [1]), (5, [2]), (13, [4]), (20, [4, 12]), (21, [4, 12])):
+        capture = blank([float(i) for i in range(count)], ["a"] * count, ["train"] * count)
+        assert sorted(int(capture.frames[i].time_s or 0) for i in capture.frames.held_out(8, "time")) == wanted
 
 
 def test_pictures_of_one_camera_that_are_listed_as_two_stay_where_they_are() -> None:

@@ -141,6 +141,16 @@ def test_so_many_per_second_whatever_moves(tmp_path):
     assert any("more than 6" in note for note in progress.notes)
 
 
+def test_rates_that_a_video_cannot_give(tmp_path):
+    path = encode(tmp_path / "walk.mp4", [view(8 * i) for i in range(30)])
+    progress = Progress()
+    frames = load_frames(path, fps=1e9, cache_dir=tmp_path / "a", progress=progress)
+    assert len(frames) == 30
+    assert any("15 pictures per second are looked at" in note for note in progress.notes)
+    with pytest.raises(InputError, match="no film"):
+        load_frames(path, fps=0.1, cache_dir=tmp_path / "b")
+
+
 @pytest.mark.parametrize("hflip", [False, True])
 @pytest.mark.parametrize("rotation", [0, 90, 180, -90])
 def test_rotation_metadata_is_honoured(tmp_path, rotation, hflip):

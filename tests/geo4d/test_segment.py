@@ -15,9 +15,10 @@ import torch
 from PIL import Image
 
 from geo4d.core.errors import InputError
-from geo4d.core.io.gaussians import read_gaussians, write_gaussians
+from geo4d.core.io.gaussians import read_gaussians, read_scene_gaussians, write_gaussians, write_scene_gaussians
 from geo4d.core.io.objects import read_objects
 from geo4d.core.io.scene import load_scene, save_scene
+from geo4d.core.motion import BasesMotion
 from geo4d.core.types import Gaussians, Scene
 from geo4d.evaluation import evaluate_objects
 from render.initialise import initial_gaussians
@@ -267,3 +268,24 @@ def test_scores_say_what_is_missing(original: Path, segmented: Path, tmp_path: P
     small = reference(tmp_path / "small", {"photo 1": np.ones((9, 9), np.uint8)})
     with pytest.raises(InputError, match=r"\(9, 9\)"):
         evaluate_objects(segmented, small)
+
+
+def test_what_moves_together_becomes_an_object(folder: Path, geo4d: Callable[..., Any]):
+    run = geo4d("segment", folder, "--by-motion")
+    assert run.code == 2
+    assert "Gaussians that stand still" in run.stderr
+    run = geo4d("segment", folder, "--by-motion", "--masks", folder)
+    assert run.code == 2
+    assert "--masks and --by-motion" in run.stderr
+    still = read_gaussians(folder / "gaussians.ply")
+    near = (still.means - still.means[0]).norm(dim=-1) < 0.2
+    pose = torch.eye(4, dtype=torch.float64).repeat(1, 2, 1, 1)
+    pose[0, 1, 0, 3] = 0.3
+    motion = BasesMotion(torch.tensor([0.0, 1.0], dtype=torch.float64), pose, near.float()[:, None])
+    write_scene_gaussians(folder, replace(still, motion=motion))
+    run = geo4d("segment", folder, "--by-motion", "--json")
+    assert run.code == 0, run.stderr
+    after = read_scene_gaussians(folder)
+    assert torch.equal(after.object_id, near.long())
+    assert after.motion is not None
+    assert json.loads((folder / "objects.json").read_text())["method"] == "motion"

@@ -42,7 +42,7 @@ class VideoPart:
         start_s, end_s = self.start_s or 0.0, math.inf if self.end_s is None else self.end_s
         if not 0 <= start_s < end_s:  # NaN compares false
             raise InputError(
-                "cannot use this part of a video", found=f"from {start_s:g} to {end_s:g} s",
+                "cannot use this part", found=f"from {start_s:g} to {end_s:g} s",
                 accepted="seconds from the first picture, the end after the start", hint="--start 2 --end 8.5",
             )  # fmt: skip
         if self.cuts not in CUTS:

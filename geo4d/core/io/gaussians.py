@@ -99,7 +99,8 @@ def write_scene_gaussians(folder: Path, gaussians: Gaussians, *, up_world: torch
     kind of their motion; `write_gaussians` has the rest.
 
     Raises:
-        InputError: the disk refuses, or a motion that has no file format; what was there stays then.
+        InputError: the disk refuses, or a motion that has no file format. All is written before what was there is
+            replaced, so that a full disk leaves that as it was.
     """
     name = None if gaussians.motion is None else motion_name(gaussians.motion)
     with atomic.disk_errors("Gaussians", folder), tempfile.TemporaryDirectory(dir=folder, prefix=".gaussians.") as new:

@@ -65,28 +65,39 @@ class PosedCapture:
         return groups
 
     def thinned(self, most: int | None, part: VideoPart) -> PosedCapture:
-        """At most so many frames, of times that are evenly spread over a part; those of one time go together.
+        """At most so many frames, at times that are evenly spread over a part.
+
+        Times are those of the camera that most is learnt from; of every other, and of what is held out, the picture
+        nearest to each is kept, so that pictures of one time stay together.
 
         Raises:
-            InputError: the part has no pictures, or a single time has more frames.
+            InputError: the part has no pictures to learn from, or a single time has more frames.
         """
-        times = np.array(self.time_s)
-        wanted = np.unique([t for t in times if part.holds(t)])
-        if not len(wanted):
+        times, held = np.array(self.time_s), np.array([s != "train" for s in self.split])
+        wanted = np.array([part.holds(t) for t in times])
+        groups = [np.flatnonzero(wanted & (held == h) & np.array([f.sensor == s for f in self.frames]))
+                  for s in dict.fromkeys(f.sensor for f in self.frames) for h in (False, True)]  # fmt: skip
+        groups = [g for g in groups if len(g)]
+        learnt = [g for g in groups if not held[g[0]]]
+        if not learnt:
             raise InputError(
-                "this part of the dataset has no pictures", found=f"from {part.start_s or 0:g} s on; times go from "
-                f"{times.min():.2f} to {times.max():.2f} s", accepted="an earlier start, or a later end",
+                "this part of the dataset has no pictures", accepted="an earlier start, or a later end",
+                found=f"from {part.start_s or 0:g} to {times.max() if part.end_s is None else part.end_s:g} s; times "
+                f"go from {times.min():.2f} to {times.max():.2f} s",
                 hint="--start and --end are in seconds from the first picture",
             )  # fmt: skip
-        count = len(wanted)
-        while most is not None and (kept := np.isin(times, _spread(wanted, count))).sum() > most:
-            if count == 1:
-                raise InputError(
-                    "cannot take so few pictures of the dataset", found=f"at most {most}; one time has {kept.sum()}",
-                    accepted="as many as its cameras, or more", hint="--max-frames",
-                )  # fmt: skip
-            count = max(1, min(count - 1, int(count * most / kept.sum())))
-        return self.subset(np.flatnonzero(np.isin(times, _spread(wanted, count))).tolist())
+        if most is None or wanted.sum() <= most:
+            return self.subset(np.flatnonzero(wanted).tolist())
+        lead = np.unique(times[max(learnt, key=len)])
+        for count in range(min(len(lead), most), 0, -1):
+            ticks = lead[np.linspace(0, len(lead) - 1, count).round().astype(int)]
+            kept = {int(g[np.abs(times[g] - t).argmin()]) for g in groups for t in ticks}
+            if len(kept) <= most:
+                return self.subset(sorted(kept))
+        raise InputError(
+            "cannot take so few pictures of the dataset", found=f"at most {most}; one time has {len(groups)}",
+            accepted="as many as its cameras, or more", hint="--max-frames",
+        )  # fmt: skip
 
     def subset(self, indices: Sequence[int]) -> PosedCapture:
         """The frames at these indices."""
@@ -94,10 +105,6 @@ class PosedCapture:
             self, frames=self.frames.subset(indices), camera=tuple(self.camera[i] for i in indices),
             split=tuple(self.split[i] for i in indices),
         )  # fmt: skip
-
-
-def _spread(values: np.ndarray, count: int) -> np.ndarray:
-    return values[np.linspace(0, len(values) - 1, count).round().astype(int)]
 
 
 # --- pictures
@@ -331,8 +338,8 @@ def on_one_clock(times: Sequence[float], sensors: Sequence[str]) -> tuple[list[f
 
     The clock is that of the camera with most pictures; of several pictures of one camera that are near one of its
     times, only the nearest takes it. A camera of another rate shares a time only within a twentieth of an interval:
-    its pictures lie between the others, and half an interval would be an error of its own. So do the pictures of one
-    camera of which every other one is listed as another's, which lie half an interval away.
+    its pictures lie between the others, and half an interval would be an error of its own. Pictures of one camera of
+    which every other one is listed as another's lie half an interval away, and stay.
     """
     names = list(dict.fromkeys(sensors))
     count = Counter(sensors)

@@ -86,7 +86,8 @@ def _folder(path: Path, notes: list[str]) -> _Folder:
     metadata = atomic.read_json(path / "metadata.json", "metadata.json of a Nerfies dataset")
     train, val = ({str(i) for i in listed.get(key) or ()} for key in ("train_ids", "val_ids"))
     ids = [str(i) for i in listed.get("ids") or (*listed.get("train_ids", ()), *listed.get("val_ids", ()))]
-    split = {i: "val" if i in val and i not in train else "train" for i in ids if i in train | val or not train | val}
+    listed_ids = train | val or set(ids)
+    split = {i: "val" if i in val and i not in train else "train" for i in ids if i in listed_ids}
     if len(split) < len(set(ids)):
         notes.append(f"{len(set(ids)) - len(split)} ids that are in neither train_ids nor val_ids are not used")
     if not split:
