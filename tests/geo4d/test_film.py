@@ -137,7 +137,7 @@ def test_a_part_has_the_pictures_between_its_seconds(cut: Path) -> None:
 
 @pytest.mark.parametrize("limits", [(3.0, 2.0), (-1.0, None), (float("nan"), None), (2.0, 2.0)])
 def test_a_part_that_is_none_is_refused(limits: tuple[float, float | None]) -> None:
-    with pytest.raises(InputError, match="part of a video"):
+    with pytest.raises(InputError, match="cannot use this part"):
         VideoPart(*limits)
 
 
