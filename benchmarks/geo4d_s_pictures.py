@@ -19,10 +19,10 @@ import cv2
 import numpy as np
 import sparse_sets
 import torch
-from sparse_pictures import beside, drawn, points
+from sparse_pictures import beside, drawn, points, tile, write_rows
 from torch import Tensor, nn
 
-from geo4d.core import colouring, geometry, metrics, pictures
+from geo4d.core import colouring, geometry, metrics
 from geo4d.core.types import Camera
 from recon.feedforward import networks, validation
 from recon.feedforward.layers import normalised
@@ -96,8 +96,7 @@ def row(true: Views, said: Views) -> np.ndarray:
     tiles += [drawn(*points(true.cameras, true.depths, true.photos), view), drawn(p_world, rgb, view)]
     auc = metrics.pose_auc(list(said_poses), list(true_poses))
     print(f"AUC@5 {auc['auc@5']:.1f}, AUC@30 {auc['auc@30']:.1f}, scale of depth {scale:.2f}", flush=True)
-    sized = [pictures.resize(np.ascontiguousarray(t), (HEIGHT, round(HEIGHT * t.shape[1] / t.shape[0]))) for t in tiles]
-    return np.hstack(sized)
+    return np.hstack([tile(t, (t.shape[0], t.shape[1]), HEIGHT) for t in tiles])
 
 
 def main() -> None:
@@ -115,10 +114,7 @@ def main() -> None:
         if args.set is None
         else photographed(model, args.set, args.count, args.index)
     )
-    rows = [row(true, said) for true, said in both]
-    options = [cv2.IMWRITE_JPEG_QUALITY, 85] if args.out.endswith(".jpg") else []
-    if not cv2.imwrite(args.out, np.vstack(rows)[..., ::-1], options):
-        raise SystemExit(f"cannot write {args.out}")
+    write_rows(args.out, [row(true, said) for true, said in both])
 
 
 if __name__ == "__main__":

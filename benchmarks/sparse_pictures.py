@@ -31,9 +31,16 @@ HEIGHT = 200
 BACKENDS = ("sfm", "hybrid", "auto")
 
 
-def tile(rgb: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
+def tile(rgb: np.ndarray, hw: tuple[int, int], height: int = HEIGHT) -> np.ndarray:
     """A picture as high as all others, of the shape of a photo of size `hw`."""
-    return pictures.resize(np.ascontiguousarray(rgb), (HEIGHT, round(HEIGHT * hw[1] / hw[0])))
+    return pictures.resize(np.ascontiguousarray(rgb), (height, round(height * hw[1] / hw[0])))
+
+
+def write_rows(path: str, rows: Sequence[np.ndarray]) -> None:
+    """Rows of one width as a picture."""
+    options = [cv2.IMWRITE_JPEG_QUALITY, 85] if path.endswith(".jpg") else []
+    if not cv2.imwrite(path, np.vstack(rows)[..., ::-1], options):
+        raise SystemExit(f"cannot write {path}")
 
 
 def beside(cameras: Sequence[Camera], depths: Sequence[Tensor], height: int = 2 * HEIGHT) -> Camera:
@@ -124,9 +131,7 @@ def main() -> None:
         reason = (scene.report.get("choice") or {}).get("reason", "")
         print(backend, {k: round(v, 3) for k, v in score(scene, draw).items()}, reason)
         rows.append(row(scene, draw, view))
-    options = [cv2.IMWRITE_JPEG_QUALITY, 85] if args.out.endswith(".jpg") else []
-    if not cv2.imwrite(args.out, np.vstack(rows)[..., ::-1], options):
-        raise SystemExit(f"cannot write {args.out}")
+    write_rows(args.out, rows)
 
 
 if __name__ == "__main__":

@@ -269,11 +269,16 @@ def _stands(view: _View, other: _View) -> bool:
     camera, there = view.camera, other.camera
     if not torch.allclose(camera.K, there.K, rtol=1e-4):
         return False
+    focal_px = float(camera.K[0, 0])
     turn = geometry.rotvec_from_matrix(camera.world_from_cam[:3, :3].mT @ there.world_from_cam[:3, :3]).norm()
     shift = float((camera.world_from_cam[:3, 3] - there.world_from_cam[:3, 3]).norm())
+    if float(turn) * focal_px >= STILL_PX:
+        return False
+    if shift == 0:  # as cameras that are given
+        return True
     known = np.concatenate([v.depth[np.isfinite(v.depth)] for v in (view, other)])
-    moved_px = shift * float(camera.K[0, 0]) / max(float(np.median(known)), 1e-12) if len(known) else shift / 1e-9
-    return float(turn * camera.K[0, 0]) < STILL_PX and moved_px < STILL_PX
+    moved_px = shift * focal_px / max(float(np.median(known)), 1e-12) if len(known) else shift / 1e-9
+    return moved_px < STILL_PX
 
 
 def _settled(one: Clip, scores: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -34,8 +34,8 @@ TRAIN = "train"
 SKEW = 1e-6
 """Of the focal length: less is rounding."""
 MAPS_BYTES, STEREO_BYTES, FLOW_BYTES = 12, 48, 24
-"""Of a pixel: depth, confidence and what moves; with all that stereo among all pictures holds; and of flow to and fro
-with its confidence."""
+"""Of a pixel, estimated from the arrays that are held: depth, confidence and what moves; with all that stereo among all
+pictures holds; and of the flow of a clip to and fro."""
 
 
 def reconstruct_posed(

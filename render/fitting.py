@@ -118,8 +118,8 @@ def held_out_every(scene: Scene, options: FitOptions) -> int:
 
 
 def split(scene: Scene, options: FitOptions) -> tuple[list[int], list[int]]:
-    """Indices of training and held-out photos: as `Frames.held_out` chooses them are held out,
-    and always those that the dataset of the scene holds out (`report["held_out"]`).
+    """Indices of training and held-out photos: those are held out that `Frames.held_out` chooses, and always those that
+    the dataset of the scene holds out (`report["held_out"]`).
 
     Raises:
         InputError: nothing would be left to train on.

@@ -145,7 +145,9 @@ class HexPlaneMotion:
         return replace(self, moving=self.moving[index])
 
     def to(self, device: str | torch.device) -> "HexPlaneMotion":
-        """Move to a device."""
+        """Move to a device; this one where it is there."""
+        if self.moving.to(device) is self.moving:
+            return self
         return HexPlaneMotion({k: v.to(device) for k, v in self.params.items()}, self.moving.to(device))
 
 

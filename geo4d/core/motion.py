@@ -115,7 +115,8 @@ class BasesMotion:
                 "this motion is of other Gaussians", found=f"{len(self.weights)} weights, {len(gaussians)} Gaussians"
             )
         rest = (gaussians.means, gaussians.quats_wxyz, gaussians.sh)
-        learned = any(t.requires_grad for t in (*rest, self.weights, self.world_from_rest, self.anchors))
+        own = (self.weights, self.world_from_rest, self.anchor_rest)
+        learned = any(t is not None and t.requires_grad for t in (*rest, *own))
         if self.weights.is_cuda or learned:
             index = self.moving.nonzero()[:, 0]
             if len(index):
@@ -150,7 +151,9 @@ class BasesMotion:
         return replace(self, weights=self.weights[index])
 
     def to(self, device: str | torch.device) -> "BasesMotion":
-        """Move to a device."""
+        """Move to a device; this one where it is there."""
+        if self.weights.to(device) is self.weights:
+            return self
         anchor = None if self.anchor_rest is None else self.anchor_rest.to(device)
         return BasesMotion(self.time_s.to(device), self.world_from_rest.to(device), self.weights.to(device), anchor)
 

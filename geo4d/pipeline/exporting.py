@@ -137,9 +137,9 @@ def export(
     wanted = format in (*GAUSSIAN_EXPORTS, "rerun") and (source / GAUSSIANS).is_file()
     gaussians = read_scene_noted(source, progress) if wanted else None
     if gaussians is not None and gaussians.motion is not None:
-        first, last = (times_of(gaussians.motion)[k] for k in (0, -1))
+        time_s = times_of(gaussians.motion)
         more = f" (a file per time: --format {format} --times 24 -o FOLDER)" if format in PER_TIME else ""
-        progress.note(f"this scene moves from {first:g} to {last:g} s; {out} has it at rest{more}")
+        progress.note(f"this scene moves from {time_s[0]:g} to {time_s[-1]:g} s; {out} has it at rest{more}")
     if format == "mesh":
         if any(source.glob("motion.*")):
             progress.note("this scene moves, and its depth maps are of several times (a mesh per time: --times 24)")
@@ -251,7 +251,8 @@ def _export_in_time(
         progress.note(f"{held.blended} of {held.points} points bend in truth; here each follows one rigid group")
     if held.points < len(gaussians):
         progress.note(f"{len(gaussians) - held.points} of {len(gaussians)} Gaussians left out: opacity below {FAINT:g}")
-    return done | {"points": held.points, "groups": held.groups, "time_s": [times_of(motion)[0], times_of(motion)[-1]]}
+    time_s = times_of(motion)
+    return done | {"points": held.points, "groups": held.groups, "time_s": [time_s[0], time_s[-1]]}
 
 
 def _convert(source: Path, format: str, out: Path, *, overwrite: bool, progress: Progress) -> dict[str, Any]:

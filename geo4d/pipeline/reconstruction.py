@@ -196,11 +196,16 @@ class _Inputs:
     @property
     def is_film(self) -> bool:
         """Whether the source is of pictures that follow each other."""
-        return self.is_video or self.fps is not None or recognise_capture(self.source) is not None
+        return self.is_video or self.fps is not None or self.is_capture
+
+    @functools.cached_property
+    def is_capture(self) -> bool:
+        """Whether the source is a phone capture."""
+        return recognise_capture(self.source) is not None
 
     def load(self, video_dir: Path, progress: Progress) -> tuple[Frames, Priors]:
         given = self.priors.read(progress)
-        if recognise_capture(self.source) is not None:
+        if self.is_capture:
             self._check_for_capture()
             frames, measured = load_capture(self.source, max_frames=self.max_frames or MAX_FRAMES, progress=progress)
             return frames, merge_priors(given, measured, progress=progress)
@@ -266,7 +271,7 @@ class _Inputs:
         path = Path(self.source).expanduser()
         if path.is_dir() and self._layout is not None:
             return sorted(p for p in path.rglob("*") if p.is_file())
-        if recognise_capture(self.source) is not None:
+        if self.is_capture:
             return capture_files(self.source)
         masks = [] if self.masks is None else [self.masks.expanduser(), *sorted(self.masks.expanduser().rglob("*"))]
         return [*source_files(self.source), *(p for p in masks if p.is_file())]
@@ -297,8 +302,12 @@ def _say_why_still(scene: Scene, inputs: _Inputs, options: ReconstructOptions, p
     """Of a film in which nothing was looked for that moves."""
     if not inputs.is_film or not options.dense or options.motion == "none" or "motion" in scene.report:
         return
-    more = "more of them: --fps 5 takes so many per second" if inputs.is_video else "a film with more of them"
-    more = "more of them: --max-frames" if recognise_capture(inputs.source) is not None else more
+    if inputs.is_capture:
+        more = "more of them: --max-frames"
+    elif inputs.is_video:
+        more = "more of them: --fps 5 takes so many per second"
+    else:
+        more = "a film with more of them"
     progress.note(
         f"what moves was not looked for, the scene is taken to stand still: {len(scene.frames)} pictures of the film "
         f"are used; it takes {FEWEST_FILMED} that follow each other within {MOST_APART_S:g} s, and {more}"

@@ -155,8 +155,7 @@ def draw(
     scales, opacity = values["log_scales"].exp(), values["logits"].sigmoid()
     if motion is not None and time_s is not None:
         quats = torch.nn.functional.normalize(quats, dim=-1)
-        own = motion if not means.is_cuda else motion.to(means.device)
-        there = Gaussians(means, quats, scales, opacity, sh, motion=own).at(time_s)
+        there = Gaussians(means, quats, scales, opacity, sh, motion=motion).at(time_s)
         means, quats, scales, opacity, sh = there.means, there.quats_wxyz, there.scales, there.opacity, there.sh
     picture, alpha, _ = rasterization(
         means, quats, scales, opacity, sh,
@@ -258,6 +257,7 @@ def _model_classes() -> dict[str, Any]:
             K = camera.get_intrinsics_matrices()[0]
             time_s = None if camera.times is None else self.start_s + float(camera.times.flatten()[0])
             seen_by = scene_camera(camera.camera_to_worlds[0], K, hw, self.transform, self.scale)
+            self.motion = self.motion and self.motion.to(self.device)
             outputs = draw(self.gaussians, seen_by, self.motion, time_s)
             return outputs | {"depth": outputs["depth"] * self.scale}
 

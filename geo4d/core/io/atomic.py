@@ -264,12 +264,8 @@ def held_folder(folder: Path, lock: str) -> Iterator[None]:
     """
     with disk_errors("a folder", folder):
         folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder / lock, os.O_RDWR | os.O_CREAT, 0o666)
+        handle = _locked(folder / lock, folder)
     try:
-        try:
-            _flock(handle)
-        except BlockingIOError:
-            raise _in_use(folder, os.pread(handle, 1000, 0)) from None
         with disk_errors("a folder", folder):
             _mark(handle)
         yield
@@ -281,19 +277,30 @@ def _lock(partial: Path, final: Path) -> int:
     """Lock the marker of a partial folder, made where it is missing; the lock lasts until the handle is closed."""
     while True:
         partial.mkdir(parents=True, exist_ok=True)
-        handle = os.open(partial / PARTIAL_MARKER, os.O_RDWR | os.O_CREAT, 0o666)
+        handle = _locked(partial / PARTIAL_MARKER, final)
         try:
-            _flock(handle)
             found = (partial / PARTIAL_MARKER).stat()
-        except BlockingIOError:
-            holder = os.pread(handle, 1000, 0)
-            os.close(handle)
-            raise _in_use(final, holder) from None
         except FileNotFoundError:  # the run that held it has just finished
             found = None
         if found is not None and found.st_ino == os.fstat(handle).st_ino:
             return handle
         os.close(handle)
+
+
+def _locked(path: Path, final: Path) -> int:
+    """A handle of a file, made where it is missing, that is locked until the handle is closed.
+
+    Raises:
+        InputError: another run, which works for `final`, holds it.
+    """
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        _flock(handle)
+    except BlockingIOError:
+        holder = os.pread(handle, 1000, 0)
+        os.close(handle)
+        raise _in_use(final, holder) from None
+    return handle
 
 
 def _flock(handle: int) -> None:

@@ -102,15 +102,15 @@ def write_scene_gaussians(folder: Path, gaussians: Gaussians, *, up_world: torch
         InputError: the disk refuses, or a motion that has no file format. All is written before what was there is
             replaced, so that a full disk leaves that as it was.
     """
-    name = None if gaussians.motion is None else motion_name(gaussians.motion)
+    names = [GAUSSIANS] if gaussians.motion is None else [GAUSSIANS, motion_name(gaussians.motion)]
     with atomic.disk_errors("Gaussians", folder), tempfile.TemporaryDirectory(dir=folder, prefix=".gaussians.") as new:
         write_gaussians(Path(new) / GAUSSIANS, gaussians, up_world=up_world)
-        if name is not None and gaussians.motion is not None:
-            write_motion(Path(new) / name, gaussians.motion)
-        for other in set(MOTIONS) - {name}:
+        if gaussians.motion is not None:
+            write_motion(Path(new) / names[1], gaussians.motion)
+        for other in set(MOTIONS) - set(names):
             (folder / other).unlink(missing_ok=True)  # never the motion of other Gaussians
-        for written in (GAUSSIANS, *([] if name is None else [name])):
-            (Path(new) / written).replace(folder / written)
+        for name in names:
+            (Path(new) / name).replace(folder / name)
 
 
 def read_scene_gaussians(folder: Path) -> Gaussians:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,8 +26,8 @@ class PosedCapture:
     """Pictures of a scene that moves, with a camera and a time each.
 
     `layout` is the dataset's kind. Frames are in the dataset's order; their `time_s` is in seconds from the first
-    picture of all, their `sensor` the physical camera. `camera` has one per frame: OpenCV axes, at the size of the
-    stored picture, in the dataset's own world and units. `split` is "train", "val" or "test" per frame. `p_world`
+    picture of the dataset, their `sensor` the physical camera. `camera` has one per frame: OpenCV axes, at the size of
+    the stored picture, in the dataset's own world and units. `split` is "train", "val" or "test" per frame. `p_world`
     float64 `(k, 3)` are points that came with it, in the same world. `notes` say what a user should know.
 
     Raises:
@@ -89,11 +88,11 @@ class PosedCapture:
         if most is None or wanted.sum() <= most:
             return self.subset(np.flatnonzero(wanted).tolist())
         lead = np.unique(times[max(learnt, key=len)])
+        nearest = np.array([[g[np.abs(times[g] - t).argmin()] for t in lead] for g in groups])
         for count in range(min(len(lead), most), 0, -1):
-            ticks = lead[np.linspace(0, len(lead) - 1, count).round().astype(int)]
-            kept = {int(g[np.abs(times[g] - t).argmin()]) for g in groups for t in ticks}
+            kept = np.unique(nearest[:, np.linspace(0, len(lead) - 1, count).round().astype(int)])
             if len(kept) <= most:
-                return self.subset(sorted(kept))
+                return self.subset(kept.tolist())
         raise InputError(
             "cannot take so few pictures of the dataset", found=f"at most {most}; one time has {len(groups)}",
             accepted="as many as its cameras, or more", hint="--max-frames",
@@ -311,17 +310,20 @@ def steps(times: Sequence[float], sensors: Sequence[str]) -> list[float]:
     return found
 
 
-def _gaps(times: Sequence[float], sensors: Sequence[str]) -> list[float]:
+def _gaps(times: Sequence[float], sensors: Sequence[str]) -> np.ndarray:
     """Between the different times of each camera, whatever order they are listed in."""
-    mine: dict[str, set[float]] = {}
-    for time, sensor in zip(times, sensors, strict=True):
-        mine.setdefault(sensor, set()).add(float(time))
-    return [b - a for every in mine.values() for a, b in itertools.pairwise(sorted(every))]
+    listed = np.array(times, np.float64)
+    return np.concatenate([_gaps_of(listed, sensors, s) for s in dict.fromkeys(sensors)])
+
+
+def _gaps_of(times: np.ndarray, sensors: Sequence[str], sensor: str) -> np.ndarray:
+    """Between the different times of one camera."""
+    return np.diff(np.unique(times[[s == sensor for s in sensors]]))
 
 
 def _unit(times: Sequence[float], sensors: Sequence[str]) -> str:
     found = _gaps(times, sensors)
-    if not found or not all(float(t).is_integer() for t in times) or min(found) <= _SHORTEST_STEP:
+    if not len(found) or not all(float(t).is_integer() for t in times) or found.min() <= _SHORTEST_STEP:
         return "seconds"
     step = float(np.median(found))
     return next((unit for unit, factor in _UNITS.items() if step <= _LONGEST_STEP_S * factor), "seconds")
@@ -372,8 +374,8 @@ def _alike(times: np.ndarray, interval: float) -> bool:
 
 
 def _interval(times: np.ndarray, sensors: Sequence[str], sensor: str) -> float:
-    mine = np.unique(times[[s == sensor for s in sensors]])
-    return float(np.median(np.diff(mine))) if len(mine) > 1 else 0.0
+    found = _gaps_of(times, sensors, sensor)
+    return float(np.median(found)) if len(found) else 0.0
 
 
 def _drawn(clock: np.ndarray, times: np.ndarray, reach: float) -> np.ndarray:

@@ -169,7 +169,7 @@ def _points(content: Mapping[str, Any], folder: Path) -> torch.Tensor | None:
     listed = content.get("ply_file_path")
     if not listed or not (folder / str(listed)).is_file():
         return None
-    return geometry.transform_points(nerfstudio.original_from_file(content), read_points(folder / str(listed)).p_world)
+    return geometry.transform_points(nerfstudio.undo_applied(content), read_points(folder / str(listed)).p_world)
 
 
 def _unlisted(files: Sequence[Path]) -> list[str]:

@@ -127,11 +127,11 @@ def read_transforms(path: Path) -> Transforms:
         raise InputError("cannot read cameras", found=f"{path}: no list of frames", accepted="a transforms.json")
     result = Transforms({}, {})
     try:
-        undone = original_from_file(content)
+        original_from_file = undo_applied(content)
         files = [_existing(path.parent, str(frame["file_path"])) for frame in frames]
         names = _names([Path(os.path.relpath(f, path.parent)) for f in files])
         for name, file, frame in zip(names, files, frames, strict=True):
-            _add(result, name, file, path, {**content, **frame}, undone)
+            _add(result, name, file, path, {**content, **frame}, original_from_file)
     except InputError:
         raise
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -160,8 +160,8 @@ def _add(
         result.masks[name] = path.parent / frame["mask_path"]
 
 
-def original_from_file(content: Mapping[str, Any]) -> torch.Tensor:
-    """Similarity that undoes p_file = applied_scale * (applied_transform p_original), of cameras and of points."""
+def undo_applied(content: Mapping[str, Any]) -> torch.Tensor:
+    """Similarity original_from_file: undoes p_file = applied_scale * (applied_transform p_original)."""
     applied = torch.eye(4, dtype=torch.float64)
     if content.get("applied_transform") is not None:
         applied[:3] = torch.tensor(content["applied_transform"], dtype=torch.float64)[:3, :4]

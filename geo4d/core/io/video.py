@@ -126,14 +126,15 @@ def _at_rate(glimpses: Sequence[Glimpse], fps: float, max_frames: int, progress:
     if not _moves(glimpses):
         return []
     times = np.array([g.time_s for g in glimpses])
-    length_s, most = times[-1] - times[0], (len(times) - 1) / max(times[-1] - times[0], 1e-9)
+    length_s = max(float(times[-1] - times[0]), 1e-9)
+    most = (len(times) - 1) / length_s
     if fps > most:
         progress.note(f"{most:.3g} pictures per second are looked at, fewer than {fps:g}: took all of these")
         fps = most
     if length_s * fps < 1:
         raise InputError(
             "so few pictures per second are no film", found=f"{fps:g} per second of {length_s:.2f} s: one picture",
-            accepted=f"more than {1 / max(length_s, 1e-9):.2g}", hint="--fps 5",
+            accepted=f"more than {1 / length_s:.2g}", hint="--fps 5",
         )  # fmt: skip
     ticks = times if fps == most else np.arange(times[0], times[-1] + 0.25 / fps, 1 / fps)
     if len(ticks) > max_frames:
