@@ -223,7 +223,7 @@ def fit(
     image_size: int = 960,
     holdout: int | None = None,
     holdout_by: Literal["photo", "time", "camera"] = "photo",
-    sh_degree: Literal[0, 1, 2, 3] = 2,
+    sh_degree: Literal[0, 1, 2, 3] | None = None,
     exposure: bool = True,
     shell: bool = True,
     refine_cameras: bool = False,
@@ -245,7 +245,7 @@ def fit(
         holdout: hold back every k-th photo (0, k, 2k, ... of the sorted names) and score on them; 0 learns from all
             (default: what the dataset holds out, which no fit learns from, else 8).
         holdout_by: hold back all photos of every k-th time (k/2, 3k/2, ...), or of every k-th camera, instead.
-        sh_degree: how much colours depend on the direction.
+        sh_degree: how much colours depend on the direction (default: 2, or what few places of cameras can tell).
         exposure: estimate the exposure and white balance of every photo (--no-exposure takes them as they are).
         shell: take gaps in depth that border on floor, walls or ground for these (--no-shell leaves them open).
         refine_cameras: let the poses of the photos move a little, for scenes whose cameras are not exact: where they

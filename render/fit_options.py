@@ -23,17 +23,18 @@ class FitOptions:
     """How to fit; it ends after `steps`, or else after `time_budget_s` (10 minutes where neither is given).
 
     `image_size` is the longer side of the photos in pixels, `max_gaussians` the most that there may be, `sh_degree` 0
-    to 3 how much colour depends on the direction; `holdout` k holds back the photos 0, k, 2k, ... of the sorted names
-    (0: none; None: 8, or none where the dataset holds out photos itself), or with `holdout_by` all photos of so many
-    times (from the middle of the first k on) or cameras. What was tried of the others, and what it
-    gave, is in docs/design/0007-fitting.md and 0014-moving-scenes.md.
+    to 3 how much colour depends on the direction (None: 2, less where the photos look from fewer than 10 places);
+    `holdout` k holds back the photos 0, k, 2k, ... of the sorted names (0: none; None: 8, or none where the dataset
+    holds out photos itself), or with `holdout_by` all photos of so many times (from the middle of the first k on) or
+    cameras. What was tried of the others, and what it gave, is in docs/design/0007-fitting.md and
+    0014-moving-scenes.md.
     """
 
     steps: int | None = None
     time_budget_s: float | None = None
     image_size: int = 960
     max_gaussians: int = 100_000
-    sh_degree: int = 2
+    sh_degree: int | None = None
     holdout: int | None = 0
     holdout_by: HoldoutBy = "photo"
     exposure: bool = True
@@ -104,7 +105,7 @@ class FitOptions:
                 "sizes says from when on photos are divided by how much", found=str(self.sizes),
                 accepted="pairs (part of the fit, whole number of 1 or more), the first from 0 on",
             )  # fmt: skip
-        if self.sh_degree not in (0, 1, 2, 3):
+        if self.sh_degree not in (None, 0, 1, 2, 3):
             raise InputError("unknown sh_degree", found=str(self.sh_degree), accepted="0, 1, 2, 3")
         if self.motion not in MOTIONS:
             raise InputError("unknown motion", found=repr(self.motion), accepted=", ".join(MOTIONS))

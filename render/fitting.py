@@ -49,6 +49,8 @@ DECAYING = ("means", "cameras")
 USUAL_HOLDOUT = 8
 LEAST_EXTENT = 0.1
 """Of the cameras, as part of the distance of half of what they see."""
+SAME_PLACE = 0.05
+"""Cameras nearer to each other than this part of their extent see things from one direction."""
 
 
 class FitError(Geo4DError):
@@ -155,6 +157,8 @@ class Fitter:
         self.scene, self.options, self.progress = scene, options, progress or Progress()
         self.device = choose_device(device)
         self.train, self.test = split(scene, options)
+        told = _told_degree([scene.camera[i] for i in self.train])
+        self.sh_degree = told if options.sh_degree is None else options.sh_degree
         if len(self.train) < FEW_PHOTOS:
             self.progress.note(f"only {len(self.train)} photos to fit to: views far from them will be wrong")
         self.completed = scene
@@ -197,8 +201,8 @@ class Fitter:
         count = max(1, int(o.first_gaussians * o.max_gaussians))
         start = self._start(count)
         still = initial_gaussians(
-            self.completed, count - (len(start.gaussians) if start else 0), frames=self.train, sh_degree=o.sh_degree,
-            seed=o.seed, still=start is not None,
+            self.completed, count - (len(start.gaussians) if start else 0), frames=self.train,
+            sh_degree=self.sh_degree, seed=o.seed, still=start is not None,
         )  # fmt: skip
         return (still, None) if start is None else (still.joined(start.gaussians), start)
 
@@ -216,7 +220,7 @@ class Fitter:
             return None
         share = min(MOVING_SHARE, 2 * self.scene.moving_share(self.train))
         with self.progress.stage("what moves together"):
-            start = begin(self.scene, self.train, int(share * count), o)
+            start = begin(self.scene, self.train, int(share * count), self.sh_degree, o)
         if start is None:
             self.progress.note(
                 "the training photos show no points that move together for long: all is taken to stand still"
@@ -324,7 +328,7 @@ class Fitter:
         """One photo: render, compare, improve, and now and then change the number of Gaussians."""
         o = self.options
         k = self._next()
-        degree = min(o.sh_degree, int(passed * 4 * (o.sh_degree + 1)))
+        degree = min(self.sh_degree, int(passed * 4 * (self.sh_degree + 1)))
         self._set_rates(passed)
         if self.division != self._division(passed):  # errors at two sizes do not compare
             self.division = self._division(passed)
@@ -584,6 +588,17 @@ def _pixels(gaussians: Gaussians, cameras: Sequence[Camera]) -> Tensor:
         shown = (z > 0) & ((uv_px >= 0) & (uv_px < size)).all(-1)
         inside, most = torch.maximum(inside, torch.where(shown, pixels, 0.0)), torch.maximum(most, pixels)
     return torch.where(inside > 0, inside, most)
+
+
+def _told_degree(camera: Sequence[Camera]) -> int:
+    """The degree of spherical harmonics, 2 at most, of fewer coefficients than there are places from which photos look:
+    what few directions tell of colour is fitted as well, and wrong in between.
+    """
+    centre = torch.stack([c.world_from_cam[:3, 3] for c in camera])
+    from_middle = centre - centre.mean(0)
+    cell = SAME_PLACE * float(from_middle.norm(dim=-1).max())
+    places = len((from_middle / cell).round().unique(dim=0)) if cell > 0 else 1
+    return next((degree for degree in (2, 1) if (degree + 1) ** 2 < places), 0)
 
 
 def _extent(scene: Scene, train: Sequence[int], first: Gaussians) -> float:

@@ -156,13 +156,14 @@ class Beginning:
     tracks: TrackedPoints
 
 
-def begin(scene: Scene, train: Sequence[int], count: int, options: FitOptions) -> Beginning | None:
+def begin(scene: Scene, train: Sequence[int], count: int, sh_degree: int, options: FitOptions) -> Beginning | None:
     """What moves, from the tracks that the training photos tell of; None where nothing is known to move as one.
 
     Args:
         scene: with tracks and pixels that move.
         train: indices of the training photos.
         count: the most Gaussians.
+        sh_degree: of their colours.
         options: of the fit.
     """
     tracks = _known_tracks(scene, train)
@@ -171,7 +172,7 @@ def begin(scene: Scene, train: Sequence[int], count: int, options: FitOptions) -
     groups = rigid_groups(tracks, most=options.motion_groups, seed=options.seed)
     if not len(groups):
         return None
-    first = _first_moving(scene, groups, train, count, options.sh_degree, options.seed)
+    first = _first_moving(scene, groups, train, count, sh_degree, options.seed)
     if first is None:
         return None
     times = sorted({t for i in train if (t := scene.frames[i].time_s) is not None})

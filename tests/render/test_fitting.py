@@ -564,6 +564,17 @@ def test_colours_depend_on_direction_as_much_as_asked(scene: Scene, degree: int)
     assert degree == 0 or bool(result.gaussians.sh[:, 9:].any())
 
 
+@pytest.mark.parametrize(("places", "degree"), [(1, 0), (4, 0), (5, 1), (9, 1), (10, 2), (40, 2)])
+def test_colours_depend_on_direction_no_more_than_places_tell(scene: Scene, places: int, degree: int) -> None:
+    """Three photos from each place, a hand's tremble apart."""
+    few = Fitter(scene, replace(SMALL, sh_degree=None)).params["shN"]
+    assert few.shape[1] == 0  # four of seven photos are learnt from
+    pose = scene.camera[0].world_from_cam.repeat(3 * places, 1, 1)
+    pose[:, 0, 3] += torch.arange(places).repeat(3)
+    pose[:, 1, 3] += 1e-3 * torch.arange(3 * places) / places
+    assert fitting._told_degree([scene.camera[0].with_pose(p) for p in pose]) == degree
+
+
 def test_cameras_that_are_a_little_off_are_moved_back(scene: Scene) -> None:
     """Turned by a degree each; their rotations relative to each other come nearer to the truth (1.3 to 0.5)."""
     g = torch.Generator().manual_seed(0)

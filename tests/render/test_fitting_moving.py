@@ -192,8 +192,8 @@ def test_photos_held_out_tell_nothing_of_tracks(scene: Scene) -> None:
     """The tracks are of the first camera: without it nothing is known to move."""
     camera_0 = [i for i, f in enumerate(scene.frames) if f.sensor == "cam0"]
     others = [i for i in range(len(scene.frames)) if i not in camera_0]
-    assert begin(scene, others, 500, FAST) is None
-    known = begin(scene, camera_0, 500, FAST)
+    assert begin(scene, others, 500, 1, FAST) is None
+    known = begin(scene, camera_0, 500, 1, FAST)
     assert known is not None
     assert set(known.tracks.frame_id.unique().tolist()) <= {-1, *camera_0}
 
@@ -297,7 +297,7 @@ def test_photos_without_a_time_are_refused_where_things_move(scene: Scene) -> No
 
 @pytest.mark.parametrize("count", [1, 7, 20, 300])
 def test_no_more_gaussians_move_at_first_than_are_asked_for(scene: Scene, count: int) -> None:
-    found = begin(scene, range(len(scene.frames)), count, FAST)
+    found = begin(scene, range(len(scene.frames)), count, 1, FAST)
     assert found is not None
     assert 0 < len(found.gaussians) <= count
     Fitter(scene, replace(FAST, max_gaussians=20))  # makes one of the smallest, too
