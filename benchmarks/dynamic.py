@@ -60,6 +60,8 @@ ASIDE_M, LOOKED_AT_M = 0.3, 1.6
 """By how much the camera held out of a sweep stands above the path, and how far away what it looks at is."""
 MOTIONS = {"rig": ("none", "bases", "hexplane"), "sweep": ("none", "bases"), "still": ("none", "auto")}
 REPORTED = {"rigid": 11, "articulated": 12, "bending": 13}
+SHOWN = "articulated"
+"""Whose rig the README shows."""
 STILL_AT_S, STILL_STEPS = 1.0, 4000
 FPS = 24
 LOOKED_AT = 6
@@ -257,6 +259,14 @@ def sheet(scene: Path, case: Case, cache: Path) -> np.ndarray:
     return np.concatenate(rows, 1)
 
 
+def picture(keep: Path, scene: str, path: Path) -> None:
+    """The held-out camera at four times, from the sheets of a scene: the truth, with motion, fitted without."""
+    sheets = {m: np.asarray(Image.open(keep / f"{scene}_{m}.png")) for m in ("bases", "none")}
+    h = HW[0]
+    rows = [sheets["bases"][:h], sheets["bases"][h : 2 * h], sheets["none"][h : 2 * h]]
+    Image.fromarray(np.concatenate(rows)).save(path, quality=88)
+
+
 def run(name: str, kind: str, seed: int, minutes: float, cache: Path, keep: Path | None) -> dict[str, Any]:
     """One dataset, from the command line to scores."""
     case = case_of(name, kind, seed)
@@ -338,7 +348,7 @@ def main() -> None:
     )
     parser.add_argument("--minutes", type=float, default=5.0, help="of every fit")
     parser.add_argument("--film-minutes", type=float, default=8.0, help="of every fit of the film")
-    parser.add_argument("--keep", type=Path, help="folder for the scenes")
+    parser.add_argument("--keep", type=Path, help="folder for the scenes and sheets of pictures of them")
     args = parser.parse_args()
     published = args.seed is None and args.kinds == ",".join(REPORTED)
     torch.set_num_threads(1)
@@ -362,6 +372,8 @@ def main() -> None:
             print(write_result("dynamic", {"hw": list(HW), "cases": cases}))
     if published:
         plot(cases, ROOT / "assets" / "readme" / "dynamic.png")
+    if published and args.keep is not None and "rig" in args.cases:
+        picture(args.keep, f"rig_{SHOWN}_{REPORTED[SHOWN]}", ROOT / "assets" / "readme" / "moving.jpg")
 
 
 if __name__ == "__main__":

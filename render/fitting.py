@@ -49,6 +49,8 @@ DECAYING = ("means", "cameras")
 USUAL_HOLDOUT = 8
 LEAST_EXTENT = 0.1
 """Of the cameras, as part of the distance of half of what they see."""
+USUAL_DEGREE = 2
+"""Of spherical harmonics."""
 SAME_PLACE = 0.05
 """Cameras nearer to each other than this part of their extent see things from one direction."""
 
@@ -591,14 +593,16 @@ def _pixels(gaussians: Gaussians, cameras: Sequence[Camera]) -> Tensor:
 
 
 def _told_degree(camera: Sequence[Camera]) -> int:
-    """The degree of spherical harmonics, 2 at most, of fewer coefficients than there are places from which photos look:
-    what few directions tell of colour is fitted as well, and wrong in between.
+    """The usual degree, or the largest with fewer coefficients than there are places from which photos look: with more
+    each place has colours of its own, which are wrong in between.
     """
     centre = torch.stack([c.world_from_cam[:3, 3] for c in camera])
-    from_middle = centre - centre.mean(0)
-    cell = SAME_PLACE * float(from_middle.norm(dim=-1).max())
-    places = len((from_middle / cell).round().unique(dim=0)) if cell > 0 else 1
-    return next((degree for degree in (2, 1) if (degree + 1) ** 2 < places), 0)
+    apart = SAME_PLACE * float((centre - centre.mean(0)).norm(dim=-1).max())
+    places = centre[:1]
+    for place in centre:
+        if len(places) <= (USUAL_DEGREE + 1) ** 2 and bool(((places - place).norm(dim=-1) > apart).all()):
+            places = torch.cat([places, place[None]])
+    return next((d for d in range(USUAL_DEGREE, 0, -1) if (d + 1) ** 2 < len(places)), 0)
 
 
 def _extent(scene: Scene, train: Sequence[int], first: Gaussians) -> float:

@@ -26,6 +26,8 @@ LEAST_SHARE, LEAST_TRACKS = 0.02, 12
 NOISE, SMALLEST = 3.0, 0.004
 """A track obeys a motion that it misses by no more than so many standard deviations of its noise, nor than this share
 of the extent of all."""
+GROUPED, WIDER = 0.8, 4.0
+"""Where groups hold less than this share of the tracks that move, tracks may miss motions by so many times more."""
 MOST_TRACKS = 1500
 """Of these groups are found; the others join them."""
 ROUNDS = 3
@@ -54,6 +56,10 @@ class RigidGroups:
 def rigid_groups(tracks: PointTracks, *, most: int = 16, seed: int = 0) -> RigidGroups:
     """At most `most` groups of tracks that move rigidly, the largest first; those that stand still are none.
 
+    Before one camera the depth of what moves is not its own, and shapes change slowly with it, though their noise is
+    small; what bends has no rigid parts at all. Where few tracks obey rigid motions to their noise, they are looked
+    for once more, with a wider limit.
+
     Args:
         tracks: in the world; times at which a track is not known are left out.
         most: groups.
@@ -64,20 +70,32 @@ def rigid_groups(tracks: PointTracks, *, most: int = 16, seed: int = 0) -> Rigid
     known = _known(p)
     enough = np.flatnonzero(known.sum(1) >= min(LEAST_POINTS, len(time_s)))
     chosen = enough if len(enough) <= MOST_TRACKS else np.sort(rng.choice(enough, MOST_TRACKS, replace=False))
+    if not len(chosen):
+        return _finished(p, time_s, [], 0.0)
+    limit = _limit(p[chosen])
+    moving = chosen[_miss(p[chosen], _still(len(time_s)))[0] > limit]
+    found = _found(p, time_s, chosen, limit, most, rng)
+    if len(moving) < LEAST_TRACKS or (found.group[moving] >= 0).mean() >= GROUPED:
+        return found
+    return _found(p, time_s, chosen, WIDER * limit, most, rng)
+
+
+def _found(
+    p: np.ndarray, time_s: np.ndarray, chosen: np.ndarray, limit: float, most: int, rng: np.random.Generator
+) -> RigidGroups:
+    """Groups of all tracks, by the motions of some that are chosen."""
     motions: list[np.ndarray] = []
     members: list[np.ndarray] = []
-    limit = _limit(p[chosen]) if len(chosen) else 0.0
-    if len(chosen):
-        left = chosen[_miss(p[chosen], _still(len(time_s)))[0] > limit]
-        least = max(LEAST_TRACKS, LEAST_SHARE * len(chosen))
-        while len(left) >= least and len(motions) < most:
-            motion, obey = _best(p[left], limit, rng)
-            if motion is None or obey.sum() < least:
-                break
-            motions.append(motion)
-            members.append(left[obey])
-            left = left[~obey]
-        motions = _merged(p, motions, members, limit)
+    left = chosen[_miss(p[chosen], _still(len(time_s)))[0] > limit]
+    least = max(LEAST_TRACKS, LEAST_SHARE * len(chosen))
+    while len(left) >= least and len(motions) < most:
+        motion, obey = _best(p[left], limit, rng)
+        if motion is None or obey.sum() < least:
+            break
+        motions.append(motion)
+        members.append(left[obey])
+        left = left[~obey]
+    motions = _merged(p, motions, members, limit)
     return _finished(p, time_s, [_whole(m, time_s, p[i]) for m, i in zip(motions, members, strict=True)], limit)
 
 
