@@ -372,7 +372,7 @@ def main() -> None:
             print(write_result("dynamic", {"hw": list(HW), "cases": cases}))
     if published:
         plot(cases, ROOT / "assets" / "readme" / "dynamic.png")
-    if published and args.keep is not None and "rig" in args.cases:
+    if published and args.keep is not None and "rig" in args.cases.split(","):
         picture(args.keep, f"rig_{SHOWN}_{REPORTED[SHOWN]}", ROOT / "assets" / "readme" / "moving.jpg")
 
 

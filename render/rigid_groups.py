@@ -58,7 +58,7 @@ def rigid_groups(tracks: PointTracks, *, most: int = 16, seed: int = 0) -> Rigid
 
     Before one camera the depth of what moves is not its own, and shapes change slowly with it, though their noise is
     small; what bends has no rigid parts at all. Where few tracks obey rigid motions to their noise, they are looked
-    for once more, with a wider limit.
+    for once more, with a wider limit; the groups that hold more are taken.
 
     Args:
         tracks: in the world; times at which a track is not known are left out.
@@ -72,22 +72,25 @@ def rigid_groups(tracks: PointTracks, *, most: int = 16, seed: int = 0) -> Rigid
     chosen = enough if len(enough) <= MOST_TRACKS else np.sort(rng.choice(enough, MOST_TRACKS, replace=False))
     if not len(chosen):
         return _finished(p, time_s, [], 0.0)
-    limit = _limit(p[chosen])
-    moving = chosen[_miss(p[chosen], _still(len(time_s)))[0] > limit]
-    found = _found(p, time_s, chosen, limit, most, rng)
-    if len(moving) < LEAST_TRACKS or (found.group[moving] >= 0).mean() >= GROUPED:
+    limit, least = _limit(p[chosen]), max(LEAST_TRACKS, LEAST_SHARE * len(chosen))
+    by = _miss(p[chosen], _still(len(time_s)))[0]
+    moving = chosen[by > limit]
+    found = _found(p, time_s, moving, least, limit, most, rng)
+    held = (found.group[moving] >= 0).sum()
+    if held >= GROUPED * len(moving):
         return found
-    return _found(p, time_s, chosen, WIDER * limit, most, rng)
+    # To within the wider limit, what moves little stands still.
+    wider = _found(p, time_s, chosen[by > WIDER * limit], least, WIDER * limit, most, rng)
+    return wider if (wider.group[moving] >= 0).sum() > held else found
 
 
 def _found(
-    p: np.ndarray, time_s: np.ndarray, chosen: np.ndarray, limit: float, most: int, rng: np.random.Generator
-) -> RigidGroups:
-    """Groups of all tracks, by the motions of some that are chosen."""
+    p: np.ndarray, time_s: np.ndarray, left: np.ndarray, least: float, limit: float, most: int,
+    rng: np.random.Generator,
+) -> RigidGroups:  # fmt: skip
+    """Groups of all tracks, by the motions that `least` or more of those of indices `left` obey."""
     motions: list[np.ndarray] = []
     members: list[np.ndarray] = []
-    left = chosen[_miss(p[chosen], _still(len(time_s)))[0] > limit]
-    least = max(LEAST_TRACKS, LEAST_SHARE * len(chosen))
     while len(left) >= least and len(motions) < most:
         motion, obey = _best(p[left], limit, rng)
         if motion is None or obey.sum() < least:

@@ -86,6 +86,22 @@ def test_things_that_slowly_change_their_shape_are_followed_as_wholes() -> None:
     assert all(len(np.unique(body[groups.group == k])) == 1 for k in range(2))
 
 
+def test_what_moves_little_beside_what_obeys_no_motion_is_found() -> None:
+    """By 5 % of the extent; others go as far, each its own way."""
+    g = torch.Generator().manual_seed(0)
+    at = torch.rand(120, 1, 3, generator=g, dtype=torch.float64)
+    way = torch.nn.functional.normalize(torch.randn(120, 1, 3, generator=g, dtype=torch.float64), dim=-1)
+    way[:60] = torch.tensor([1.0, 0.0, 0.0])
+    p = at + 0.08 * torch.linspace(0, 1, 16, dtype=torch.float64)[None, :, None] * way
+    unknown = torch.full((120, 16, 2), torch.nan).double()
+    tracks = PointTracks(
+        torch.arange(16).double(), p, unknown, torch.full((120, 16), -1), torch.rand(120, 3, generator=g)
+    )
+    groups = rigid_groups(tracks)
+    largest = groups.group == np.bincount(groups.group[groups.group >= 0]).argmax()
+    assert largest[:60].mean() > 0.9
+
+
 def test_all_motions_are_the_identity_at_rest_and_carry_tracks_where_they_were_seen() -> None:
     tracks, _, _ = body_tracks("rigid")
     groups = rigid_groups(tracks)
