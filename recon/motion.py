@@ -21,6 +21,7 @@ from geo4d.core.types import MOVES, Camera, Frame, PointTracks, Scene
 from recon.contact import with_contact_depth
 from recon.flow import Clip, at, carried, clip
 from recon.outlines import outlined
+from recon.still_points import StillPoints
 from recon.trackers import Follow
 
 STRIDE_S = 0.2
@@ -32,11 +33,13 @@ ERROR_PX, TIMES_USUAL = 1.0, 3.0
 DEPTH_ERROR = 0.04
 """Relative error of depth that flow is allowed to follow from."""
 OTHER_DEPTH = 0.08
-"""A camera that stands still sees something new where its depth differs so much, relative, from that at most times."""
+"""A camera that stands still sees something before what it sees at most times where depth is smaller by so much,
+relative; where it is larger, something that rested there has left."""
 GREY_STEPS = 6.0
 """Of 255; a camera that stands still sees a change where its picture differs by more, and by more than the noise."""
 MOST_OF = 0.5
-"""Share of the times at which a followed point is seen that it must lie where something moves."""
+"""Share of the times at which a followed point is seen that it lies where something moves; or it lies there for
+`LEAST_TIMES` pictures in turn, and no point that stands still explains where it is seen."""
 SMALLEST = 3e-4
 """Share of a picture: smaller regions are noise."""
 GROWN = 0.006
@@ -48,6 +51,7 @@ STILL_PX = 0.1
 CELL_PX = 4
 """Points are followed from the middle of every cell of this size that no other point is in."""
 LEAST_TIMES = 4
+"""Pictures in which a point is seen, or that it moves in."""
 FEWEST_FILMED, MOST_APART_S = 8, 0.5
 """Pictures, and seconds between them, that make a film."""
 EDGE = 0.06
@@ -83,14 +87,16 @@ def with_motion(
     with progress.stage("flow and what moves", total=sum(len(i) for i in index)) as advance:
         for places in index:  # one after the other: the flow of a camera is as large as all of its pictures
             one = clip(list(scene.frames), places, threads, advance)
-            moving = dict(zip(one.frame, _moving(scene, one), strict=True))
+            moving = _moving(scene, one)
+            follow = one.follow if tracker is None else tracker(list(scene.frames), one)
+            places = _followed(scene, one, [m >= MOVES for m in moving], follow)
             dynamic = list(scene.dynamic)
-            for i, score in moving.items():
+            for i, score in zip(one.frame, _at_rest_too(one, moving, places), strict=True):
                 dynamic[i] = torch.from_numpy(_resized(score, _map_hw(scene, i)))
             scene = replace(scene, dynamic=tuple(dynamic))
             if stands:
                 scene = with_contact_depth(scene, one.frame, clip=one)
-            tracks.append(_tracks(scene, one, moving, times, tracker))
+            tracks.append(_tracks(scene, one, places, times))
             advance()
     if stands:
         filmed = {i for places in index for i in places}
@@ -162,13 +168,13 @@ def _moving(scene: Scene, one: Clip) -> list[np.ndarray]:
     scores = []
     for k, view in enumerate(views):
         score = np.zeros(one.hw, np.float32)
-        for step in {1, _stride(times)}:
-            votes = [_differs(one, views, k, other) for other in (k - step, k + step) if 0 <= other < len(one)]
+        for others in {_neighbours(times, k), _neighbours(times, k, STRIDE_S)}:
+            votes = [_differs(one, views, k, other) for other in others]
             # Where one of both neighbours hides the point, the flow to it means nothing.
             score = np.maximum(score, _fewest(votes, one.hw))
         if usual is not None:
             with np.errstate(invalid="ignore"):
-                score = np.maximum(score, np.abs(view.depth / usual - 1) > OTHER_DEPTH)
+                score = np.maximum(score, view.depth / usual < 1 - OTHER_DEPTH)
         if changed is not None:
             score = np.where(changed[k], score, 0.0)
         seen = scene.dynamic[one.frame[k]]
@@ -183,9 +189,15 @@ def _moving(scene: Scene, one: Clip) -> list[np.ndarray]:
     return [np.where(inside, f, 0.0).astype(np.float32) for f, inside in zip(found, outlines, strict=True)]
 
 
-def _stride(times: Sequence[float]) -> int:
-    interval = float(np.median(np.diff(times)))
-    return int(np.clip(round(STRIDE_S / max(interval, 1e-6)), 1, max(1, len(times) // 3)))
+def _neighbours(times: Sequence[float], k: int, apart_s: float = 0.0) -> tuple[int, ...]:
+    """The pictures before and after one that are nearest to so far from it in time, within a third of all."""
+    reach = max(1, len(times) // 3)
+    found = []
+    for others, wanted in ((range(k - 1, k - 1 - reach, -1), -apart_s), (range(k + 1, k + 1 + reach), apart_s)):
+        there = [i for i in others if 0 <= i < len(times)]
+        if there:
+            found.append(min(there, key=lambda i, wanted=wanted: abs(times[i] - times[k] - wanted)))
+    return tuple(found)
 
 
 def _fewest(votes: Sequence[np.ndarray], hw: tuple[int, int]) -> np.ndarray:
@@ -313,32 +325,7 @@ def _disc(radius: float) -> np.ndarray:
 # Points that are followed
 
 
-def _tracks(
-    scene: Scene, one: Clip, moving: dict[int, np.ndarray], times: Sequence[float],
-    tracker: Callable[[Sequence[Frame], Clip], Follow] | None,
-) -> PointTracks:  # fmt: skip
-    """Points of one clip that move, each followed as long as it is seen, at all times of the scene."""
-    follow = one.follow if tracker is None else tracker(list(scene.frames), one)
-    places = _followed(one, [moving[i] >= MOVES for i in one.frame], follow)
-    at_time = [times.index(float(scene.frames[i].time_s or 0.0)) for i in one.frame]
-    n = places.shape[1]
-    p_world = np.full((n, len(times), 3), np.nan)
-    uv_px = np.full((n, len(times), 2), np.nan)
-    frame_id = np.full((n, len(times)), -1)
-    colour = np.zeros((n, 3), np.float32)
-    for k, (i, t) in enumerate(zip(one.frame, at_time, strict=True)):
-        seen = np.isfinite(places[k]).all(-1)
-        scale = np.array([scene.frames[i].hw[1] / one.hw[1], scene.frames[i].hw[0] / one.hw[0]])
-        uv_px[seen, t], frame_id[seen, t] = places[k][seen] * scale, i
-        p_world[seen, t] = _lifted(scene, i, uv_px[seen, t])
-        colour[seen] = at(scene.frames[i].read().astype(np.float32), uv_px[seen, t].astype(np.float32)) / 255
-    return PointTracks(
-        torch.tensor(times, dtype=torch.float64), torch.from_numpy(p_world), torch.from_numpy(uv_px),
-        torch.from_numpy(frame_id), torch.from_numpy(colour),
-    )  # fmt: skip
-
-
-def _followed(one: Clip, moves: Sequence[np.ndarray], follow: Follow) -> np.ndarray:
+def _followed(scene: Scene, one: Clip, moves: Sequence[np.ndarray], follow: Follow) -> np.ndarray:
     """Places `(t, n, 2)` of points that move: begun where no other point is, from the middle time outwards."""
     h, w = one.hw
     order = sorted(range(len(one)), key=lambda k: abs(k - len(one) // 2))
@@ -352,16 +339,66 @@ def _followed(one: Clip, moves: Sequence[np.ndarray], follow: Follow) -> np.ndar
         free = moves[k][cells[:, 1], cells[:, 0]] & ~taken[cells[:, 1] // CELL_PX, cells[:, 0] // CELL_PX]
         if free.any():
             found = np.concatenate([found, follow(cells[free].astype(np.float32) + 0.5, k)], 1)
-    return _that_move(one, found, moves)
+    return _that_move(scene, one, found, moves)
 
 
-def _that_move(one: Clip, places: np.ndarray, moves: Sequence[np.ndarray]) -> np.ndarray:
-    """Points seen at a few times at least, and most of the time where something moves."""
-    seen = np.isfinite(places).all(-1)
-    there = np.stack([np.nan_to_num(at(m.astype(np.float32), p)) >= 0.5 for m, p in zip(moves, places, strict=True)])
+def _that_move(scene: Scene, one: Clip, places: np.ndarray, moves: Sequence[np.ndarray]) -> np.ndarray:
+    """Points seen at a few times at least, that move for most of the time or for a while (`MOST_OF`)."""
+    seen = np.asarray(np.isfinite(places).all(-1))
     least = min(LEAST_TIMES, len(one))
-    keep = (seen.sum(0) >= least) & ((there & seen).sum(0) >= MOST_OF * seen.sum(0))
+    keep = (seen.sum(0) >= least) & (_within(moves, places).sum(0) >= MOST_OF * seen.sum(0))
+    # Flow drags along what is beside a thing, so that it seems to move for a while.
+    inner = _within([cv2.erode(m.astype(np.uint8), _disc(2 * GROWN * max(one.hw))) for m in moves], places)
+    in_turn = np.stack([inner[k : k + least].all(0) for k in range(len(one) - least + 1)])
+    for_a_while = in_turn.any(axis=0) & ~keep
+    still, frame = StillPoints(scene), np.array(one.frame)
+    scale = np.array([_enlarged(scene, one, i) for i in one.frame])
+    for track in np.flatnonzero(for_a_while):
+        mine = seen[:, track]
+        keep[track] = not still.explain(frame[mine], places[mine, track] * scale[mine])
     return places[:, keep]
+
+
+def _within(regions: Sequence[np.ndarray], places: np.ndarray) -> np.ndarray:
+    """Bool `(t, n)`: which places are seen, and lie in the region of their time."""
+    return np.stack([np.nan_to_num(at(r.astype(np.float32), p)) >= 0.5 for r, p in zip(regions, places, strict=True)])
+
+
+def _enlarged(scene: Scene, one: Clip, i: int) -> np.ndarray:
+    """Size of a frame (width, height) in pixels of its clip's flow."""
+    return np.array([scene.frames[i].hw[1] / one.hw[1], scene.frames[i].hw[0] / one.hw[0]])
+
+
+def _at_rest_too(one: Clip, moving: Sequence[np.ndarray], places: np.ndarray) -> list[np.ndarray]:
+    """Scores in which things that rest at a time, and move at another, move at all: where their points are then."""
+    out = []
+    for score, here in zip(moving, places, strict=True):
+        seen = here[np.isfinite(here).all(-1)].astype(int)
+        dots = np.zeros(one.hw, np.uint8)
+        dots[seen[:, 1].clip(0, one.hw[0] - 1), seen[:, 0].clip(0, one.hw[1] - 1)] = 1
+        # A little more than what points a cell apart cover, without single ones.
+        cover = cv2.morphologyEx(cv2.dilate(dots, _disc(CELL_PX)), cv2.MORPH_OPEN, _disc(1.5 * CELL_PX))
+        out.append(np.maximum(score, cover.astype(np.float32)))
+    return out
+
+
+def _tracks(scene: Scene, one: Clip, places: np.ndarray, times: Sequence[float]) -> PointTracks:
+    """Points of one clip that move, in places `(t, n, 2)` as long as they are seen, at all times of the scene."""
+    at_time = [times.index(float(scene.frames[i].time_s or 0.0)) for i in one.frame]
+    n = places.shape[1]
+    p_world = np.full((n, len(times), 3), np.nan)
+    uv_px = np.full((n, len(times), 2), np.nan)
+    frame_id = np.full((n, len(times)), -1)
+    colour = np.zeros((n, 3), np.float32)
+    for k, (i, t) in enumerate(zip(one.frame, at_time, strict=True)):
+        seen = np.isfinite(places[k]).all(-1)
+        uv_px[seen, t], frame_id[seen, t] = places[k][seen] * _enlarged(scene, one, i), i
+        p_world[seen, t] = _lifted(scene, i, uv_px[seen, t])
+        colour[seen] = at(scene.frames[i].read().astype(np.float32), uv_px[seen, t].astype(np.float32)) / 255
+    return PointTracks(
+        torch.tensor(times, dtype=torch.float64), torch.from_numpy(p_world), torch.from_numpy(uv_px),
+        torch.from_numpy(frame_id), torch.from_numpy(colour),
+    )  # fmt: skip
 
 
 def _lifted(scene: Scene, i: int, uv_px: np.ndarray) -> np.ndarray:

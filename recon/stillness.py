@@ -13,25 +13,20 @@ from typing import Any
 
 import cv2
 import numpy as np
-import torch
 
 from geo4d.core import pictures
 from geo4d.core.progress import Progress
 from geo4d.core.types import Camera, PointTracks, Scene
-from recon.flow import FLOW_PX, at, flow, flow_hw, follow_once, grey_of
+from recon.flow import at, flow, flow_hw, follow_once, grey_of
 from recon.motion import CELL_PX, clips_of
+from recon.still_points import StillPoints
 
-MISS_PX = 3.0
-"""A point that stands still explains places that it misses by no more (root mean square), at the size of the flow: so
-far flow drifts in a film."""
 CORNER = 50.0
 """Least eigenvalue of the gradients around a point, in grey levels squared: of smoother ones, such as of polished
 cupboards, flow is a guess, or of what they mirror."""
 LEAST_SHARE, LEAST = 5e-3, 4.0
 """Points that move, on average in a picture: as a share of the cells from which points are followed, and at least so
 many. Of films of a still kitchen it was up to 0.0034, of a street with cars 0.04, of generated scenes 0.12."""
-GUESSED = 1e-3
-"""Weight of the guess of where a point is, beside its places."""
 ACROSS_PX = 1.5
 """Flow that misses its epipolar line by no more may be of a scene that stands still."""
 LEAST_EXPLAINED = 0.5
@@ -90,18 +85,12 @@ def anything_moves(scene: Scene, tracks: PointTracks) -> bool:
 
 def moving_count(scene: Scene, tracks: PointTracks) -> float:
     """How many followed points a picture has, on average, that stand out and that no still point explains."""
-    matrix = np.stack([(c.K @ c.cam_from_world[:3]).numpy() for c in scene.camera])
-    inverse = np.linalg.inv(matrix[:, :, :3])
-    scale = np.array([max(1.0, max(f.hw) / FLOW_PX) for f in scene.frames])
     frame, uv_px = tracks.frame_id.numpy(), tracks.uv_px.numpy()
-    usual, found = _usual_depth(scene), 0
+    still, found = StillPoints(scene), 0
     for track in np.flatnonzero(_corners(scene, tracks) > CORNER):
         seen = np.flatnonzero(frame[track] >= 0)
-        if len(seen) > 1:
-            taken, places = frame[track, seen], uv_px[track, seen]
-            ahead = usual * np.append(places[0], 1.0) - matrix[taken[0], :, 3]
-            miss = _miss_px(matrix[taken], places, scale[taken], inverse[taken[0]] @ ahead)
-            found += len(seen) * (miss > MISS_PX)
+        if len(seen) > 1 and not still.explain(frame[track, seen], uv_px[track, seen]):
+            found += len(seen)
     return found / len(scene.frames)
 
 
@@ -118,33 +107,6 @@ def _corners(scene: Scene, tracks: PointTracks) -> np.ndarray:
     middle = np.zeros(len(out))
     middle[known] = np.nanmedian(out[known], 1)
     return middle
-
-
-def _usual_depth(scene: Scene) -> float:
-    known = [d[torch.isfinite(d)] for d in scene.depth if d is not None]
-    known = [d.median() for d in known if len(d)]
-    return float(torch.stack(known).median()) if known else 1.0
-
-
-def _miss_px(matrix: np.ndarray, uv_px: np.ndarray, scale: np.ndarray, guess: np.ndarray) -> float:
-    """By how much the best still point misses places `(n, 2)` of cameras `(n, 3, 4)`, in units of `scale` `(n,)`.
-
-    Linear least squares, reweighted by depth so that it is the error in the pictures (Hartley and Sturm 1997); what
-    cameras in one place do not tell is as guessed.
-    """
-    rows = uv_px[..., None] * matrix[:, 2:] - matrix[:, :2]
-    point = guess
-    for _ in range(4):
-        z = matrix[:, 2, :3] @ point + matrix[:, 2, 3]
-        if (z <= 0).any():
-            return float("inf")
-        weighted = (rows / (scale * z)[:, None, None]).reshape(-1, 4)
-        firm = GUESSED * np.linalg.norm(weighted[:, :3])
-        left = np.concatenate([weighted[:, :3], firm * np.eye(3)])
-        right = np.concatenate([-weighted[:, 3], firm * guess])
-        point = np.linalg.lstsq(left, right, rcond=None)[0]
-    miss = (rows @ np.append(point, 1.0)) / (scale * z)[:, None]
-    return float(np.sqrt((miss**2).sum(-1).mean()))
 
 
 # Flow along epipolar lines

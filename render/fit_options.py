@@ -106,7 +106,7 @@ class FitOptions:
                 accepted="pairs (part of the fit, whole number of 1 or more), the first from 0 on",
             )  # fmt: skip
         if self.sh_degree not in (None, 0, 1, 2, 3):
-            raise InputError("unknown sh_degree", found=str(self.sh_degree), accepted="0, 1, 2, 3")
+            raise InputError("unknown sh_degree", found=str(self.sh_degree), accepted="0, 1, 2, 3, or None")
         if self.motion not in MOTIONS:
             raise InputError("unknown motion", found=repr(self.motion), accepted=", ".join(MOTIONS))
         if self.motion_groups < 1:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,8 +52,9 @@ LEAST_EXTENT = 0.1
 """Of the cameras, as part of the distance of half of what they see."""
 USUAL_DEGREE = 2
 """Of spherical harmonics."""
-SAME_PLACE = 0.05
-"""Cameras nearer to each other than this part of their extent see things from one direction."""
+SAME_PLACE, SAME_DIRECTION = 0.05, 0.01
+"""Cameras nearer to each other than the larger of this part of their usual distance from their middle, and this part of
+the distance of what they see, see things from one direction."""
 
 
 class FitError(Geo4DError):
@@ -159,8 +161,12 @@ class Fitter:
         self.scene, self.options, self.progress = scene, options, progress or Progress()
         self.device = choose_device(device)
         self.train, self.test = split(scene, options)
-        told = _told_degree([scene.camera[i] for i in self.train])
+        told = _told_degree([scene.camera[i] for i in self.train], _usual_depth(scene, self.train))
         self.sh_degree = told if options.sh_degree is None else options.sh_degree
+        if options.sh_degree is None and self.sh_degree < USUAL_DEGREE:
+            self.progress.note(
+                f"photos from few places: colours depend on the direction to degree {self.sh_degree} only (--sh-degree)"
+            )
         if len(self.train) < FEW_PHOTOS:
             self.progress.note(f"only {len(self.train)} photos to fit to: views far from them will be wrong")
         self.completed = scene
@@ -224,8 +230,15 @@ class Fitter:
         with self.progress.stage("what moves together"):
             start = begin(self.scene, self.train, int(share * count), self.sh_degree, o)
         if start is None:
+            if o.motion != "auto":
+                raise InputError(
+                    f"cannot fit motion {o.motion!r}",
+                    found="training photos that show no points, of known depth, that move together for long",
+                    accepted="things that some photos follow", hint="--motion auto takes all to stand still then",
+                )  # fmt: skip
             self.progress.note(
-                "the training photos show no points that move together for long: all is taken to stand still"
+                "the training photos show no points, of known depth, that move together for long: all is taken to "
+                "stand still"
             )
         return start
 
@@ -592,17 +605,25 @@ def _pixels(gaussians: Gaussians, cameras: Sequence[Camera]) -> Tensor:
     return torch.where(inside > 0, inside, most)
 
 
-def _told_degree(camera: Sequence[Camera]) -> int:
+def _told_degree(camera: Sequence[Camera], usual_depth: float) -> int:
     """The usual degree, or the largest with fewer coefficients than there are places from which photos look: with more
     each place has colours of its own, which are wrong in between.
     """
     centre = torch.stack([c.world_from_cam[:3, 3] for c in camera])
-    apart = SAME_PLACE * float((centre - centre.mean(0)).norm(dim=-1).max())
+    usual = float((centre - centre.median(0).values).norm(dim=-1).median())
+    apart = max(SAME_PLACE * usual, SAME_DIRECTION * usual_depth)
     places = centre[:1]
     for place in centre:
         if len(places) <= (USUAL_DEGREE + 1) ** 2 and bool(((places - place).norm(dim=-1) > apart).all()):
             places = torch.cat([places, place[None]])
     return next((d for d in range(USUAL_DEGREE, 0, -1) if (d + 1) ** 2 < len(places)), 0)
+
+
+def _usual_depth(scene: Scene, train: Sequence[int]) -> float:
+    """0 where none is known."""
+    known = [d[d.isfinite()] for i in train if (d := scene.depth[i]) is not None]
+    each = [float(d.median()) for d in known if len(d)]
+    return float(np.median(each)) if each else 0.0
 
 
 def _extent(scene: Scene, train: Sequence[int], first: Gaussians) -> float:

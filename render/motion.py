@@ -264,7 +264,7 @@ class TrackedPoints:
     def seen_by(
         self, frame: int, hw: tuple[int, int], most: int, random: torch.Generator
     ) -> tuple[MovingPoints, Tensor]:
-        """At most `most` points that a frame of a size saw, and where, as shares of its longer side `(n, 2)`."""
+        """At most `most` points that a frame of a size saw, and where, as shares of its width and height `(n, 2)`."""
         track, time = (self.frame_id == frame).nonzero(as_tuple=True)
         if len(track) > most:
             some = torch.randperm(len(track), generator=random)[:most].to(track.device)

@@ -24,8 +24,8 @@ LEAST_POINTS = 4
 LEAST_SHARE, LEAST_TRACKS = 0.02, 12
 """A group has so many tracks, of all and at least."""
 NOISE, SMALLEST = 3.0, 0.004
-"""A track obeys a motion that it misses by no more than so many standard deviations of its noise, nor than this share
-of the extent of all."""
+"""A track obeys a motion that it misses by no more than the larger of so many standard deviations of its noise and this
+share of the extent of all."""
 GROUPED, WIDER = 0.8, 4.0
 """Where groups hold less than this share of the tracks that move, tracks may miss motions by so many times more."""
 MOST_TRACKS = 1500
@@ -54,11 +54,12 @@ class RigidGroups:
 
 
 def rigid_groups(tracks: PointTracks, *, most: int = 16, seed: int = 0) -> RigidGroups:
-    """At most `most` groups of tracks that move rigidly, the largest first; those that stand still are none.
+    """At most `most` groups of tracks that move rigidly; those that stand still are none.
 
     Before one camera the depth of what moves is not its own, and shapes change slowly with it, though their noise is
-    small; what bends has no rigid parts at all. Where few tracks obey rigid motions to their noise, they are looked
-    for once more, with a wider limit; the groups that hold more are taken.
+    small; what bends has no rigid parts at all. Where few tracks obey rigid motions to their noise, these are looked
+    for once more with a wider limit, and to the noise again among what is left then; the groups that hold more are
+    taken.
 
     Args:
         tracks: in the world; times at which a track is not known are left out.
@@ -71,47 +72,77 @@ def rigid_groups(tracks: PointTracks, *, most: int = 16, seed: int = 0) -> Rigid
     enough = np.flatnonzero(known.sum(1) >= min(LEAST_POINTS, len(time_s)))
     chosen = enough if len(enough) <= MOST_TRACKS else np.sort(rng.choice(enough, MOST_TRACKS, replace=False))
     if not len(chosen):
-        return _finished(p, time_s, [], 0.0)
+        return _finished(_Paths(p, known.astype(float)), time_s, [], 0.0)
     limit, least = _limit(p[chosen]), max(LEAST_TRACKS, LEAST_SHARE * len(chosen))
-    by = _miss(p[chosen], _still(len(time_s)))[0]
+    paths = _Paths(p, _says(p, limit))
+    by = _miss(paths.of(chosen), _still(len(time_s)))
     moving = chosen[by > limit]
-    found = _found(p, time_s, moving, least, limit, most, rng)
+    found = _finished(paths, time_s, _found(paths, time_s, moving, least, limit, most, rng), limit)
     held = (found.group[moving] >= 0).sum()
     if held >= GROUPED * len(moving):
         return found
     # To within the wider limit, what moves little stands still.
-    wider = _found(p, time_s, chosen[by > WIDER * limit], least, WIDER * limit, most, rng)
+    wide = _found(paths, time_s, chosen[by > WIDER * limit], least, WIDER * limit, most, rng)
+    left = moving[_finished(paths, time_s, wide, WIDER * limit).group[moving] < 0]
+    close = _found(paths, time_s, left, least, limit, most - len(wide), rng)
+    wider = _finished(paths, time_s, wide + close, np.repeat([WIDER * limit, limit], [len(wide), len(close)]))
     return wider if (wider.group[moving] >= 0).sum() > held else found
 
 
+@dataclass(frozen=True, eq=False)
+class _Paths:
+    """Tracks in the world."""
+
+    p: np.ndarray
+    """`(n, t, 3)`; NaN where not known."""
+    says: np.ndarray
+    """`(n, t)`: how much each place counts; 0 where not known."""
+
+    def of(self, index: np.ndarray) -> _Paths:
+        return _Paths(self.p[index], self.says[index])
+
+
+def _says(p: np.ndarray, limit: float) -> np.ndarray:
+    """How much each place of tracks counts in what they say of a motion, `(n, t)`; 0 where not known.
+
+    All times that a track spends within a limit of one place together count as the root of their number: what rests for
+    most of the time moves with the times at which it does, and few places that are wrong do not outvote the others.
+    """
+    known = _known(p)
+    near = np.zeros(known.shape)
+    for t in range(p.shape[1]):
+        near += np.linalg.norm(np.nan_to_num(p - p[:, t : t + 1], nan=np.inf), axis=-1) <= 2 * limit
+    return known / np.sqrt(np.maximum(near, 1))
+
+
 def _found(
-    p: np.ndarray, time_s: np.ndarray, left: np.ndarray, least: float, limit: float, most: int,
+    paths: _Paths, time_s: np.ndarray, left: np.ndarray, least: float, limit: float, most: int,
     rng: np.random.Generator,
-) -> RigidGroups:  # fmt: skip
-    """Groups of all tracks, by the motions that `least` or more of those of indices `left` obey."""
+) -> list[np.ndarray]:  # fmt: skip
+    """Motions at all times that `least` or more of the tracks of indices `left` obey."""
     motions: list[np.ndarray] = []
     members: list[np.ndarray] = []
     while len(left) >= least and len(motions) < most:
-        motion, obey = _best(p[left], limit, rng)
+        motion, obey = _best(paths.of(left), limit, rng)
         if motion is None or obey.sum() < least:
             break
         motions.append(motion)
         members.append(left[obey])
         left = left[~obey]
-    motions = _merged(p, motions, members, limit)
-    return _finished(p, time_s, [_whole(m, time_s, p[i]) for m, i in zip(motions, members, strict=True)], limit)
+    motions = _merged(paths, motions, members, limit)
+    return [_whole(m, time_s, paths.p[i]) for m, i in zip(motions, members, strict=True)]
 
 
-def _merged(p: np.ndarray, motions: list[np.ndarray], members: list[np.ndarray], limit: float) -> list[np.ndarray]:
+def _merged(paths: _Paths, motions: list[np.ndarray], members: list[np.ndarray], limit: float) -> list[np.ndarray]:
     """Motions, those of two groups that move as one taken together: a thing that turns shows one after the other."""
     k = 0
     while k < len(motions):
         for other in range(len(motions) - 1, k, -1):
             both = np.concatenate([members[k], members[other]])
-            motion = _followed(p[both], limit)
+            motion = _followed(paths.p[both], limit)
             if motion is None:
                 continue
-            obeys = _miss(p[both], motion)[0] <= limit
+            obeys = _miss(paths.of(both), motion) <= limit
             cut = len(members[k])
             if min(obeys[:cut].mean(), obeys[cut:].mean()) >= ALIKE:
                 motions[k], members[k] = motion, both
@@ -120,27 +151,30 @@ def _merged(p: np.ndarray, motions: list[np.ndarray], members: list[np.ndarray],
     return motions
 
 
-def _finished(p: np.ndarray, time_s: np.ndarray, motions: list[np.ndarray], limit: float) -> RigidGroups:
-    """All tracks to the motion that each obeys best, and the motions from one common rest; without those that too few
-    obey.
+def _finished(
+    paths: _Paths, time_s: np.ndarray, motions: list[np.ndarray], limit: float | np.ndarray
+) -> RigidGroups:  # fmt: skip
+    """All tracks to the motion that each obeys best, to twice its limit, and the motions from one common rest; without
+    those that too few obey.
     """
-    known = _known(p)
+    p, known = paths.p, _known(paths.p)
     rest = int(known.sum(0).argmax()) if len(p) else 0
     group, p_rest = np.full(len(p), -1), np.full((len(p), 3), np.nan)
     if not motions:
         return RigidGroups(time_s, np.zeros((0, len(time_s), 4, 4)), rest, group, p_rest)
+    limits = np.broadcast_to(limit, len(motions))
     pose = np.stack(motions)
     pose = pose @ np.linalg.inv(pose[:, rest])[:, None]
-    miss = np.stack([_miss(p, m)[0] for m in [_still(len(time_s)), *pose]], -1)
-    best = np.nan_to_num(miss, nan=np.inf).argmin(-1)
-    obeys = (best > 0) & (np.nan_to_num(miss, nan=np.inf).min(-1) <= 2 * limit)
+    miss = np.nan_to_num(np.stack([_miss(paths, m) for m in [_still(len(time_s)), *pose]], -1), nan=np.inf)
+    best = miss.argmin(-1)
+    obeys = (best > 0) & (miss.min(-1) <= 2 * limits[best - 1])
     group[obeys] = best[obeys] - 1
     for k, m in enumerate(pose):
         mine = group == k
-        p_rest[mine] = _miss(p[mine], m)[1]
+        p_rest[mine] = _at_rest(p[mine], m)
     enough = np.bincount(group[obeys], minlength=len(pose)) >= LEAST_TRACKS
     if not enough.all():
-        return _finished(p, time_s, [m for m, e in zip(motions, enough, strict=True) if e], limit)
+        return _finished(paths, time_s, [m for m, e in zip(motions, enough, strict=True) if e], limits[enough])
     return RigidGroups(time_s, pose, rest, group, p_rest)
 
 
@@ -177,9 +211,9 @@ def _noise(p: np.ndarray) -> float:
     return 1.4826 * float(np.median(np.concatenate(changes))) / 2 if changes else 0.0
 
 
-def _best(p: np.ndarray, limit: float, rng: np.random.Generator) -> tuple[np.ndarray | None, np.ndarray]:
+def _best(paths: _Paths, limit: float, rng: np.random.Generator) -> tuple[np.ndarray | None, np.ndarray]:
     """The motion `(t, 4, 4)` (NaN where unknown) that most of some tracks obey, and which do."""
-    known = _known(p)
+    p, known = paths.p, _known(paths.p)
     weight = known.sum(1) / known.sum()
     best: np.ndarray | None = None
     obey = np.zeros(len(p), bool)
@@ -187,14 +221,14 @@ def _best(p: np.ndarray, limit: float, rng: np.random.Generator) -> tuple[np.nda
         motion = _followed(p[_companions(p, known, seed)], limit)
         if motion is None:
             continue
-        found = _miss(p, motion)[0] <= limit
+        found = _miss(paths, motion) <= limit
         if found.sum() > obey.sum():
             best, obey = motion, found
     for _ in range(ROUNDS):
         if obey.sum() < LEAST_POINTS:
             break
         motion = _followed(p[obey], limit)
-        found = obey if motion is None else _miss(p, motion)[0] <= limit
+        found = obey if motion is None else _miss(paths, motion) <= limit
         if motion is None or found.sum() < 0.8 * obey.sum():
             break
         best, obey = motion, found
@@ -237,23 +271,41 @@ def _refined(p: np.ndarray, pose: np.ndarray, limit: float) -> np.ndarray:
     known = _known(p) & np.isfinite(pose[:, 0, 0])
     times = np.flatnonzero(known.sum(0) >= LEAST_POINTS)
     for _ in range(2):
-        rest = _miss(p, pose)[1]
+        rest = _at_rest(p, pose)
         weight = (known & _known(rest)[:, None])[:, times].T.astype(float)
         source = np.broadcast_to(np.nan_to_num(rest), (len(times), len(p), 3))
         pose[times] = _robust(source, np.nan_to_num(p[:, times]).transpose(1, 0, 2), weight, limit)
     return pose
 
 
-def _miss(p: np.ndarray, pose: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Median distance `(n,)` of tracks `(n, t, 3)` from where poses `(t, 4, 4)` carry them, and the points at rest
-    `(n, 3)` of which this is true; NaN where no time is shared.
-    """
-    rotation, shift = pose[:, :3, :3], pose[:, :3, 3]
-    back = np.einsum("ntc,tcd->ntd", p - shift, rotation)
+def _at_rest(p: np.ndarray, pose: np.ndarray) -> np.ndarray:
+    """Points at rest `(n, 3)` that poses `(t, 4, 4)` carry to tracks `(n, t, 3)`; NaN where no time is shared."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of tracks that share no time
-        rest = np.nanmedian(back, 1)
-        return np.nanmedian(np.linalg.norm(back - rest[:, None], axis=-1), 1), rest
+        return np.nanmedian(np.einsum("ntc,tcd->ntd", p - pose[:, :3, 3], pose[:, :3, :3]), 1)
+
+
+def _miss(paths: _Paths, pose: np.ndarray) -> np.ndarray:
+    """Distance `(n,)` of tracks from where poses `(t, 4, 4)` carry them: the median of what their places say; NaN where
+    no time is shared.
+    """
+    back = np.einsum("ntc,tcd->ntd", paths.p - pose[:, :3, 3], pose[:, :3, :3])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        distance = np.linalg.norm(back - np.nanmedian(back, 1)[:, None], axis=-1)
+    return _weighted_median(distance, paths.says)
+
+
+def _weighted_median(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Median along the last axis, of values `(n, t)` that are not NaN; NaN where there are none."""
+    weight = np.where(np.isfinite(values), weight, 0.0)
+    order = np.argsort(values, -1)
+    until = np.take_along_axis(weight, order, -1).cumsum(-1)
+    until = until / np.maximum(until[:, -1:], 1e-12)
+    # As the usual median: where the weights part in the middle, the mean of both sides.
+    half = np.stack([(until >= 0.5 - 1e-9).argmax(-1), (until > 0.5 + 1e-9).argmax(-1)], -1)
+    middle = np.take_along_axis(values, np.take_along_axis(order, half, -1), -1).mean(-1)
+    return np.where(until[:, -1] > 0, middle, np.nan)
 
 
 def _robust(source: np.ndarray, target: np.ndarray, weight: np.ndarray, limit: float) -> np.ndarray:
@@ -283,7 +335,7 @@ def _whole(pose: np.ndarray, time_s: np.ndarray, p: np.ndarray) -> np.ndarray:
     obey them, before and after them as they end.
     """
     known = np.flatnonzero(np.isfinite(pose[:, 0, 0]))
-    middle = np.nanmedian(_miss(p, pose)[1], 0)
+    middle = np.nanmedian(_at_rest(p, pose), 0)
     path = BasesMotion(
         torch.from_numpy(time_s[known]), torch.from_numpy(pose[known])[None], torch.zeros(0, 1),
         torch.from_numpy(middle)[None],

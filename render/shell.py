@@ -46,7 +46,7 @@ ROUND = 0.3
 
 
 def with_shell(scene: Scene, frames: Sequence[int]) -> Scene:
-    """The scene where depth that is unknown is that of the shell, with half the confidence; as it was without a shell.
+    """The scene where unknown depth is that of the shell, with a confidence of a half; as it was without a shell.
 
     Args:
         scene: with depth.

@@ -14,6 +14,7 @@ from geo4d.core.types import Camera, Frame, Frames, Observations, PointCloud, Sc
 from recon import flow as flows
 from recon.moments import is_rig, moments_of
 from recon.motion import clips_of, with_motion
+from recon.stillness import anything_moves
 
 HW, TIMES = (120, 160), 8
 
@@ -73,6 +74,11 @@ def agreement(scene: Scene, world: moving.MovingBoxes) -> tuple[float, float]:
     return float(np.mean(found)), float(np.mean(right))
 
 
+def resting(world: moving.MovingBoxes, until_s: float) -> moving.MovingBoxes:
+    """The world that stands still until a time, and moves from then on."""
+    return replace(world, world_from_rest=lambda t: world.world_from_rest(max(float(t), until_s)))
+
+
 @pytest.mark.parametrize(("kind", "recall", "precision"), [("rig", 0.95, 0.85), ("sweep", 0.85, 0.8)])
 def test_moving_pixels_are_found(
     request: pytest.FixtureRequest, world: moving.MovingBoxes, kind: str, recall: float, precision: float
@@ -80,6 +86,37 @@ def test_moving_pixels_are_found(
     found, right = agreement(with_motion(request.getfixturevalue(kind)), world)
     assert found > recall
     assert right > precision
+
+
+@pytest.mark.parametrize(("carried", "recall", "precision"), [(False, 0.8, 0.9), (True, 0.7, 0.9)])
+def test_what_rests_for_most_of_the_time_is_found_and_moves_at_rest_too(
+    world: moving.MovingBoxes, carried: bool, recall: float, precision: float
+) -> None:
+    """Of 16 pictures it moves in the last five; the others show it where it was before."""
+    world, times = resting(world, 1.25), moving.times(world, 16)
+    cameras = moving.sweep_cameras(16, HW, seed=5) if carried else moving.rig_cameras(2, HW, seed=5, sweep_rad=0.4)
+    scene = with_motion(made(world, [("camera", single(cameras, k if carried else 0)) for k in range(16)], times))
+    found, right = agreement(scene, world)
+    assert found > recall
+    assert right > precision
+    assert scene.tracks is not None
+    assert anything_moves(scene, scene.tracks)
+    early = torch.isfinite(scene.tracks.p_world[:, :8]).all(-1).any(1)
+    assert early.float().mean() > 0.5
+
+
+def test_what_a_thing_leaves_behind_stands_still(world: moving.MovingBoxes) -> None:
+    """The table where something has rested for most of the time is seen for the first time, and does not move."""
+    rested, cameras = resting(world, 1.25), moving.rig_cameras(2, HW, seed=5, sweep_rad=0.4)
+    times = moving.times(world, 16)
+    scene = with_motion(made(rested, [("camera", single(cameras, 0)) for _ in times], times))
+    before, after = (moving.dynamic(rested, scene.camera[0], t) for t in (times[0], times[-1]))
+    beside = torch.nn.functional.max_pool2d(after[None].float(), 9, 1, 4)[0] > 0
+    left = before & ~beside
+    assert left.sum() > 50
+    dynamic = scene.dynamic[-1]
+    assert dynamic is not None
+    assert (dynamic >= 0.5)[left].float().mean() < 0.1
 
 
 def test_tracks_follow_the_points_that_they_began_on(rig: Scene, world: moving.MovingBoxes) -> None:

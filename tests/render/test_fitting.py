@@ -566,11 +566,18 @@ def test_colours_depend_on_direction_as_much_as_asked(scene: Scene, degree: int)
 
 @pytest.mark.parametrize(("places", "degree"), [(1, 0), (4, 0), (5, 1), (9, 1), (10, 2), (40, 2)])
 def test_places_tell_how_much_colours_depend_on_direction(scene: Scene, places: int, degree: int) -> None:
-    """Three photos from each place, a hand's tremble apart."""
+    """Three photos from each place, two metres from what they see, a tremble apart."""
     pose = scene.camera[0].world_from_cam.repeat(3 * places, 1, 1)
     pose[:, 0, 3] += torch.arange(places).repeat(3)
-    pose[:, :3, 3] += 0.02 * torch.rand(3 * places, 3, generator=torch.Generator().manual_seed(0)) * (places > 1)
-    assert fitting._told_degree([scene.camera[0].with_pose(p) for p in pose]) == degree
+    pose[:, :3, 3] += 0.01 * torch.rand(3 * places, 3, generator=torch.Generator().manual_seed(0))
+    assert fitting._told_degree([scene.camera[0].with_pose(p) for p in pose], 2.0) == degree
+
+
+def test_a_place_far_from_all_others_does_not_make_them_one(scene: Scene) -> None:
+    pose = scene.camera[0].world_from_cam.repeat(13, 1, 1)
+    pose[:, 0, 3] += 0.2 * torch.arange(13)
+    pose[0, 0, 3] += 1000
+    assert fitting._told_degree([scene.camera[0].with_pose(p) for p in pose], 2.0) == 2
 
 
 def test_colours_of_few_photos_depend_on_no_direction(scene: Scene) -> None:

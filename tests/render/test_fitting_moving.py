@@ -137,6 +137,12 @@ def test_a_scene_without_tracks_is_fitted_as_it_was(scene: Scene) -> None:
     assert Fitter(plain, few).run().gaussians.motion is None
     with pytest.raises(InputError, match="nothing was found to move"):
         Fitter(plain, replace(few, motion="bases"))
+    assert scene.tracks is not None
+    nowhere = torch.full_like(scene.tracks.p_world, torch.nan)
+    unknown = replace(scene, tracks=replace(scene.tracks, p_world=nowhere))
+    with pytest.raises(InputError, match="show no points, of known depth, that move together"):
+        Fitter(unknown, replace(FAST, motion="bases"))
+    assert Fitter(unknown, replace(FAST, motion="auto")).motion is None
     with pytest.raises(InputError, match="unknown motion"):
         replace(few, motion="waves")
 

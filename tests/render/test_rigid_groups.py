@@ -102,6 +102,40 @@ def test_what_moves_little_beside_what_obeys_no_motion_is_found() -> None:
     assert largest[:60].mean() > 0.9
 
 
+@pytest.mark.parametrize("resting", [9, 11])
+def test_things_that_rest_for_most_of_the_time_are_told_apart_by_when_they_move(resting: int) -> None:
+    """Both stand still for so many of 16 times: then any motion of one is that of the other too."""
+    tracks, body, pose = body_tracks("rigid", part=False)
+    noise = NOISE_M * torch.randn(len(body), resting, 3, generator=torch.Generator().manual_seed(1)).double()
+    p = torch.cat([tracks.p_world[:, resting : resting + 1] + noise, tracks.p_world[:, resting:]], 1)
+    pose[:resting] = pose[resting]
+    groups = rigid_groups(replace(tracks, p_world=p))
+    assert len(groups) == 2
+    assert (groups.group >= 0).mean() > 0.9
+    for k in range(2):
+        own = int(np.bincount(body[groups.group == k]).argmax())
+        assert (body[groups.group == k] == own).mean() > 0.95
+        assert error_m(groups, k, own, pose) < 2 * NOISE_M
+
+
+def test_what_moves_little_beside_a_body_that_changes_keeps_its_group() -> None:
+    """The body is found to within the wider limit only; the other would stand still by that."""
+    tracks, body, _ = body_tracks("rigid", noise_m=2e-4, part=False)
+    changes = torch.from_numpy(body == body[0])
+    p = tracks.p_world.clone()
+    middle = p[changes].mean(0, keepdim=True)
+    p[changes] = middle + (p[changes] - middle) * torch.linspace(1, 0.7, p.shape[1])[None, :, None]
+    slides = 0.018 * torch.linspace(-1, 1, p.shape[1], dtype=torch.float64)[:, None] * torch.tensor([1.0, 0.0, 0.0])
+    few = np.flatnonzero(~changes.numpy())[:60]
+    p = torch.cat([p[changes], (p[few, :1] + slides)])
+    every = torch.cat([changes.nonzero()[:, 0], torch.from_numpy(few)])
+    groups = rigid_groups(PointTracks(tracks.time_s, p, tracks.uv_px[every], tracks.frame_id[every], tracks.rgb[every]))
+    large, little = groups.group[: int(changes.sum())], groups.group[int(changes.sum()) :]
+    assert (large >= 0).mean() > 0.9
+    assert (little >= 0).mean() > 0.9
+    assert not set(large[large >= 0].tolist()) & set(little.tolist())
+
+
 def test_all_motions_are_the_identity_at_rest_and_carry_tracks_where_they_were_seen() -> None:
     tracks, _, _ = body_tracks("rigid")
     groups = rigid_groups(tracks)

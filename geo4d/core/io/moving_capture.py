@@ -313,7 +313,7 @@ def steps(times: Sequence[float], sensors: Sequence[str]) -> list[float]:
 def _gaps(times: Sequence[float], sensors: Sequence[str]) -> np.ndarray:
     """Between the different times of each camera, whatever order they are listed in."""
     listed = np.array(times, np.float64)
-    return np.concatenate([_gaps_of(listed, sensors, s) for s in dict.fromkeys(sensors)])
+    return np.concatenate([np.zeros(0), *(_gaps_of(listed, sensors, s) for s in dict.fromkeys(sensors))])
 
 
 def _gaps_of(times: np.ndarray, sensors: Sequence[str], sensor: str) -> np.ndarray:
