@@ -427,7 +427,7 @@ class Scale:
 
 
 MOVES = 0.5
-"""A pixel with at least this much of `Scene.dynamic` moves."""
+"""A pixel with at least this much of `Scene.dynamic` shows a thing that moves, be it at another time."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ from geo4d.core import geometry, metrics
 from geo4d.core.errors import InputError, ReconstructionError
 from geo4d.core.progress import Progress
 from geo4d.core.types import Camera, Distortion, Frame, Frames, Scene
-from recon import automatic, evidence, features, guided, hybrid, placing, sfm, tracked
+from recon import api, automatic, evidence, features, guided, hybrid, placing, sfm, tracked
 from recon import reconstruct as reconstruct_scene
 from recon.feedforward import solving
 from recon.feedforward.prediction import Prediction
@@ -343,6 +343,18 @@ def test_a_scene_by_the_hybrid_is_complete(noisy: Callable[..., Prediction], sce
     known = torch.cat([torch.isfinite(d).flatten() for d in made.depth if d is not None])
     assert known.float().mean() > 0.95  # where stereo finds nothing, predicted depth stands in
     assert made.report["network"]["network"] == "simulated"
+
+
+def test_what_is_said_of_a_rolling_shutter_is_heard(
+    noisy: Callable[..., Prediction], scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prediction, progress = noisy(part(scene, [0]), 1), Progress()
+    monkeypatch.setattr(api, "what_to_say", lambda made: [f"the shutter of {made.frames[0].name} rolls"])
+    options = ReconstructOptions(dense=False)
+    reconstruct_scene(
+        scene.frames[:1], backend="da3-small", predict=lambda *_: prediction, progress=progress, options=options
+    )
+    assert f"the shutter of {scene.frames[0].name} rolls" in progress.notes
 
 
 def test_one_photo_by_a_network_alone(noisy: Callable[..., Prediction], scene: Scene) -> None:

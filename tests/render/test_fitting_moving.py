@@ -147,6 +147,31 @@ def test_a_scene_without_tracks_is_fitted_as_it_was(scene: Scene) -> None:
         replace(few, motion="waves")
 
 
+@pytest.mark.parametrize("motion", ["bases", "hexplane"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_few_times_can_be_fitted(scene: Scene, motion: str, count: int) -> None:
+    """Of one time there is no motion to find, which is no mistake unless motion is asked for."""
+    train = [i for i in range(len(scene.frames)) if i % TIMES < count]
+    assert scene.tracks is not None
+    few = replace(
+        scene, frames=Frames([scene.frames[i] for i in train]),
+        **{k: tuple(getattr(scene, k)[i] for i in train)
+           for k in ("camera", "original", "depth", "confidence", "dynamic")},
+        tracks=PointTracks(
+            scene.tracks.time_s[:count], scene.tracks.p_world[:, :count], scene.tracks.uv_px[:, :count],
+            scene.tracks.frame_id[:, :count].where(scene.tracks.frame_id[:, :count] < count, -1), scene.tracks.rgb,
+        ),
+    )  # fmt: skip
+    if count == 1:
+        assert Fitter(few, replace(FAST, steps=5, motion="auto")).motion is None
+        with pytest.raises(InputError, match="cannot fit motion"):
+            Fitter(few, replace(FAST, steps=5, motion=motion))
+        return
+    found = Fitter(few, replace(FAST, steps=40, motion=motion)).run().gaussians
+    assert found.motion is not None
+    assert all(bool(found.at(t).means.isfinite().all()) for t in scene.tracks.time_s[:count].tolist())
+
+
 def test_held_out_times_tell_the_fit_nothing(scene: Scene) -> None:
     """Tracks at times of which no photo is fitted are not used, and the motion goes on through them."""
     options = replace(FAST, holdout=3, holdout_by="time")
