@@ -261,7 +261,7 @@ def sheet(scene: Path, case: Case, cache: Path) -> np.ndarray:
     return np.concatenate(rows, 1)
 
 
-def picture(keep: Path, scene: str, path: Path) -> None:
+def write_moving(keep: Path, scene: str, path: Path) -> None:
     """The held-out camera at four times, from the sheets of a scene: the truth, with motion, fitted without."""
     sheets = {m: np.asarray(Image.open(keep / f"{scene}_{m}.png")) for m in ("bases", "none")}
     h = HW[0]
@@ -377,8 +377,8 @@ def main() -> None:
             print(write_result("dynamic", {"hw": list(HW), "cases": cases}))
     if published:
         plot(cases, ROOT / "assets" / "readme" / "dynamic.png")
-    if published and args.keep is not None and "rig" in args.cases.split(","):
-        picture(args.keep, f"rig_{SHOWN}_{REPORTED[SHOWN]}", ROOT / "assets" / "readme" / "moving.jpg")
+        if args.keep is not None and "rig" in args.cases.split(","):
+            write_moving(args.keep, f"rig_{SHOWN}_{REPORTED[SHOWN]}", ROOT / "assets" / "readme" / "moving.jpg")
 
 
 if __name__ == "__main__":

@@ -83,13 +83,13 @@ def with_motion(
     if not index:
         return replace(scene, tracks=_no_tracks())
     times = sorted({float(t) for i in index for k in i if (t := scene.frames[k].time_s) is not None})
-    tracks = []
+    still, tracks = StillPoints(scene), []
     with progress.stage("flow and what moves", total=sum(len(i) for i in index)) as advance:
         for places in index:  # one after the other: the flow of a camera is as large as all of its pictures
             one = clip(list(scene.frames), places, threads, advance)
             moving = _moving(scene, one)
             follow = one.follow if tracker is None else tracker(list(scene.frames), one)
-            places = _followed(scene, one, [m >= MOVES for m in moving], follow)
+            places = _followed(one, [m >= MOVES for m in moving], follow, still, _enlarged(scene, one))
             dynamic = list(scene.dynamic)
             for i, score in zip(one.frame, _at_rest_too(one, moving, places), strict=True):
                 dynamic[i] = torch.from_numpy(_resized(score, _map_hw(scene, i)))
@@ -325,8 +325,13 @@ def _disc(radius: float) -> np.ndarray:
 # Points that are followed
 
 
-def _followed(scene: Scene, one: Clip, moves: Sequence[np.ndarray], follow: Follow) -> np.ndarray:
-    """Places `(t, n, 2)` of points that move: begun where no other point is, from the middle time outwards."""
+def _followed(
+    one: Clip, moves: Sequence[np.ndarray], follow: Follow, still: StillPoints, enlarged: np.ndarray
+) -> np.ndarray:
+    """Places `(t, n, 2)` of points that move: begun where no other point is, from the middle time outwards.
+
+    `enlarged (2,)` is the size of the frames in pixels of the flow.
+    """
     h, w = one.hw
     order = sorted(range(len(one)), key=lambda k: abs(k - len(one) // 2))
     found = np.zeros((len(one), 0, 2), np.float32)
@@ -339,10 +344,12 @@ def _followed(scene: Scene, one: Clip, moves: Sequence[np.ndarray], follow: Foll
         free = moves[k][cells[:, 1], cells[:, 0]] & ~taken[cells[:, 1] // CELL_PX, cells[:, 0] // CELL_PX]
         if free.any():
             found = np.concatenate([found, follow(cells[free].astype(np.float32) + 0.5, k)], 1)
-    return _that_move(scene, one, found, moves)
+    return _that_move(one, found, moves, still, enlarged)
 
 
-def _that_move(scene: Scene, one: Clip, places: np.ndarray, moves: Sequence[np.ndarray]) -> np.ndarray:
+def _that_move(
+    one: Clip, places: np.ndarray, moves: Sequence[np.ndarray], still: StillPoints, enlarged: np.ndarray
+) -> np.ndarray:
     """Points seen at a few times at least, that move for most of the time or for a while (`MOST_OF`)."""
     seen = np.asarray(np.isfinite(places).all(-1))
     least = min(LEAST_TIMES, len(one))
@@ -351,11 +358,10 @@ def _that_move(scene: Scene, one: Clip, places: np.ndarray, moves: Sequence[np.n
     inner = _within([cv2.erode(m.astype(np.uint8), _disc(2 * GROWN * max(one.hw))) for m in moves], places)
     in_turn = np.stack([inner[k : k + least].all(0) for k in range(len(one) - least + 1)])
     for_a_while = in_turn.any(axis=0) & ~keep
-    still, frame = StillPoints(scene), np.array(one.frame)
-    scale = np.array([_enlarged(scene, one, i) for i in one.frame])
+    frame = np.array(one.frame)
     for track in np.flatnonzero(for_a_while):
         mine = seen[:, track]
-        keep[track] = not still.explain(frame[mine], places[mine, track] * scale[mine])
+        keep[track] = not still.explain(frame[mine], places[mine, track] * enlarged)
     return places[:, keep]
 
 
@@ -364,9 +370,10 @@ def _within(regions: Sequence[np.ndarray], places: np.ndarray) -> np.ndarray:
     return np.stack([np.nan_to_num(at(r.astype(np.float32), p)) >= 0.5 for r, p in zip(regions, places, strict=True)])
 
 
-def _enlarged(scene: Scene, one: Clip, i: int) -> np.ndarray:
-    """Size of a frame (width, height) in pixels of its clip's flow."""
-    return np.array([scene.frames[i].hw[1] / one.hw[1], scene.frames[i].hw[0] / one.hw[0]])
+def _enlarged(scene: Scene, one: Clip) -> np.ndarray:
+    """Width and height of a clip's frames, which are of one size, over those of its flow."""
+    h, w = scene.frames[one.frame[0]].hw
+    return np.array([w / one.hw[1], h / one.hw[0]])
 
 
 def _at_rest_too(one: Clip, moving: Sequence[np.ndarray], places: np.ndarray) -> list[np.ndarray]:
@@ -385,14 +392,14 @@ def _at_rest_too(one: Clip, moving: Sequence[np.ndarray], places: np.ndarray) ->
 def _tracks(scene: Scene, one: Clip, places: np.ndarray, times: Sequence[float]) -> PointTracks:
     """Points of one clip that move, in places `(t, n, 2)` as long as they are seen, at all times of the scene."""
     at_time = [times.index(float(scene.frames[i].time_s or 0.0)) for i in one.frame]
-    n = places.shape[1]
+    n, enlarged = places.shape[1], _enlarged(scene, one)
     p_world = np.full((n, len(times), 3), np.nan)
     uv_px = np.full((n, len(times), 2), np.nan)
     frame_id = np.full((n, len(times)), -1)
     colour = np.zeros((n, 3), np.float32)
     for k, (i, t) in enumerate(zip(one.frame, at_time, strict=True)):
         seen = np.isfinite(places[k]).all(-1)
-        uv_px[seen, t], frame_id[seen, t] = places[k][seen] * _enlarged(scene, one, i), i
+        uv_px[seen, t], frame_id[seen, t] = places[k][seen] * enlarged, i
         p_world[seen, t] = _lifted(scene, i, uv_px[seen, t])
         colour[seen] = at(scene.frames[i].read().astype(np.float32), uv_px[seen, t].astype(np.float32)) / 255
     return PointTracks(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 from geo4d.core.types import Scene
 from recon.flow import FLOW_PX
@@ -22,7 +21,7 @@ class StillPoints:
         self.matrix = np.stack([(c.K @ c.cam_from_world[:3]).numpy() for c in scene.camera])
         self.inverse = np.linalg.inv(self.matrix[:, :, :3])
         self.scale = np.array([max(1.0, max(f.hw) / FLOW_PX) for f in scene.frames])
-        self.depth = _usual_depth(scene)
+        self.depth = scene.median_depth() or 1.0
 
     def explain(self, frame: np.ndarray, uv_px: np.ndarray) -> bool:
         """Whether one does.
@@ -34,12 +33,6 @@ class StillPoints:
         ahead = self.depth * np.append(uv_px[0], 1.0) - self.matrix[frame[0], :, 3]
         guess = self.inverse[frame[0]] @ ahead
         return _miss_px(self.matrix[frame], uv_px, self.scale[frame], guess) <= MISS_PX
-
-
-def _usual_depth(scene: Scene) -> float:
-    known = [d[torch.isfinite(d)] for d in scene.depth if d is not None]
-    known = [d.median() for d in known if len(d)]
-    return float(torch.stack(known).median()) if known else 1.0
 
 
 def _miss_px(matrix: np.ndarray, uv_px: np.ndarray, scale: np.ndarray, guess: np.ndarray) -> float:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -161,7 +160,7 @@ class Fitter:
         self.scene, self.options, self.progress = scene, options, progress or Progress()
         self.device = choose_device(device)
         self.train, self.test = split(scene, options)
-        told = _told_degree([scene.camera[i] for i in self.train], _usual_depth(scene, self.train))
+        told = _told_degree([scene.camera[i] for i in self.train], scene.median_depth(self.train) or 0.0)
         self.sh_degree = told if options.sh_degree is None else options.sh_degree
         if options.sh_degree is None and self.sh_degree < USUAL_DEGREE:
             self.progress.note(
@@ -605,25 +604,18 @@ def _pixels(gaussians: Gaussians, cameras: Sequence[Camera]) -> Tensor:
     return torch.where(inside > 0, inside, most)
 
 
-def _told_degree(camera: Sequence[Camera], usual_depth: float) -> int:
+def _told_degree(camera: Sequence[Camera], median_depth: float) -> int:
     """The usual degree, or the largest with fewer coefficients than there are places from which photos look: with more
     each place has colours of its own, which are wrong in between.
     """
     centre = torch.stack([c.world_from_cam[:3, 3] for c in camera])
     usual = float((centre - centre.median(0).values).norm(dim=-1).median())
-    apart = max(SAME_PLACE * usual, SAME_DIRECTION * usual_depth)
+    apart = max(SAME_PLACE * usual, SAME_DIRECTION * median_depth)
     places = centre[:1]
     for place in centre:
         if len(places) <= (USUAL_DEGREE + 1) ** 2 and bool(((places - place).norm(dim=-1) > apart).all()):
             places = torch.cat([places, place[None]])
     return next((d for d in range(USUAL_DEGREE, 0, -1) if (d + 1) ** 2 < len(places)), 0)
-
-
-def _usual_depth(scene: Scene, train: Sequence[int]) -> float:
-    """0 where none is known."""
-    known = [d[d.isfinite()] for i in train if (d := scene.depth[i]) is not None]
-    each = [float(d.median()) for d in known if len(d)]
-    return float(np.median(each)) if each else 0.0
 
 
 def _extent(scene: Scene, train: Sequence[int], first: Gaussians) -> float:

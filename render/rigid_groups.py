@@ -278,18 +278,23 @@ def _refined(p: np.ndarray, pose: np.ndarray, limit: float) -> np.ndarray:
     return pose
 
 
+def _carried_back(p: np.ndarray, pose: np.ndarray) -> np.ndarray:
+    """Tracks `(n, t, 3)` as poses `(t, 4, 4)` see them, which would not move if they obeyed."""
+    return np.einsum("ntc,tcd->ntd", p - pose[:, :3, 3], pose[:, :3, :3])
+
+
 def _at_rest(p: np.ndarray, pose: np.ndarray) -> np.ndarray:
     """Points at rest `(n, 3)` that poses `(t, 4, 4)` carry to tracks `(n, t, 3)`; NaN where no time is shared."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of tracks that share no time
-        return np.nanmedian(np.einsum("ntc,tcd->ntd", p - pose[:, :3, 3], pose[:, :3, :3]), 1)
+        return np.nanmedian(_carried_back(p, pose), 1)
 
 
 def _miss(paths: _Paths, pose: np.ndarray) -> np.ndarray:
     """Distance `(n,)` of tracks from where poses `(t, 4, 4)` carry them: the median of what their places say; NaN where
     no time is shared.
     """
-    back = np.einsum("ntc,tcd->ntd", paths.p - pose[:, :3, 3], pose[:, :3, :3])
+    back = _carried_back(paths.p, pose)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         distance = np.linalg.norm(back - np.nanmedian(back, 1)[:, None], axis=-1)

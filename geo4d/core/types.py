@@ -478,6 +478,13 @@ class Scene:
         maps = [d for i in chosen if (d := self.dynamic[i]) is not None]
         return sum(float((d >= MOVES).float().mean()) for d in maps) / max(len(maps), 1)
 
+    def median_depth(self, frames: Sequence[int] | None = None) -> float | None:
+        """Median over frames, all or some, of each one's median depth, in scene units; None where none has depth."""
+        chosen = range(len(self.frames)) if frames is None else frames
+        known = [d[torch.isfinite(d)] for i in chosen if (d := self.depth[i]) is not None]
+        each = [d.median() for d in known if len(d)]
+        return float(torch.stack(each).median()) if each else None
+
     def depth_camera(self, index: int) -> Camera:
         """Camera of the depth map of frame `index`.
 
