@@ -90,18 +90,24 @@ def with_motion(
             moving = _moving(scene, one)
             follow = one.follow if tracker is None else tracker(list(scene.frames), one)
             places = _followed(one, [m >= MOVES for m in moving], follow, still, _enlarged(scene, one))
-            dynamic = list(scene.dynamic)
-            for i, score in zip(one.frame, _at_rest_too(one, moving, places), strict=True):
-                dynamic[i] = torch.from_numpy(_resized(score, _map_hw(scene, i)))
-            scene = replace(scene, dynamic=tuple(dynamic))
+            scene = _marked(scene, one, moving)
             if stands:
                 scene = with_contact_depth(scene, one.frame, clip=one)
+            scene = _marked(scene, one, _at_rest_too(one, moving, places))
             tracks.append(_tracks(scene, one, places, times))
             advance()
     if stands:
         filmed = {i for places in index for i in places}
         scene = with_contact_depth(scene, [i for i in range(len(scene.frames)) if i not in filmed])
     return replace(scene, tracks=_joined(tracks))
+
+
+def _marked(scene: Scene, one: Clip, scores: Sequence[np.ndarray]) -> Scene:
+    """The scene with scores of a clip's pictures as what moves."""
+    dynamic = list(scene.dynamic)
+    for i, score in zip(one.frame, scores, strict=True):
+        dynamic[i] = torch.from_numpy(_resized(score, _map_hw(scene, i)))
+    return replace(scene, dynamic=tuple(dynamic))
 
 
 def clips_of(scene: Scene) -> list[list[int]]:
@@ -383,7 +389,8 @@ def _at_rest_too(one: Clip, moving: Sequence[np.ndarray], places: np.ndarray) ->
         seen = here[np.isfinite(here).all(-1)].astype(int)
         dots = np.zeros(one.hw, np.uint8)
         dots[seen[:, 1].clip(0, one.hw[0] - 1), seen[:, 0].clip(0, one.hw[1] - 1)] = 1
-        # A little more than what points a cell apart cover, without single ones.
+        dots[score >= MOVES] = 0
+        # A little more than what points a cell apart cover, without single ones and those along an edge.
         cover = cv2.morphologyEx(cv2.dilate(dots, _disc(CELL_PX)), cv2.MORPH_OPEN, _disc(1.5 * CELL_PX))
         out.append(np.maximum(score, cover.astype(np.float32)))
     return out
