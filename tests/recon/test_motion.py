@@ -105,6 +105,30 @@ def test_what_rests_for_most_of_the_time_is_found_and_moves_at_rest_too(
     assert early.float().mean() > 0.5
 
 
+def test_points_of_a_thing_that_moves_do_not_mark_what_is_beside_it(sweep: Scene, world: moving.MovingBoxes) -> None:
+    scene, right = with_motion(sweep), []
+    for i, frame in enumerate(scene.frames):
+        dynamic = scene.dynamic[i]
+        assert dynamic is not None
+        right.append(float(moving.dynamic(world, scene.camera[i], frame.time_s or 0.0)[dynamic >= 0.5].float().mean()))
+    assert np.mean(right) > 0.8  # marking 4 px around each point: 0.71
+
+
+def test_where_a_thing_rests_its_depth_is_as_it_was(world: moving.MovingBoxes) -> None:
+    """Stereo over time is right of it there; what it stands on tells of its depth only where it moves."""
+    rested, times = resting(world, 1.25), moving.times(world, 16)
+    cameras = moving.sweep_cameras(16, HW, seed=5)
+    given = made(rested, [("camera", single(cameras, k)) for k in range(16)], times)
+    scene = with_motion(given, stands=True)
+    for i, changes in ((2, False), (14, True)):
+        before, after, dynamic = given.depth[i], scene.depth[i], scene.dynamic[i]
+        assert before is not None
+        assert after is not None
+        assert dynamic is not None
+        assert (dynamic >= 0.5).sum() > 100
+        assert torch.equal(before[dynamic >= 0.5], after[dynamic >= 0.5]) != changes
+
+
 def test_what_a_thing_leaves_behind_stands_still(world: moving.MovingBoxes) -> None:
     """The table where something has rested for most of the time is seen for the first time, and does not move."""
     rested, cameras = resting(world, 1.25), moving.rig_cameras(2, HW, seed=5, sweep_rad=0.4)
