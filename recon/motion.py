@@ -85,20 +85,19 @@ def with_motion(
     times = sorted({float(t) for i in index for k in i if (t := scene.frames[k].time_s) is not None})
     still, tracks = StillPoints(scene), []
     with progress.stage("flow and what moves", total=sum(len(i) for i in index)) as advance:
-        for places in index:  # one after the other: the flow of a camera is as large as all of its pictures
-            one = clip(list(scene.frames), places, threads, advance)
+        for filmed in index:  # one after the other: the flow of a camera is as large as all of its pictures
+            one = clip(list(scene.frames), filmed, threads, advance)
             moving = _moving(scene, one)
             follow = one.follow if tracker is None else tracker(list(scene.frames), one)
             places = _followed(one, [m >= MOVES for m in moving], follow, still, _enlarged(scene, one))
-            scene = _marked(scene, one, moving)
-            if stands:
-                scene = with_contact_depth(scene, one.frame, clip=one)
+            if stands:  # where things move: where they rest, stereo is right of them
+                scene = with_contact_depth(_marked(scene, one, moving), one.frame, clip=one)
             scene = _marked(scene, one, _at_rest_too(one, moving, places))
             tracks.append(_tracks(scene, one, places, times))
             advance()
     if stands:
-        filmed = {i for places in index for i in places}
-        scene = with_contact_depth(scene, [i for i in range(len(scene.frames)) if i not in filmed])
+        in_clips = {i for filmed in index for i in filmed}
+        scene = with_contact_depth(scene, [i for i in range(len(scene.frames)) if i not in in_clips])
     return replace(scene, tracks=_joined(tracks))
 
 
