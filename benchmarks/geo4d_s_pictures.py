@@ -61,11 +61,11 @@ def cameras(K: Tensor, world_from_cam: Tensor, hw: tuple[int, int]) -> list[Came
     return [Camera(k, pose, hw) for k, pose in zip(K.double(), poses, strict=True)]
 
 
-def photographed(model: nn.Module, name: str, count: int, index: int) -> Iterator[tuple[Views, Views]]:
+def photographed(model: nn.Module, side_px: int, name: str, count: int, index: int) -> Iterator[tuple[Views, Views]]:
     """The same of photos of a set."""
     views = sparse_sets.load_draw(name, count, index, sparse_sets.default_cache()).views
     network = networks.NETWORKS["geo4d-s"]
-    said = networks.predict(model, network, views.frames, Priors(), long_side=network.long_side)
+    said = networks.predict(model, network, views.frames, Priors(), long_side=side_px)
     photos = [f.read() for f in views.frames]
     unknown = [torch.full(f.hw, torch.nan) for f in views.frames]
     depths = [u if d is None else d for d, u in zip(said.depth, unknown, strict=True)]
@@ -112,7 +112,7 @@ def main() -> None:
     both = (
         generated(model, args.weights, args.scenes)
         if args.set is None
-        else photographed(model, args.set, args.count, args.index)
+        else photographed(model, networks.usual_side("geo4d-s", str(args.weights)), args.set, args.count, args.index)
     )
     write_rows(args.out, [row(true, said) for true, said in both])
 

@@ -173,7 +173,7 @@ def dynamic() -> str:
     """A row per generated scene: with motion, and what moves in a fit without."""
     rows = [[
         "filmed by", "scene", "PSNR dB", "where shown", "of what moves", "the same, fitted without motion",
-        "flow px of what moves", "the same, of standing still", "3D tracks, mean", "minutes",
+        "flow px of what moves", "the same, if it stood still", "3D tracks, mean", "minutes",
     ]]  # fmt: skip
     for case, name in NAMES.items():
         for scene in result("dynamic")["cases"].get(case, {"scenes": []})["scenes"]:
@@ -222,10 +222,40 @@ def dynamic_others() -> str:
     return markdown(rows)
 
 
+LEARNERS = {"trained": "trained", "elsewhere": "shown the pictures of another scene", "untrained": "untrained"}
+
+
+def geo4d_s() -> str:
+    """What trainings taught: a row per network and state, on scenes that no training saw."""
+    head = ["network", "pictures", "minutes", "AUC@5", "AUC@30", "depth AbsRel", "descriptors that match"]
+    rows = [head]
+    for network, run in result("geo4d_s")["trainings"].items():
+        for state, name in LEARNERS.items():
+            scores = run[state]
+            length = [f"{run['pictures']:,}", f"{run['minutes']:.0f}"] if state == "trained" else ["", ""]
+            figures = [f"{scores['auc@5']:.1f}", f"{scores['auc@30']:.1f}", f"{scores['abs_rel']:.3f}"]
+            figures.append(f"{100 * scores['matched']:.0f} %")
+            rows.append([f"{network}, {name}", *length, *figures])
+    return markdown(rows)
+
+
+def geo4d_s_speed() -> str:
+    """How fast scenes are made and views predicted, by device."""
+    data, rows = result("geo4d_s"), [["what", "device", "figure"]]
+    for device, run in data["generator"].items():
+        h, w = run["hw"]
+        rows.append([f"generated pictures of {w}x{h}", device, f"{run['pictures_per_s']:.1f} per second"])
+    for device, run in data["inference"].items():
+        h, w = run["hw"]
+        rows.append([f"geo4d-s, {run['views']} views of {w}x{h}", device, f"{run['seconds']:.2f} s"])
+    return markdown(rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "cameras": cameras, "depth": depth, "scale": scale, "rasterizer": rasterizer, "fit": fit,
     "sparse_views": sparse_views,
     "feedforward": feedforward,
+    "geo4d_s": geo4d_s, "geo4d_s_speed": geo4d_s_speed,
     "dynamic": dynamic, "dynamic_models": dynamic_models, "dynamic_others": dynamic_others,
 }  # fmt: skip
 

@@ -107,13 +107,14 @@ def reconstruct(
         image_size: longer side of the scene's pictures in pixels (0 = as photographed).
         feature_size: longer side in pixels at which features are found.
         max_frames: at most this many frames, of a dataset of times evenly spread (default: 150 of a video, else all).
-        start: use a video or a dataset with times from this second on.
-        end: use a video or a dataset with times up to this second.
-        cuts: of a video that was cut, auto uses the longest piece and says what to type for the others; none uses all.
+        start: use a video, pictures of a film (--fps) or a dataset with times from this second on.
+        end: use them up to this second.
+        cuts: of a film that was cut, auto uses the longest piece and says what to type for the others; none uses all.
         fps: the photos are the pictures of a film, so many per second in the order of their names, and all are kept; of
             a video take so many per second, instead of by motion (things that move are looked for in 2 and more).
         align_times: move the clocks of cameras that stand still where what they show moving disagrees.
-        motion: whether to look for what moves: auto does in pictures that follow each other within half a second.
+        motion: whether to look for what moves: auto does in datasets with times, and in pictures of a film that follow
+            each other within half a second.
         tracker: what follows points that move: flow, or cotracker where that package is installed.
         tracker_weights: file with the tracker's weights.
         keep_all: keep blurred and duplicate photos too.

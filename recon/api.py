@@ -65,7 +65,7 @@ class Backend:
 
 MAPPERS = ("auto", "incremental", "global")
 MOTIONS = ("auto", "none")
-CAMERAS, DEPTH = "cameras", "depth"
+CAMERAS, DEPTH, CAMERAS_AGAIN, DEPTH_AGAIN = "cameras", "depth", "cameras again", "depth again"
 """Folders of finished stages in a work folder."""
 KNOWN = ("intrinsics", "poses", "positions", "depth", "masks")
 
@@ -139,25 +139,77 @@ def reconstruct(
     check_distances([s for s in specs if isinstance(s, DistanceSpec)], frames)
     frames = with_depth(frames, known)
     with _folder(work_dir) as work:
+        find = functools.partial(
+            solve, priors=known, options=options, progress=progress,
+            predict=_predictor(BACKENDS[backend], predict, frames, known, options, progress),
+        )  # fmt: skip
         try:
-            solution = solve(
-                frames, priors=known, options=options, work_dir=work / CAMERAS, progress=progress,
-                predict=_predictor(BACKENDS[backend], predict, frames, known, options, progress),
-            )  # fmt: skip
+            solution = find(frames, work_dir=work / CAMERAS)
         except ReconstructionError as error:
             error.evidence.setdefault("photos", _photo_facts(frames, error.evidence.get("unregistered") or {}))
             raise
         _note_predicted(solution, frames, progress)
-        scene = sparse_scene(frames, solution, options.image_size)
-        if options.dense:
-            scene = _with_depth(scene, solution, known, options, work / DEPTH, progress)
-        scene, scale_facts = _with_scale(frames, scene, solution, known, specs, options, progress)
+        complete = functools.partial(_completed, frames, known=known, specs=specs, options=options, progress=progress)
+        scene, scale_facts = complete(solution, work=work / DEPTH)
+        again = _found_again(frames, scene, solution, find, work / CAMERAS_AGAIN, progress)
+        if again is not None:
+            solution = again
+            scene, scale_facts = complete(solution, work=work / DEPTH_AGAIN)
         for line in what_to_say(scene):
             progress.note(line)
         if options.dense:
-            scene = _with_motion(scene, solution, options, progress)
             scene = _with_points(scene, progress)
         return _with_report(scene, frames, solution, scale_facts)
+
+
+def _completed(
+    frames: Frames,
+    solution: CameraSolution,
+    *,
+    known: Priors,
+    specs: list[MarkerSpec | DistanceSpec],
+    options: ReconstructOptions,
+    work: Path,
+    progress: Progress,
+) -> tuple[Scene, dict[str, Any]]:
+    """Cameras with depth, a scale and what moves; facts of the scale."""
+    scene = sparse_scene(frames, solution, options.image_size)
+    if options.dense:
+        scene = _with_depth(scene, solution, known, options, work, progress)
+    scene, facts = _with_scale(frames, scene, solution, known, specs, options, progress)
+    return _with_motion(scene, solution, options, progress) if options.dense else scene, facts
+
+
+def _found_again(
+    frames: Frames,
+    scene: Scene,
+    solution: CameraSolution,
+    find: Callable[..., CameraSolution],
+    work: Path,
+    progress: Progress,
+) -> CameraSolution | None:
+    """Cameras from what stands still, where many of the points that they rest on move; None where they stay."""
+    from recon.standing import MOST_MOVING, moving_observations, without_what_moves
+
+    if scene.tracks is None or solution.depth_is_final:
+        return None
+    share = moving_observations(scene)
+    if share <= MOST_MOVING:
+        return None
+    said = f"{100 * share:.0f} % of what the cameras rest on moves"
+    try:
+        again = find(without_what_moves(frames, scene, solution), work_dir=work)
+    except ReconstructionError:
+        progress.note(f"{said}; what stands still is too little to find them again (--masks, --poses)")
+        return None
+    if len(again.cameras) < len(solution.cameras):
+        progress.note(
+            f"{said}; of what stands still {len(again.cameras)} of {len(solution.cameras)} could be found again: they "
+            "stay (--masks, --poses)"
+        )
+        return None
+    progress.note(f"{said}: they were found again from what stands still")
+    return again
 
 
 def _note_predicted(solution: CameraSolution, frames: Frames, progress: Progress) -> None:

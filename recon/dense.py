@@ -15,7 +15,7 @@ from torch import Tensor
 from geo4d.core import pictures
 from geo4d.core.errors import InputError
 from geo4d.core.progress import Progress
-from geo4d.core.types import Camera, Frame, PointCloud, Scene
+from geo4d.core.types import MOVES, Camera, Frame, PointCloud, Scene
 from recon.depth import DepthOptions, estimate_depth
 from recon.fusion import FusedMesh, fuse_mesh, fuse_points
 from recon.options import ReconstructOptions
@@ -209,21 +209,26 @@ def _load(folder: Path, count: int) -> tuple[list[Tensor | None], list[Tensor | 
 
 
 def _views(scene: Scene) -> dict[str, Any]:
-    """The views that have depth, as the arrays that `recon.fusion` takes."""
+    """The views that have depth, as the arrays that `recon.fusion` takes; where something moves none is known."""
     indices = [i for i, depth in enumerate(scene.depth) if depth is not None]
     if not indices:
         raise InputError("this scene has no depth", hint="reconstruct it without --no-dense")
     cameras = [scene.depth_camera(i) for i in indices]
-    depths = [scene.depth[i] for i in indices]
+    depths = [_of_what_stands(scene.depth[i], scene.dynamic[i]) for i in indices]
     maps = zip((scene.confidence[i] for i in indices), cameras, strict=True)
     confidences = [torch.ones(camera.hw) if confidence is None else confidence for confidence, camera in maps]
     return {
-        "depths": [d.numpy() for d in depths if d is not None],
+        "depths": depths,
         "confidences": [c.numpy() for c in confidences],
         "images": [pictures.resize(scene.frames[i].read(), k.hw) for i, k in zip(indices, cameras, strict=True)],
         "K": torch.stack([k.K for k in cameras]).numpy(),
         "world_from_cam": torch.stack([k.world_from_cam for k in cameras]).numpy(),
     }
+
+
+def _of_what_stands(depth: Tensor | None, dynamic: Tensor | None) -> np.ndarray:
+    assert depth is not None
+    return (depth if dynamic is None else torch.where(dynamic >= MOVES, torch.nan, depth)).numpy()
 
 
 def dense_points(scene: Scene, progress: Progress) -> PointCloud:

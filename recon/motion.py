@@ -1,13 +1,14 @@
 """What moves in a scene whose frames have times: pixels that do, and points that are followed through time.
 
 Cameras and depth are known here. A pixel moves where flow goes elsewhere than its point would if it stood still, where
-its depth differs from what the same camera saw there at most other times, or where other views look through it
+its depth is smaller than what the same camera saw there at most other times, or where other views look through it
 (`recon.dynamic`).
 """
 
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -110,13 +111,24 @@ def _marked(scene: Scene, one: Clip, scores: Sequence[np.ndarray]) -> Scene:
 
 
 def clips_of(scene: Scene) -> list[list[int]]:
-    """Places of the frames of each sensor that has several of different times and one size, in the order of time."""
+    """Places of the frames of each sensor that has several times, in their order: of its most frequent size, and the
+    first of each time.
+    """
     index: dict[str, list[int]] = {}
     for i, frame in enumerate(scene.frames):
         if frame.time_s is not None:
             index.setdefault(frame.sensor, []).append(i)
-    ordered = [sorted(i, key=lambda k: scene.frames[k].time_s or 0.0) for i in index.values()]
-    return [i for i in ordered if len(i) > 1 and _is_clip([scene.frames[k] for k in i])]
+    return [clip for clip in (_one_clip(scene, i) for i in index.values()) if len(clip) > 1]
+
+
+def _one_clip(scene: Scene, index: Sequence[int]) -> list[int]:
+    sizes = Counter(scene.frames[i].hw for i in index)
+    usual, first = sizes.most_common(1)[0][0], dict[float, int]()
+    for i in index:
+        time_s = scene.frames[i].time_s
+        if scene.frames[i].hw == usual and time_s is not None:
+            first.setdefault(time_s, i)
+    return [first[t] for t in sorted(first)]
 
 
 def is_filmed(scene: Scene) -> bool:
@@ -126,11 +138,6 @@ def is_filmed(scene: Scene) -> bool:
         if len(index) >= FEWEST_FILMED and float(np.median(np.diff(times))) <= MOST_APART_S:
             return True
     return False
-
-
-def _is_clip(frames: Sequence[Frame]) -> bool:
-    """Whether frames are of one size and of different times."""
-    return len({f.hw for f in frames}) == 1 and len({f.time_s for f in frames}) == len(frames)
 
 
 def _map_hw(scene: Scene, i: int) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from geo4d.core.errors import InputError
 from geo4d.core.io.moving import PosedCapture
 from geo4d.core.memory import refuse_beyond_memory
 from geo4d.core.progress import Progress
-from geo4d.core.types import MOVES, Camera, Observations, PointCloud, Scene
+from geo4d.core.types import Camera, Observations, PointCloud, Scene
 from recon import report
 from recon.dense import dense_depth, dense_points
 from recon.dynamic import with_dynamic
@@ -115,8 +115,8 @@ def _learnt(scene: Scene, options: ReconstructOptions, work_dir: Path, progress:
     if moves:
         tracker = follower(options, progress)
         moved = with_motion(scene, stands=not rig, tracker=tracker, threads=options.num_threads, progress=progress)
-        scene = judged(scene, moved, given=True, progress=progress)
-    return replace(scene, points=dense_points(_still(scene), progress))
+        scene = judged(scene, moved, given=True, rig=rig, progress=progress)
+    return replace(scene, points=dense_points(scene, progress))
 
 
 def _check_memory(scene: Scene, options: ReconstructOptions, *, rig: bool) -> None:
@@ -136,15 +136,6 @@ def _measured(scene: Scene) -> Priors:
     """Depth images that came with the pictures, in the unit of the cameras that came with them."""
     poses = {f.name: c.world_from_cam for f, c in zip(scene.frames, scene.camera, strict=True)}
     return Priors(world_from_cam=poses, metric=True, depth={f.name: f.depth for f in scene.frames if f.depth})
-
-
-def _still(scene: Scene) -> Scene:
-    """Without depth where something moves."""
-    depth = [
-        d if d is None or m is None else torch.where(m >= MOVES, torch.nan, d)
-        for d, m in zip(scene.depth, scene.dynamic, strict=True)
-    ]
-    return replace(scene, depth=tuple(depth))
 
 
 def _only(scene: Scene, index: Sequence[int]) -> Scene:

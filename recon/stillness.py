@@ -37,7 +37,7 @@ RETURNS = 0.3
 """Share of a picture whose flow has to return: two pictures of less in common do not follow each other."""
 
 
-def judged(before: Scene, scene: Scene, *, given: bool = False, progress: Progress) -> Scene:
+def judged(before: Scene, scene: Scene, *, given: bool = False, rig: bool = False, progress: Progress) -> Scene:
     """A scene after `recon.motion.with_motion`, with what its motion amounts to in `report["motion"]`, and said.
 
     Where nothing moves, it is the scene as it was before, with no tracks.
@@ -46,12 +46,23 @@ def judged(before: Scene, scene: Scene, *, given: bool = False, progress: Progre
         before: the scene before motion was looked for.
         scene: the same with `tracks`.
         given: whether its cameras were given.
+        rig: whether depth is of several cameras at one time, which nothing at rest has to hold together.
         progress: hears what moves.
     """
-    if not clips_of(scene):
-        progress.note("what moves cannot be told: no camera has pictures of two times")
+    clips = clips_of(scene)
+    left = sum(f.time_s is not None for f in scene.frames) - sum(map(len, clips))
+    if clips and left:
+        progress.note(
+            f"what moves was not looked for in {left} pictures: of their camera they are the only one, of another "
+            'size, or of a time that it has another picture of; "sensor" or folders tell cameras apart (geo4d doctor)'
+        )
+    if not clips:
+        progress.note(
+            "what moves cannot be told: no camera has pictures of two times and one size; geo4d doctor tells what it "
+            "takes for a camera"
+        )
         return scene
-    share, explained = scene.moving_share(), explained_share(scene)
+    share, explained = scene.moving_share(), None if rig else explained_share(scene)
     tracks = scene.tracks
     count = 0 if tracks is None else len(tracks)
     facts: dict[str, Any] = {"share": share, "tracks": count, "explained": explained}

@@ -46,7 +46,6 @@ MOVING_SHARE = 0.5
 """Of the first Gaussians, at most, are of what moves."""
 DECAYING = ("means", "cameras")
 """Whose rates go down; those of a motion do, too."""
-USUAL_HOLDOUT = 8
 LEAST_EXTENT = 0.1
 """Of the cameras, as part of the distance of half of what they see."""
 USUAL_DEGREE = 2
@@ -115,29 +114,19 @@ def fit(
         return Fitter(scene, options, device=device, progress=progress).run().gaussians
 
 
-def held_out_every(scene: Scene, options: FitOptions) -> int:
-    """`holdout` of a fit: where None is asked for, 0 if the scene's dataset holds out photos itself, else 8."""
-    if options.holdout is not None:
-        return options.holdout
-    return 0 if scene.report.get("held_out") else USUAL_HOLDOUT
-
-
 def split(scene: Scene, options: FitOptions) -> tuple[list[int], list[int]]:
-    """Indices of training and held-out photos: those are held out that `Frames.held_out` chooses, and always those that
-    the dataset of the scene holds out (`report["held_out"]`).
+    """Indices of training and held-out photos: those of `Scene.held_out`.
 
     Raises:
         InputError: nothing would be left to train on.
     """
-    every, given = held_out_every(scene, options), set(scene.report.get("held_out") or ())
-    rest = [i for i, f in enumerate(scene.frames) if f.name not in given]
-    chosen = scene.frames.subset(rest).held_out(every, options.holdout_by) if every and rest else []
-    test = sorted({rest[i] for i in chosen} | (set(range(len(scene.frames))) - set(rest)))
+    test = sorted(scene.held_out(options.holdout, options.holdout_by))
     train = [i for i in range(len(scene.frames)) if i not in set(test)]
     if not train:
+        by_dataset = len(scene.held_out(0)) == len(scene.frames)
         raise InputError(
             "no photos are left to fit to", found=f"{len(scene.frames)} photos, of which {len(test)} are held out",
-            accepted="more photos", hint="hold out none: --holdout 0" if len(rest) else "",
+            accepted="more photos", hint="" if by_dataset else "hold out none: --holdout 0",
         )  # fmt: skip
     return train, test
 
@@ -233,7 +222,8 @@ class Fitter:
                 raise InputError(
                     f"cannot fit motion {o.motion!r}",
                     found="training photos that show no points, of known depth, that move together for long",
-                    accepted="things that some photos follow", hint="--motion auto takes all to stand still then",
+                    accepted="things that some photos follow",
+                    hint="--motion hexplane needs none that move as one; --motion auto takes all to stand still then",
                 )  # fmt: skip
             self.progress.note(
                 "the training photos show no points, of known depth, that move together for long: all is taken to "

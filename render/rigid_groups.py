@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 
+import numba
 import numpy as np
 import torch
 from scipy.spatial import KDTree
@@ -89,6 +90,18 @@ def rigid_groups(tracks: PointTracks, *, most: int = 16, seed: int = 0) -> Rigid
     return wider if (wider.group[moving] >= 0).sum() > held else found
 
 
+def standing_group(tracks: PointTracks) -> RigidGroups:
+    """One group, which never moves, of the tracks that are known at the time at which most are: all that rigid motions
+    say of what flows.
+    """
+    known = _known(tracks.p_world.numpy())
+    rest = int(known.sum(0).argmax())
+    group = np.where(known[:, rest], 0, -1)
+    return RigidGroups(
+        tracks.time_s.numpy(), _still(len(tracks.time_s))[None], rest, group, tracks.p_world[:, rest].numpy().copy()
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class _Paths:
     """Tracks in the world."""
@@ -105,14 +118,30 @@ class _Paths:
 def _says(p: np.ndarray, limit: float) -> np.ndarray:
     """How much each place of tracks counts in what they say of a motion, `(n, t)`; 0 where not known.
 
-    All times that a track spends within a limit of one place together count as the root of their number: what rests for
-    most of the time moves with the times at which it does, and few places that are wrong do not outvote the others.
+    All times that a track spends within twice a limit of one place together count as the root of their number: what
+    rests for most of the time moves with the times at which it does, and few places that are wrong do not outvote the
+    others.
     """
     known = _known(p)
-    near = np.zeros(known.shape)
-    for t in range(p.shape[1]):
-        near += np.linalg.norm(np.nan_to_num(p - p[:, t : t + 1], nan=np.inf), axis=-1) <= 2 * limit
-    return known / np.sqrt(np.maximum(near, 1))
+    return known / np.sqrt(np.maximum(_times_near(np.where(known[..., None], p, 0.0), known, 2 * limit), 1))
+
+
+@numba.njit(cache=True, nogil=True)
+def _times_near(p: np.ndarray, known: np.ndarray, reach: float) -> np.ndarray:
+    """At how many times `(n, t)` each track is within reach of where it is at a time, that time counted."""
+    near = np.zeros(known.shape, np.int64)
+    for i in range(p.shape[0]):
+        times = np.flatnonzero(known[i])
+        for a in range(len(times)):
+            t = times[a]
+            near[i, t] += 1
+            for b in range(a + 1, len(times)):
+                u = times[b]
+                x, y, z = p[i, t, 0] - p[i, u, 0], p[i, t, 1] - p[i, u, 1], p[i, t, 2] - p[i, u, 2]
+                if x * x + y * y + z * z <= reach * reach:
+                    near[i, t] += 1
+                    near[i, u] += 1
+    return near
 
 
 def _found(

@@ -428,6 +428,8 @@ class Scale:
 
 MOVES = 0.5
 """A pixel with at least this much of `Scene.dynamic` shows a thing that moves, be it at another time."""
+USUAL_HOLDOUT = 8
+"""Every so-manieth photo is held back from a fit where nothing else is asked for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -471,6 +473,28 @@ class Scene:
                 raise InputError(
                     f"the camera of {frame.name!r} is not finite", found=f"pose {camera.world_from_cam.tolist()}"
                 )
+
+    def held_out(self, every: int | None = None, by: Literal["photo", "time", "camera"] = "photo") -> list[int]:
+        """Indices of the frames that a fit holds back, by name: those that the scene's dataset holds out
+        (`report["held_out"]`), and of the others those that `Frames.held_out` chooses.
+
+        Args:
+            every: as there; 0 chooses no others; None is 8, or 0 where the dataset holds out some.
+            by: as there.
+
+        Raises:
+            InputError: as there.
+        """
+        given = set(self.report.get("held_out") or ())
+        every = self.holdout_every(every)
+        rest = [i for i, name in enumerate(self.frames.names) if name not in given]
+        chosen = self.frames.subset(rest).held_out(every, by) if every and rest else []
+        found = {rest[i] for i in chosen} | (set(range(len(self.frames))) - set(rest))
+        return sorted(found, key=self.frames.names.__getitem__)
+
+    def holdout_every(self, every: int | None = None) -> int:
+        """`every` of `held_out`, and what it is where None is asked for."""
+        return (0 if self.report.get("held_out") else USUAL_HOLDOUT) if every is None else every
 
     def moving_share(self, frames: Sequence[int] | None = None) -> float:
         """Share of the pixels that move, of all frames or of some; 0 where nobody looked."""

@@ -144,9 +144,17 @@ def choose(scene: Scene, fitted: dict[str, Any], *, holdout: int | None = None, 
             accepted="metrics.json of geo4d fit for the photos in the scene", hint="--holdout 8, or --all",
         )  # fmt: skip
     if holdout is not None:
-        index = scene.frames.held_out(holdout)
+        index = scene.held_out(holdout)
+        if not index:
+            raise InputError(
+                "there are no photos to compare", found=f"--holdout {holdout}, and the dataset holds out none",
+                accepted="1 or more, usually 8", hint="--all",
+            )  # fmt: skip
+        words = f"photos 0, {holdout}, {2 * holdout}, ... by name" if holdout else ""
+        if scene.report.get("held_out"):
+            words = f"{words} and those that the dataset holds out" if words else "those that the dataset holds out"
         unseen = None if "test" not in fitted else {names[i] for i in index} <= set(test)
-        return Choice(index, f"photos 0, {holdout}, {2 * holdout}, ... by name", unseen)
+        return Choice(index, words, unseen)
     if test and not every:
         return Choice([names.index(name) for name in test], "photos that the fit has not seen", True)
     unseen = None if "test" not in fitted else False

@@ -27,7 +27,7 @@ from geo4d.evaluation.view_scores import score_views
 from geo4d.evaluation.views import METRICS
 from render.checkpoint import load_checkpoint, save_checkpoint
 from render.fit_options import FitOptions
-from render.fitting import SNAPSHOT_EVERY, Fit, Fitter, held_out_every
+from render.fitting import SNAPSHOT_EVERY, Fit, Fitter
 
 CHECKPOINT = "fit.checkpoint.npz"
 CHECKPOINT_EVERY_S = 60.0
@@ -162,7 +162,7 @@ def _metrics(
         "corrected": held_out["corrected"], "images": held_out["images"],
         "image_size": held_out["image_size"] or train["image_size"],
         "cameras": _poses(scene, fit) if options.refine_cameras else None,
-        "train": train, "holdout": held_out_every(scene, options),
+        "train": train, "holdout": scene.holdout_every(options.holdout),
         "holdout_by": options.holdout_by, "test": [scene.frames[i].name for i in fit.test],
         "seed": options.seed, "command": command_line(command),
         "complete": fit.complete, "steps": fit.steps, "seconds": fit.seconds,

@@ -25,6 +25,7 @@ from geo4d.core.io.film import VIDEO_SUFFIXES, VideoPart
 from geo4d.core.io.frames import load_frames, source_files
 from geo4d.core.io.moving import (
     PosedCapture,
+    agreement,
     aligned_in_time,
     disagreement,
     estimate_time_offsets,
@@ -32,7 +33,7 @@ from geo4d.core.io.moving import (
     quick_time_offsets,
     recognise_moving,
 )
-from geo4d.core.io.moving_capture import doubtful_unit, on_one_clock
+from geo4d.core.io.moving_capture import doubtful_unit, interval_s, on_one_clock
 from geo4d.core.io.scene import MARKER, command_line, load_scene, package_version, write_scene_files
 from geo4d.core.memory import peak_memory_gib
 from geo4d.core.progress import Progress
@@ -122,6 +123,7 @@ def reconstruct_folder(
     check_request(backend, options, max_frames=max_frames)
     atomic.check_replaceable(out, overwrite=overwrite, marker=MARKER)
     atomic.check_replaceable(_failed_folder(out), overwrite=True, marker=FAILED_MARKER)
+    _check_no_scene(source)
     with _partial(out, resume, progress) as partial:
         work = partial / STAGES
         least = BACKENDS[backend].least
@@ -142,7 +144,8 @@ def reconstruct_folder(
                 hint="leave it out: one camera has one clock",
             )  # fmt: skip
         frames, known = (posed.frames, Priors()) if posed else inputs.load(work / "video", progress)
-        _check_same_run(work, _fingerprint(inputs, frames, known, options, backend), progress)
+        stamp = _fingerprint(inputs, frames, known, options, backend, without=(out, partial))
+        _check_same_run(work, stamp, progress)
         times = _Times.of(work / "seconds.json", start)
         run = _run_facts(command, options, times)
         try:
@@ -244,6 +247,12 @@ class _Inputs:
             progress.note(
                 f"{len(posed.frames)} of {len(whole.frames)} pictures are used, at {times[0]} of {times[1]} times"
             )
+            apart_s = interval_s(posed.time_s, [f.sensor for f in posed.frames])
+            if apart_s > MOST_APART_S >= interval_s(whole.time_s, [f.sensor for f in whole.frames]):
+                progress.note(
+                    f"they are {apart_s:.2g} s apart now: what moves can hardly be followed over more than "
+                    f"{MOST_APART_S:g} s; --start and --end take a part instead"
+                )
         return posed
 
     @functools.cached_property
@@ -277,6 +286,15 @@ class _Inputs:
         return [*source_files(self.source), *(p for p in masks if p.is_file())]
 
 
+def _check_no_scene(source: str) -> None:
+    path = Path(source).expanduser()
+    if (path / MARKER).is_file() and recognise_moving(path) is None:
+        raise InputError(
+            "this is a scene already", found=f"{path / MARKER}", accepted="photos, a video, or a dataset",
+            hint=f"geo4d fit {path} goes on with it; geo4d reconstruct {path / 'images'} finds its cameras anew",
+        )  # fmt: skip
+
+
 def _clock_offsets(posed: PosedCapture, align_times: bool, progress: Progress) -> dict[str, float]:
     """By how much the clocks of cameras disagree, and said where they are not put right; from all pictures to do so."""
     estimate = estimate_time_offsets if align_times else quick_time_offsets
@@ -284,6 +302,8 @@ def _clock_offsets(posed: PosedCapture, align_times: bool, progress: Progress) -
     disagree = disagreement(posed, offsets)
     if disagree and not align_times:
         progress.note(f"{disagree}; --align-times moves them")
+    if align_times:
+        progress.note(agreement(posed, offsets))
     doubt = doubtful_unit(posed.time_s, [f.sensor for f in posed.frames])
     if doubt is not None:
         progress.note("; ".join(doubt))
@@ -314,14 +334,19 @@ def _say_why_still(scene: Scene, inputs: _Inputs, options: ReconstructOptions, p
     )
 
 
-def _fingerprint(inputs: _Inputs, frames: Frames, known: Priors, options: ReconstructOptions, backend: str) -> str:
+def _fingerprint(
+    inputs: _Inputs, frames: Frames, known: Priors, options: ReconstructOptions, backend: str, without: Sequence[Path]
+) -> str:
     """Of everything that the stages from the pictures to the mapping depend on.
 
-    Not of what enters later: sources of scale, positions and measured depth. The depth stage knows by itself which
-    cameras and measurements it was made for.
+    Not of files in folders `without`: the scene may lie inside of what it is made from. Nor of what enters later:
+    sources of scale, positions and measured depth. The depth stage knows by itself which cameras and measurements it
+    was made for.
     """
     described = [[f.name, f.hw, f.time_s, f.sensor, f.quarter_turns] for f in frames]
-    contents = [[p.name, _digest(p)] for p in inputs.files()]
+    own = [folder.resolve() for folder in without]
+    files = [p for p in inputs.files() if not any(p.resolve().is_relative_to(folder) for folder in own)]
+    contents = [[p.name, _digest(p)] for p in files]
     settings = [
         asdict(replace(options, scale=(), threads=None)),
         inputs.max_frames,

@@ -19,7 +19,7 @@ from geo4d.core.io.gaussians import GAUSSIANS, read_gaussians, read_scene_gaussi
 from geo4d.core.io.nerfstudio import write_transforms
 from geo4d.core.io.scene import command_line, load_scene, package_version
 from geo4d.core.progress import Progress
-from geo4d.core.types import Camera, Gaussians, Scene, single_cameras, stack_cameras
+from geo4d.core.types import USUAL_HOLDOUT, Camera, Gaussians, Scene, single_cameras, stack_cameras
 from geo4d.evaluation.views import METRICS, choose, fit_metrics
 from geo4d.pipeline.times import check_moves, span_of
 from render import trajectories
@@ -30,7 +30,6 @@ from render.views import iterate_views, rendering_bytes
 MARKER = "render.json"
 LONG_SIDE = 960
 FRAMES = 120
-HOLDOUT = 8
 AS_PHOTO = ("rgb", "normal", "edge", "alpha", "segmentation", "depth", "flow")
 """Whose files cameras.json names, the first that was rendered: nerfstudio's `file_path` is a picture, and required."""
 FILES = "a camera_path.json of nerfstudio's viewer, a transforms.json, or the cameras.json of geo4d render"
@@ -279,10 +278,11 @@ def _held_out(folder: Path, scene: Scene, options: RenderOptions, progress: Prog
         if "test" in fitted:
             raise InputError(
                 "the fit held out no photos", found=f"none in {folder / METRICS}",
-                hint=f"--holdout {HOLDOUT} renders every {HOLDOUT}th, which the fit has seen",
+                hint=f"--holdout {USUAL_HOLDOUT} renders every {USUAL_HOLDOUT}th, which the fit has seen",
             )  # fmt: skip
-        progress.note(f"nothing says which photos were held out: every {HOLDOUT}th, as geo4d fit does")
-        every = HOLDOUT
+        every = scene.holdout_every()
+        chosen = f"every {every}th" if every else "those that the dataset holds out"
+        progress.note(f"nothing says which photos were held out: {chosen}, as geo4d fit does")
     return choose(scene, fitted, holdout=every).index
 
 

@@ -74,11 +74,12 @@ def _recipe(
         raise InputError(
             "--register-only needs register tokens", found="--registers 0", accepted="1 or more", hint="--registers 4"
         )
-    last = CONFIGS[network].graph.vit.depth - 1
-    if registers < 0 or not all(0 < k <= last and k % 2 for k in blocks):
+    graph = CONFIGS[network].graph
+    first, last = graph.alternate_from or 0, graph.vit.depth - 1
+    if registers < 0 or not all(first <= k <= last and k % 2 for k in blocks):
         raise InputError(
             "cannot build the network", found=f"--registers {registers} --register-only {register_only or 'none'}",
-            accepted=f"0 or more, and odd blocks up to {last}: these attend over all views",
+            accepted=f"0 or more, and odd blocks from {first} to {last}: these attend over all views",
         )  # fmt: skip
     recipe = replace(
         RECIPES[network], registers=registers, register_only=blocks,

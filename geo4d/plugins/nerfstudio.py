@@ -36,9 +36,9 @@ RATES = {"means": 1.6e-5, "quats": 1e-3, "log_scales": 5e-3, "logits": 5e-2, "sh
 class SplitData:
     """One split of a scene as nerfstudio wants it: OpenGL cameras in a world with z up that they fill to [-1, 1].
 
-    `pose (n, 3, 4)` is camera to world; `fx`, `fy`, `cx`, `cy`, `width`, `height` are `(n,)`; `time_s (n,)` counts from
-    the scene's first picture, None where one has no time; `transform (3, 4)` and
-    `scale` are what was applied to the scene's world: p_new = scale * (transform p_world).
+    `pose (n, 3, 4)` is camera to world; `fx`, `fy`, `cx`, `cy`, `width`, `height` are `(n,)`; `time (n,)` is a share of
+    `span_s`, None where one has no time; `transform (3, 4)` and `scale` are what was applied to the
+    scene's world: p_new = scale * (transform p_world).
     """
 
     files: list[Path]
@@ -50,9 +50,9 @@ class SplitData:
     cy: Tensor
     width: Tensor
     height: Tensor
-    time_s: Tensor | None
-    start_s: float
-    """Time of the scene's first picture in the scene."""
+    time: Tensor | None
+    span_s: tuple[float, float]
+    """Times of the scene's first and last picture: what nerfstudio's viewer and paths have as 0 and 1."""
     points: Tensor
     rgb: Tensor
     transform: Tensor
@@ -66,8 +66,8 @@ def split_data(folder: Path, split: str = "train", *, eval_interval: int = 8, no
     Args:
         folder: a scene folder, as on disk: pictures and masks are read from there.
         split: `train`, or `val` or `test` for the pictures that are held out.
-        eval_interval: every so-manieth picture by sorted name is held out, the first one included; 0 holds out none
-            and evaluates on all.
+        eval_interval: every so-manieth picture by sorted name is held out, the first one included, and what the scene's
+            dataset holds out; 0 holds out no others, and evaluates on all where there are none.
         normalise: turn up to +z, centre the cameras and scale them to [-1, 1]; else the scene's own world.
 
     Raises:
@@ -75,28 +75,30 @@ def split_data(folder: Path, split: str = "train", *, eval_interval: int = 8, no
     """
     scene = load_scene(folder)
     order = sorted(range(len(scene.frames)), key=lambda i: scene.frames[i].name)
-    held_out = scene.frames.held_out(eval_interval) if eval_interval else []
+    held_out = scene.held_out(eval_interval)
     train = [i for i in order if i not in held_out]
-    chosen = train if split == "train" or not eval_interval else held_out
+    chosen = train if split == "train" or not held_out else held_out
     if not chosen:
         raise InputError(
             f"cannot make the {split} split of {str(folder)!r}", found=f"{len(order)} pictures",
-            accepted=f"more than one picture, every {eval_interval}th held out", hint="--eval-interval 0",
+            accepted=f"pictures that are left where {len(held_out)} are held out", hint="--eval-interval 0",
         )  # fmt: skip
     transform, scale = _normalisation(scene) if normalise else (torch.eye(4, dtype=torch.float64), 1.0)
     poses = torch.stack([transform @ scene.camera[i].world_from_cam @ geometry.OPENGL_FROM_OPENCV for i in chosen])
     poses[:, :3, 3] *= scale
     K = torch.stack([scene.camera[i].K for i in chosen]).float()
     hw = torch.tensor([scene.camera[i].hw for i in chosen])
-    start_s = min((f.time_s for f in scene.frames if f.time_s is not None), default=0.0)
-    times = [t - start_s for i in chosen if (t := scene.frames[i].time_s) is not None]
+    every_s = [f.time_s for f in scene.frames if f.time_s is not None] or [0.0]
+    span_s = min(every_s), max(every_s)
+    length_s = span_s[1] - span_s[0] or 1.0
+    times = [(t - span_s[0]) / length_s for i in chosen if (t := scene.frames[i].time_s) is not None]
     points = geometry.transform_points(transform, scene.points.p_world) * scale
     files = [_file(scene, i) for i in chosen]
     masked = any(frame.read_mask is not None for frame in scene.frames)
     return SplitData(
         files, [folder / "masks" / f"{file.stem}.png" for file in files] if masked else None, poses[:, :3].float(),
         K[:, 0, 0], K[:, 1, 1], K[:, 0, 2], K[:, 1, 2], hw[:, 1], hw[:, 0],
-        torch.tensor(times) if len(times) == len(chosen) else None, start_s,
+        torch.tensor(times) if len(times) == len(chosen) else None, span_s,
         points.float(), (scene.points.rgb * 255).round().to(torch.uint8),
         transform[:3].float(), scale, folder / GAUSSIANS,
     )  # fmt: skip
@@ -193,7 +195,7 @@ def _dataparser_classes() -> dict[str, Any]:
         data: Path = Path()
         """The scene folder."""
         eval_interval: int = 8
-        """Every so-manieth picture by sorted name is held out; 0 evaluates on all."""
+        """Every so-manieth picture by sorted name is held out, and what the dataset holds out; 0: no others."""
         normalise: bool = True
         """Turn up to +z, centre and scale the cameras to [-1, 1]."""
 
@@ -208,7 +210,7 @@ def _dataparser_classes() -> dict[str, Any]:
             cameras = Cameras(
                 camera_to_worlds=data.pose, fx=data.fx[:, None], fy=data.fy[:, None], cx=data.cx[:, None],
                 cy=data.cy[:, None], width=data.width[:, None], height=data.height[:, None],
-                camera_type=CameraType.PERSPECTIVE, times=None if data.time_s is None else data.time_s[:, None],
+                camera_type=CameraType.PERSPECTIVE, times=None if data.time is None else data.time[:, None],
             )  # fmt: skip
             return DataparserOutputs(
                 image_filenames=data.files, cameras=cameras, mask_filenames=data.masks,
@@ -216,7 +218,7 @@ def _dataparser_classes() -> dict[str, Any]:
                 dataparser_transform=data.transform, dataparser_scale=data.scale,
                 metadata={
                     "points3D_xyz": data.points, "points3D_rgb": data.rgb, "geo4d_gaussians": str(data.gaussians),
-                    "geo4d_transform": data.transform, "geo4d_scale": data.scale, "geo4d_start_s": data.start_s,
+                    "geo4d_transform": data.transform, "geo4d_scale": data.scale, "geo4d_span_s": data.span_s,
                 },
             )  # fmt: skip
 
@@ -247,7 +249,7 @@ def _model_classes() -> dict[str, Any]:
             fitted = read_scene_gaussians(path.parent)
             self.gaussians, self.motion = parameters(fitted), fitted.motion
             self.transform, self.scale = metadata["geo4d_transform"], metadata["geo4d_scale"]
-            self.start_s = metadata["geo4d_start_s"]
+            self.span_s = metadata["geo4d_span_s"]
 
         def get_param_groups(self) -> dict[str, list[torch.nn.Parameter]]:
             return {name: [self.gaussians[name]] for name in RATES}
@@ -255,11 +257,14 @@ def _model_classes() -> dict[str, Any]:
         def get_outputs(self, camera: Any) -> dict[str, Tensor]:
             hw = int(camera.height.item()), int(camera.width.item())
             K = camera.get_intrinsics_matrices()[0]
-            time_s = None if camera.times is None else self.start_s + float(camera.times.flatten()[0])
+            time_s = None if camera.times is None else self._second(float(camera.times.flatten()[0]))
             seen_by = scene_camera(camera.camera_to_worlds[0], K, hw, self.transform, self.scale)
             self.motion = self.motion and self.motion.to(self.device)
             outputs = draw(self.gaussians, seen_by, self.motion, time_s)
             return outputs | {"depth": outputs["depth"] * self.scale}
+
+        def _second(self, share: float) -> float:
+            return (1 - share) * self.span_s[0] + share * self.span_s[1]
 
         @torch.no_grad()
         def get_outputs_for_camera(self, camera: Any, obb_box: Any = None) -> dict[str, Tensor]:

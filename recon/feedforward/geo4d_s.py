@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recon.feedforward.da3 import DA3, Da3Config, Da3Output, DualDpt
+from recon.feedforward.da3 import DA3, CameraDecoder, Da3Config, Da3Output, DualDpt
 from recon.feedforward.layers import VitConfig
 
 DESCRIPTOR = 24
 """Dimensions of a descriptor."""
+TOKEN = 0.5
+"""Size of the first values of tokens and positions: about that of the patches' own."""
 
 
 @dataclass(frozen=True)
@@ -24,14 +28,18 @@ class Geo4dSConfig:
 
 
 def _vit(dim: int, depth: int, heads: int) -> VitConfig:
-    return VitConfig(dim=dim, depth=depth, heads=heads, img_size=252, norm_eps=1e-5, qk_norm_from=depth // 3)
+    # Branches so small that the sum of all of them is as large as what they are added to.
+    return VitConfig(
+        dim=dim, depth=depth, heads=heads, img_size=252, norm_eps=1e-5, qk_norm_from=depth // 3,
+        layer_scale=1 / math.sqrt(2 * depth),
+    )  # fmt: skip
 
 
-GEO4D_S = Geo4dSConfig(Da3Config(_vit(320, 12, 5), camera_depth=2))
+GEO4D_S = Geo4dSConfig(Da3Config(_vit(320, 12, 5), camera_depth=2, camera_layer_scale=0.5))
 GEO4D_XS = Geo4dSConfig(
     Da3Config(
         _vit(128, 8, 4), alternate_from=2, rope_from=2, out_layers=(3, 5, 6, 7), features=32,
-        channels=(24, 48, 64, 96), camera_heads=4, camera_depth=1,
+        channels=(24, 48, 64, 96), camera_heads=4, camera_depth=1, camera_layer_scale=0.5,
     )
 )  # fmt: skip
 """Small enough to be trained on two cores, to see that the recipe learns."""
@@ -65,15 +73,62 @@ class Geo4dS(DA3):
         super().__init__(config.graph)
         self.full_config = config
         self.head = DescribingDpt(config)
-        # From the start cameras look ahead by about a radian: near zero, a quaternion's direction would be anything.
-        nn.init.constant_(self.cam_dec.fc_qvec.bias[3:].detach(), 1.0)
-        fov = self.cam_dec.fc_fov[0]
-        assert isinstance(fov, nn.Linear)
-        nn.init.constant_(fov.bias.detach(), 1.0)
+        self.cam_dec = NormedCameraDecoder(config.graph.dim_out)
+        if not self.backbone.pretrained.pos_embed.is_meta:
+            self._begin()
+
+    @torch.no_grad()
+    def _begin(self) -> None:
+        """Start values. What published networks begin with rests on a trained encoder: without one, hardly anything of
+        the pictures would reach the cameras, and patches would not know where they are.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+        self.cam_dec.begin()
+        vit = self.backbone.pretrained
+        vit.pos_embed[:, 1:] = TOKEN * sines(math.isqrt(vit.pos_embed.shape[1] - 1), vit.config.dim)
+        for tokens in (vit.cls_token, vit.camera_token, vit.register_tokens):
+            if tokens is not None:
+                nn.init.normal_(tokens, std=TOKEN)
 
     def _output(self, maps: tuple[Tensor, ...], pose_enc: Tensor, cam_from_world: Tensor, K: Tensor) -> Geo4dSOutput:
         depth, depth_conf, ray, ray_conf, descriptor = maps
         return Geo4dSOutput(depth, depth_conf, ray, ray_conf, pose_enc, cam_from_world, K, descriptor)
+
+
+class NormedCameraDecoder(CameraDecoder):
+    """Reads camera tokens that are brought to one size."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As of `CameraDecoder`."""
+        return super().forward(self.norm(x.float()))
+
+    def begin(self) -> None:
+        """Start values: cameras look ahead by about a radian; near zero, a quaternion's direction would be anything."""
+        for layer in self.backbone:
+            if isinstance(layer, nn.Linear):
+                nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
+        fov = self.fc_fov[0]
+        assert isinstance(fov, nn.Linear)
+        for layer in (self.fc_t, self.fc_qvec, fov):
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+        nn.init.constant_(self.fc_qvec.bias[3:], 1.0)
+        nn.init.constant_(fov.bias, 1.0)
+
+
+def sines(side: int, dim: int) -> Tensor:
+    """Sines and cosines `(side * side, dim)` of rows and columns, of half a wave to a quarter of the side in waves."""
+    centre = (2 * torch.arange(side) + 1 - side) / side
+    waves = 0.5 * (side / 2) ** (torch.arange(dim // 4) / max(dim // 4 - 1, 1))
+    angle = math.pi * centre[:, None] * waves
+    axis = torch.cat([angle.sin(), angle.cos()], -1)
+    rows, columns = axis[:, None].expand(-1, side, -1), axis[None].expand(side, -1, -1)
+    return torch.cat([rows, columns], -1).flatten(0, 1)
 
 
 class DescribingDpt(DualDpt):

@@ -8,6 +8,7 @@ of VGGT (Wang et al. 2025) and Depth Anything 3, with logarithms of depth; descr
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,12 +24,12 @@ from recon.feedforward.layers import encode_pose
 CONF_WEIGHT = 0.2
 """Of the logarithm of confidence, against the error that it is multiplied with."""
 FAR = 5.0
-"""Errors of points and rays are not counted beyond: a wrong camera throws them anywhere."""
+"""Beyond, errors of places count by their logarithm: a wrong camera throws points anywhere."""
 TEMPERATURE = 0.07
 LEAST_UNIT = 0.05
 """Of the distance of cameras, as a share of that of points: nearly in one place they give no unit."""
 SUREST = 100.0
-"""Confidence beyond this counts as this."""
+"""Confidence beyond this counts as this, and is pulled back."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,8 @@ class Truth:
     def of(batch: Batch) -> Truth:
         """Of generated scenes."""
         first = geometry.rigid_inverse(batch.world_from_cam[:, :1]) @ batch.world_from_cam
-        far = unprojected(batch.depth, batch.K, first).norm(dim=-1).mean((1, 2, 3)).clamp_min(1e-6)
-        return Truth(batch.rgb, first, batch.K, batch.depth)._in_units(far)
+        truth = Truth(batch.rgb, first, batch.K, batch.depth)
+        return truth._in_units(truth.far())
 
     def by_cameras(self) -> Truth:
         """In units of the median distance of the other cameras from the first, as known poses are given in use."""
@@ -70,6 +71,11 @@ class Truth:
         unit = distance.quantile(0.5, 1) if distance.shape[1] else torch.ones_like(self.depth[:, 0, 0, 0])
         unit = unit.clamp_min(LEAST_UNIT)
         return self._in_units(unit)
+
+    def far(self) -> Tensor:
+        """Mean distance `(b,)` of the points from the first camera."""
+        points = unprojected(self.depth, self.K, self.world_from_cam)
+        return points.norm(dim=-1).mean((1, 2, 3)).clamp_min(1e-6)
 
     def _in_units(self, unit: Tensor) -> Truth:
         """With lengths measured in `unit` `(b,)`."""
@@ -137,7 +143,7 @@ def _camera(out: Geo4dSOutput, truth: Truth, hw: tuple[int, int]) -> Tensor:
     turned = torch.minimum((turn - wanted[..., 3:7]).abs().sum(-1), (turn + wanted[..., 3:7]).abs().sum(-1))
     fov = (out.pose_enc[..., 7:] - wanted[..., 7:]).abs().sum(-1)
     unit = (out.pose_enc[..., 3:7].norm(dim=-1) - 1).square()
-    return (2 * place.clamp_max(FAR) + turned + fov + 0.1 * unit).mean()
+    return (2 * _limited(place) + turned + fov + 0.1 * unit).mean()
 
 
 def _relative(out: Geo4dSOutput, truth: Truth) -> Tensor:
@@ -147,7 +153,7 @@ def _relative(out: Geo4dSOutput, truth: Truth) -> Tensor:
     predicted = geometry.rigid_inverse(out.cam_from_world)
     gap = [_between(p) for p in (predicted, truth.world_from_cam)]
     turned = (gap[0][0] - gap[1][0]).square().sum((-2, -1))
-    moved = (gap[0][1] - gap[1][1]).abs().sum(-1).clamp_max(FAR)
+    moved = _limited((gap[0][1] - gap[1][1]).abs().sum(-1))
     return (turned + moved).mean()
 
 
@@ -158,11 +164,16 @@ def _between(world_from_cam: Tensor) -> tuple[Tensor, Tensor]:
     return back[:, :, None] @ rotation[:, None], (back[:, :, None] @ apart[..., None])[..., 0]
 
 
+def _limited(error: Tensor) -> Tensor:
+    """Errors up to `FAR`, and beyond by their logarithm."""
+    return torch.where(error <= FAR, error, FAR * (1 + (error.clamp_min(FAR) / FAR).log()))
+
+
 def _confident(error: Tensor, confidence: Tensor) -> Tensor:
     """Errors as they are, and weighted by a confidence that costs where it is low."""
-    # What is beyond the limit is still pulled back: the value is clamped, the gradient is not.
-    confidence = confidence + (confidence.clamp_max(SUREST) - confidence).detach()
-    return (error + CONF_WEIGHT * (confidence * error - CONF_WEIGHT * confidence.log())).mean()
+    beyond = (confidence.log() - math.log(SUREST)).clamp_min(0)
+    confidence = confidence.clamp_max(SUREST)
+    return (error + CONF_WEIGHT * (confidence * error - CONF_WEIGHT * confidence.log()) + 0.01 * beyond).mean()
 
 
 def _depth(out: Geo4dSOutput, truth: Truth) -> Tensor:
@@ -180,10 +191,10 @@ def _gradients(gap: Tensor) -> Tensor:
 
 
 def _points(out: Geo4dSOutput, truth: Truth) -> Tensor:
-    """Depth and pose together, with the true intrinsics."""
+    """Depth and pose together, with the true intrinsics, as shares of the usual distance."""
     predicted = unprojected(out.depth, truth.K, geometry.rigid_inverse(out.cam_from_world))
     wanted = unprojected(truth.depth, truth.K, truth.world_from_cam)
-    return (predicted - wanted).norm(dim=-1).clamp_max(FAR).mean()
+    return _limited((predicted - wanted).norm(dim=-1) / truth.far()[:, None, None, None]).mean()
 
 
 def _rays(out: Geo4dSOutput, truth: Truth, hw: tuple[int, int]) -> Tensor:
@@ -195,7 +206,7 @@ def _rays(out: Geo4dSOutput, truth: Truth, hw: tuple[int, int]) -> Tensor:
     centre = truth.world_from_cam[..., None, None, :3, 3].expand_as(out.ray[..., 3:])
     met = unproject(truth.K, truth.world_from_cam, uv_px, torch.ones_like(uv_px[:, 0]))
     ahead = met.unflatten(2, (rows, columns)) - centre
-    error = (out.ray - torch.cat([ahead, centre], -1)).abs().mean(-1).clamp_max(FAR)
+    error = _limited((out.ray - torch.cat([ahead, centre], -1)).abs().mean(-1))
     return _confident(error, out.ray_conf)
 
 
@@ -227,7 +238,7 @@ def _descriptors(out: Geo4dSOutput, pairs: Pairs, hw: tuple[int, int]) -> Tensor
 
 
 def _tracks(out: Geo4dSOutput, truth: Truth, pairs: Pairs) -> Tensor:
-    """Points of what stands still lie where both views put them."""
+    """Points of what stands still lie where both views put them, as shares of the usual distance."""
     if truth.depth.shape[1] < 2:
         return out.depth.sum() * 0
     hw = (truth.depth.shape[-2], truth.depth.shape[-1])
@@ -239,5 +250,5 @@ def _tracks(out: Geo4dSOutput, truth: Truth, pairs: Pairs) -> Tensor:
         depth = sampled(out.depth[scene, view][..., None], pairs.uv_px[k], hw)[..., 0]
         places.append(unproject(truth.K[scene, view], pose[scene, view], pairs.uv_px[k], depth))
     kept = pairs.seen & pairs.still
-    apart = (places[0] - places[1]).abs().sum(-1).clamp_max(FAR)
+    apart = _limited((places[0] - places[1]).abs().sum(-1) / truth.far()[:, None])
     return (apart * kept).sum() / kept.sum().clamp_min(1)

@@ -22,6 +22,7 @@ from recon.priors import Priors
 
 if TYPE_CHECKING:
     from recon.feedforward.chunks import Chunk
+    from recon.feedforward.recipe import Recipe
     from recon.feedforward.views import NetworkViews
 
 LINKED_VOTES = 20
@@ -148,7 +149,8 @@ def _predict(
     network = NETWORKS[name]
     device = pick_device(options.device)
     dtype = views.pick_dtype(options.network_dtype, device)
-    side = options.network_size or network.long_side
+    usual = usual_side(name, weights)
+    side = options.network_size or usual
     _, hw = views.place({f.name: f.hw for f in frames}, long_side=side)
     plan = planning.plan(planning.COSTS[network.cost], len(frames), hw, device=device, dtype=dtype)
     progress.note(plan.text)
@@ -170,7 +172,7 @@ def _predict(
     def told(prediction: Prediction) -> Prediction:
         return replace(prediction, facts={**prediction.facts, "backend": name})
 
-    own_size = functools.partial(run, long_side=network.long_side)
+    own_size = functools.partial(run, long_side=usual)
     if not network.bundled:  # geo4d's own weights come with their scores
         check_once(name, weights, own_size, progress, most=plan.chunk_views)
     if plan.whole:
@@ -206,10 +208,23 @@ def _of_training(weights: Path) -> nn.Module:
     """geo4d-s as the card beside its weights has it: of the size and with the registers of that training."""
     from recon.feedforward.geo4d_s import Geo4dS
     from recon.feedforward.recipe import network_config
+
+    recipe = _recipe(weights)
+    return build("geo4d-s") if recipe is None else Geo4dS(network_config(recipe))
+
+
+def _recipe(weights: Path) -> Recipe | None:
+    """Of the card beside weights of geo4d-s; None without."""
     from recon.feedforward.trained import CARD, read_card
 
     folder = weights if weights.is_dir() else weights.parent
-    return Geo4dS(network_config(read_card(folder)[0])) if (folder / CARD).is_file() else build("geo4d-s")
+    return read_card(folder)[0] if (folder / CARD).is_file() else None
+
+
+def usual_side(name: str, weights: str) -> int:
+    """The longer side of what a network with these weights is shown: of geo4d-s the largest of its training."""
+    recipe = _recipe(Path(weights)) if NETWORKS[name].family == "geo4d" else None
+    return NETWORKS[name].long_side if recipe is None else max(recipe.stages[-1].sides_px)
 
 
 def build(name: str) -> nn.Module:

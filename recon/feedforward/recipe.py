@@ -10,12 +10,15 @@ from typing import Any
 from geo4d.core.errors import InputError
 from geo4d.core.stream.batches import BatchOptions
 from recon.feedforward.geo4d_s import CONFIGS, Geo4dSConfig, registers
+from recon.feedforward.layers import PATCH
 from recon.feedforward.losses import LossWeights
 
 WARM_UP, DECAY = 0.02, 0.2
 """Shares of the training in which the rate grows to its value and falls from it (warm-up, stable, decay)."""
 LEAST_RATE = 0.02
 """Of the rate, at the end."""
+WIDEST = 1.8
+"""Longer by shorter side: 16:9 and a little more."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Stage:
     until: float
     """Share of the training's pictures at which it ends."""
     sides_px: tuple[int, ...]
-    """Sides of the pictures, multiples of 14; two are drawn for height and width where `varied`."""
+    """Longer sides of the pictures, multiples of 14."""
     views: tuple[int, int]
     """Fewest and most."""
     overlap: tuple[float, float]
@@ -33,6 +36,7 @@ class Stage:
     """Strength of exposure, noise and the like."""
     moving_share: float
     varied: bool = False
+    """Whether pictures are wide or high, up to `WIDEST`, or else square."""
 
 
 @dataclass(frozen=True)
@@ -75,13 +79,19 @@ class Recipe:
         left = min(1.0, max(0.0, (1 - done) / DECAY))
         return self.rate * rising * max(LEAST_RATE, left)
 
+    def decays(self, pictures: int) -> bool:
+        """Whether the rate falls after so many pictures."""
+        return pictures >= (1 - DECAY) * self.pictures
+
     def batch_at(self, pictures: int, *, seed: int, index: int) -> BatchOptions:
         """What batch number `index` is like, after so many pictures."""
         done = pictures / self.pictures
         stage = next((s for s in self.stages if done < s.until), self.stages[-1])
         draw = random.Random(f"{seed} {index}")
-        h = draw.choice(stage.sides_px)
-        w = draw.choice(stage.sides_px) if stage.varied else h
+        h = w = draw.choice(stage.sides_px)
+        if stage.varied:
+            short = max(1, round(h / draw.uniform(1, WIDEST) / PATCH)) * PATCH
+            h, w = (h, short) if draw.random() < 0.3 else (short, w)
         views = draw.randint(*stage.views)
         return BatchOptions(
             scenes=max(1, round(self.pixels / (h * w * views))), views=views, hw=(h, w), overlap=stage.overlap,
@@ -97,8 +107,8 @@ RECIPES = {
     "geo4d-s": Recipe(
         "geo4d-s",
         (
-            Stage(0.4, (112, 126), (2, 2), (0.4, 0.9), 0.3, 0.0),
-            Stage(0.8, (168, 182, 196), (2, 6), (0.3, 0.9), 0.7, 0.1),
+            Stage(0.3, (112, 126), (2, 3), (0.4, 0.9), 0.3, 0.0),
+            Stage(0.65, (168, 182, 196), (2, 6), (0.3, 0.9), 0.7, 0.1),
             Stage(1.0, (196, 224, 252), (3, 8), (0.2, 0.9), 1.0, 0.15, varied=True),
         ),
         pixels=256 * 126 * 126, rate=4e-4, pictures=5_000_000,
@@ -107,9 +117,9 @@ RECIPES = {
         "geo4d-xs",
         (
             Stage(0.6, (70, 84), (2, 2), (0.5, 0.9), 0.0, 0.0),
-            Stage(1.0, (84, 98), (2, 4), (0.4, 0.9), 0.3, 0.0),
+            Stage(1.0, (84, 98), (2, 4), (0.4, 0.9), 0.3, 0.0, varied=True),
         ),
-        pixels=24 * 84 * 84, rate=6e-4, pictures=60_000, points=128, average=0.995,
+        pixels=24 * 84 * 84, rate=1.2e-3, pictures=110_000, points=128, known_share=0.05, average=0.995,
     ),
 }  # fmt: skip
 """By name of the network: for one data-centre GPU, and for two cores."""

@@ -24,8 +24,12 @@ INDEX, CARD = "model.safetensors.index.json", "card.json"
 FORMAT = "geo4d-weights-1"
 
 
-def write_weights(folder: Path, model: Geo4dS, recipe: Recipe, state: State, scores: Mapping[str, float]) -> None:
+def write_weights(
+    folder: Path, model: Geo4dS, recipe: Recipe, state: State, scores: Mapping[str, float], **run: str | int
+) -> None:
     """Weights as shards of at most `SHARD_BYTES` with an index, and `card.json`: what was trained, on what, how long.
+
+    `run` is what else the card says of the training: its seed, where it was computed.
 
     Raises:
         InputError: the disk refuses.
@@ -41,7 +45,7 @@ def write_weights(folder: Path, model: Geo4dS, recipe: Recipe, state: State, sco
         for name, shard in zip(names, shards, strict=True):
             atomic.write_bytes(partial / name, save(shard))
         atomic.write_text(partial / INDEX, json.dumps(index, indent=1) + "\n")
-        atomic.write_json(partial / CARD, card(recipe, state, scores))
+        atomic.write_json(partial / CARD, card(recipe, state, scores) | run)
 
 
 def read_card(folder: Path) -> tuple[Recipe, dict[str, Any]]:

@@ -31,10 +31,11 @@ FORMAT = "geo4d-training-1"
 TOLD_AFTER_S = 60.0
 SAVED_EVERY_S, LOGGED_EVERY_S, VALIDATED_EVERY_S = 120.0, 5.0, 240.0
 GOOD_EVERY = 100
-"""Steps after which a state that was finite all the while is remembered, to go back to."""
+"""Steps after which a state is remembered, to go back to once so many more were finite."""
 MOST_ROLLBACKS = 8
+UNDECAYED = ("pos_embed", "cls_token", "camera_token", "register_tokens")
 RECOVERS_AFTER = 1000
-"""Good steps after which a rate that was halved is doubled again."""
+"""Good steps after which a rate that was halved is doubled again, and what was undone is forgotten."""
 
 
 @dataclass
@@ -51,7 +52,15 @@ class State:
     good_steps: int = 0
     """Since the last time that something was undone, or the rate recovered."""
     best: float = -1.0
-    """Validation AUC@30 of the weights that are kept."""
+    """Validation AUC@30 of the weights that are kept: the best before the rate falls, the last from then on."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Copy:
+    """A training at a step."""
+
+    tensors: dict[str, Tensor]
+    state: State
 
 
 class Training:
@@ -70,15 +79,18 @@ class Training:
             torch.manual_seed(seed)
             self.model = Geo4dS(network_config(recipe)).to(self.device).train()
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
-        decayed = [p for p in self.model.parameters() if p.ndim > 1]
-        others = [p for p in self.model.parameters() if p.ndim <= 1]
+        free = {n: p.ndim <= 1 or n.rpartition(".")[2] in UNDECAYED for n, p in self.model.named_parameters()}
+        decayed = [p for n, p in self.model.named_parameters() if not free[n]]
+        others = [p for n, p in self.model.named_parameters() if free[n]]
         self.optimizer = torch.optim.AdamW(
             [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}],
             lr=recipe.rate, betas=recipe.betas, fused=on_gpu,
         )  # fmt: skip
         self.state = State()
-        self._good: dict[str, Tensor] | None = None
-        self._good_state = replace(self.state)
+        self._good: _Copy | None = None
+        self._newer: _Copy | None = None
+        self.changing = False
+        """Whether a step has begun to change the weights, and not ended."""
 
     # Steps
 
@@ -89,7 +101,7 @@ class Training:
             InputError: it was undone too often.
         """
         if self._good is None:
-            self._remember()
+            self._good = self._newer = self._copy()
         batch, known = self._next()
         rate = self.state.rate_factor * self.recipe.rate_at(self.state.pictures)
         for group in self.optimizer.param_groups:
@@ -102,27 +114,30 @@ class Training:
         if not all(map(math.isfinite, numbers.values())):
             self._roll_back(numbers)
             return numbers
+        self.changing = True
         self.optimizer.step()
         self.state.steps += 1
+        self.state.batches += 1
         self.state.good_steps += 1
         if self.state.rate_factor < 1 and self.state.good_steps >= RECOVERS_AFTER:
             self.state.rate_factor, self.state.good_steps = min(1.0, 2 * self.state.rate_factor), 0
+            self.state.rollbacks = 0
         self.state.pictures += batch.rgb.shape[0] * batch.rgb.shape[1]
         self._average()
+        self.changing = False
         if self.state.steps % GOOD_EVERY == 0:
-            self._remember()
+            self._good, self._newer = self._newer, self._copy()
         return numbers | {"rate": rate}
 
     def _next(self) -> tuple[Batch, bool]:
         index = self.state.batches
-        self.state.batches += 1
         options = self.recipe.batch_at(self.state.pictures, seed=self.seed, index=index)
         known = self.recipe.cameras_known(seed=self.seed, index=index)
         return make_batch(options, seed=self.seed, index=index, device=self.device), known
 
     def _losses(self, batch: Batch, known: bool) -> dict[str, Tensor]:
         truth = Truth.of(batch).by_cameras() if known else Truth.of(batch)
-        generator = torch.Generator(self.device).manual_seed(self.state.batches)
+        generator = torch.Generator(self.device).manual_seed(self.state.batches + 1)
         pairs = Pairs.of(batch, self.recipe.points, generator)
         given = {"cam_from_world": geometry.rigid_inverse(truth.world_from_cam), "K": truth.K} if known else {}
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
@@ -132,28 +147,28 @@ class Training:
     @torch.no_grad()
     def _average(self) -> None:
         keep = steps_of_average(self.recipe, self.state.steps)
-        for mean, now in zip(self.average.parameters(), self.model.parameters(), strict=True):
-            mean.lerp_(now, 1 - keep)
+        torch._foreach_lerp_([*self.average.parameters()], [*self.model.parameters()], 1 - keep)  # pyright: ignore[reportPrivateImportUsage]
 
-    def _remember(self) -> None:
-        self._good = {k: v.clone() for k, v in self.tensors().items()}
-        self._good_state = replace(self.state)
+    def _copy(self) -> _Copy:
+        return _Copy({k: v.clone() for k, v in self.tensors().items()}, replace(self.state))
 
     def _roll_back(self, numbers: Mapping[str, float]) -> None:
         """Back to the last good state, with half the rate, and past the batch that did it."""
         assert self._good is not None
         wrong = ", ".join(k for k, v in numbers.items() if not math.isfinite(v))
-        batches, rollbacks = self.state.batches, self.state.rollbacks + 1
+        now, rollbacks = self.state, self.state.rollbacks + 1
+        factor = now.rate_factor / 2
+        self.set_tensors(self._good.tensors)
+        self.state = replace(
+            self._good.state, batches=now.batches + 1, rollbacks=rollbacks, rate_factor=factor, good_steps=0,
+            seconds=now.seconds, best=now.best,
+        )  # fmt: skip
+        self._newer = self._good = _Copy(self._good.tensors, replace(self.state))
         if rollbacks > MOST_ROLLBACKS:
             raise InputError(
                 "the training does not hold", found=f"{wrong} not finite for the {rollbacks}th time",
                 accepted="a loss that stays finite", hint="begin in another folder, with a smaller --rate",
             )  # fmt: skip
-        self.set_tensors(self._good)
-        factor = self.state.rate_factor / 2
-        self.state = replace(self._good_state, batches=batches, rollbacks=rollbacks, rate_factor=factor, good_steps=0,
-                             seconds=self.state.seconds, best=self.state.best)  # fmt: skip
-        self._good_state = replace(self.state)
         self.progress.note(f"{wrong} not finite: back to step {self.state.steps}, from now on {factor:g} of the rate")
 
     # State
@@ -351,20 +366,26 @@ class _Slice:
         finally:
             if self.count:
                 self._show(time.perf_counter())
-            training.save(self.folder)
+            if not training.changing:  # else the last state that was saved is the last that is whole
+                training.save(self.folder)
 
     def speed(self) -> float:
         """Pictures per second of the whole slice."""
         return (self.training.state.pictures - self.at_first) / (time.perf_counter() - self.start)
 
     def validate(self) -> dict[str, float]:
-        """Score the mean weights; keep them where they are the best so far."""
+        """Score the mean weights; keep them where they are the best so far, or the rate falls, which mends more than
+        the score tells.
+        """
         start, training = time.perf_counter(), self.training
         scores = validated(training.average, self.batch, dtype=training.dtype)
         self.log.add(training.state, {"validation": scores})
-        if scores["auc@30"] > training.state.best:
+        if scores["auc@30"] > training.state.best or training.recipe.decays(training.state.pictures):
             training.state.best = scores["auc@30"]
-            trained.write_weights(self.folder / BEST, training.average, training.recipe, training.state, scores)
+            trained.write_weights(
+                self.folder / BEST, training.average, training.recipe, training.state, scores, seed=training.seed,
+                device=_device_name(training.device),
+            )  # fmt: skip
         training.progress.note(
             f"after {training.state.pictures} pictures: AUC@30 {scores['auc@30']:.1f}, "
             f"depth AbsRel {scores['abs_rel']:.3f}, {100 * scores['matched']:.0f} % of descriptors match"
@@ -399,6 +420,10 @@ class _Slice:
                 "(--pictures makes it shorter or longer, at any time)"
             )
             self.told = True
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
 
 
 class _Log:

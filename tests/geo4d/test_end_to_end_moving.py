@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from geo4d.core import memory, moving, procedural
+from geo4d.core.hexplane import HexPlaneMotion
 from geo4d.core.io import moving_offsets
 from geo4d.core.io.gaussians import read_scene_gaussians
 from geo4d.core.io.nerfstudio import write_transforms
@@ -91,6 +92,44 @@ def test_its_fit_moves_and_is_rendered_in_time(scene: Path, geo4d: Callable[...,
     assert not (scene / "motion.npz").exists()
 
 
+def test_a_field_is_fitted_to_it_with_times_held_out(scene: Path, geo4d: Callable[..., Any], tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(scene, tmp_path / "scene"))
+    options = ("--steps", "40", "--max-gaussians", "4000", "--motion", "hexplane", "--overwrite", "--json")
+    run = geo4d("fit", copy, *options, "--holdout", "3", "--holdout-by", "time")
+    assert run.code == 0, run.stderr
+    assert isinstance(read_scene_gaussians(copy).motion, HexPlaneMotion)
+    metrics = json.loads((copy / "metrics.json").read_text())
+    frames = load_scene(copy).frames
+    times = sorted({f.time_s for f in frames if f.time_s is not None})
+    assert {f.time_s for f in frames if f.name in metrics["test"]} == {times[1], times[4]}
+
+
+def test_a_scene_is_no_input_and_the_next_step_is_said(scene: Path, geo4d: Callable[..., Any], tmp_path: Path) -> None:
+    run = geo4d("reconstruct", scene, "-o", tmp_path / "again")
+    assert run.code == 2
+    assert "this is a scene already" in run.stderr
+    assert f"geo4d fit {scene}" in run.stderr
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_scene_inside_of_its_dataset_is_gone_on_with(
+    dataset: Path, geo4d: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(dataset, tmp_path / "rig"))
+    stamps: list[str] = []
+    usual = reconstruction._fingerprint
+
+    def noted(*args: Any, **known: Any) -> str:
+        stamps.append(usual(*args, **known))
+        return stamps[-1]
+
+    monkeypatch.setattr(reconstruction, "_fingerprint", noted)
+    for more in ((), ("--overwrite",)):
+        run = geo4d("reconstruct", folder, "-o", folder / "scene", "--no-dense", *more)
+        assert run.code == 0, run.stderr
+    assert stamps[0] == stamps[1]
+
+
 def test_clocks_that_disagree_are_in_the_report_and_are_moved_when_asked(
     dataset: Path, tmp_path: Path, geo4d: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,6 +147,7 @@ def test_clocks_that_disagree_are_in_the_report_and_are_moved_when_asked(
     run = geo4d("reconstruct", dataset, "-o", tmp_path / "moved", "--no-dense", "--align-times")
     assert run.code == 0, run.stderr
     assert "the clock of 'cam3' was moved by +400 ms" in run.stderr
+    assert "clocks that agree to a picture: cam0, cam1; of cameras that move" in run.stderr
     times = {f.name: f.time_s for f in load_scene(tmp_path / "moved").frames}
     before = {f.name: f.time_s for f in told.frames}
     late = [times[n] - before[n] for n in times if n.startswith("cam3")]

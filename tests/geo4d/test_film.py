@@ -146,10 +146,31 @@ def test_a_part_after_the_end_says_where_the_end_is(cut: Path) -> None:
         load_frames(cut, part=VideoPart(start_s=9.0))
 
 
+def saved(folder: Path, pictures: Sequence[np.ndarray]) -> Path:
+    folder.mkdir()
+    for k, picture in enumerate(pictures):
+        Image.fromarray(picture).save(folder / f"{k:06d}.jpg", quality=95)
+    return folder
+
+
+def test_pictures_of_a_film_have_parts_and_cuts_as_a_video_does(tmp_path: Path) -> None:
+    folder, progress = saved(tmp_path / "film", walk(0, 20) + walk(1, 12)), Progress()
+    frames = load_frames(folder, fps=RATE, progress=progress)
+    assert numbers(frames) == list(range(20))
+    assert any("the film was cut, it has 2 pieces that show nothing in common" in n for n in progress.notes)
+    assert set(frames.dropped.values()) == {"not of the part of the film that is taken"}
+    other = load_frames(folder, fps=RATE, part=VideoPart(start_s=1.3))
+    assert numbers(other) == list(range(20, 32))
+    assert [f.time_s for f in other] == [k / RATE for k in range(20, 32)]
+    assert len(load_frames(folder, fps=RATE, part=VideoPart(cuts="none"))) == 32
+    with pytest.raises(InputError, match=r"they end at 2\.07 s"):
+        load_frames(folder, fps=RATE, part=VideoPart(start_s=5))
+
+
 def test_photos_have_no_parts(tmp_path: Path) -> None:
     for i, picture in enumerate(walk(0, 3)):
         Image.fromarray(picture).save(tmp_path / f"{i}.png")
-    with pytest.raises(InputError, match="only a video"):
+    with pytest.raises(InputError, match="only a film"):
         load_frames(tmp_path, part=VideoPart(start_s=1.0))
 
 

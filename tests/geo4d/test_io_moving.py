@@ -23,6 +23,7 @@ from geo4d.core.io import moving_capture, moving_offsets, moving_video
 from geo4d.core.io.film import VideoPart
 from geo4d.core.io.moving import (
     PosedCapture,
+    agreement,
     aligned_in_time,
     estimate_time_offsets,
     load_moving,
@@ -841,6 +842,10 @@ def test_a_clock_that_is_late_is_found_and_put_right_to_a_part_of_a_picture(danc
     shift = 12 * (offsets["b"] - offsets["a"])
     assert shift == pytest.approx(LATE, abs=0.3)
     assert 12 * (offsets["c"] - offsets["a"]) == pytest.approx(0, abs=0.3)
+    assert agreement(capture, offsets) == "clocks that agree to a picture: a, c"
+    assert agreement(capture, offsets | {"c": math.nan}).endswith(
+        ", or see too little that does, clocks cannot be told: c"
+    )
     mended = aligned_in_time(capture, offsets)
     groups, times = mended.by_sensor(), np.array(mended.time_s)
     np.testing.assert_allclose(times[groups["b"]] - times[groups["a"]], offsets["b"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import json
 import shutil
 import subprocess
 import sys
@@ -70,8 +71,22 @@ def test_splits(folder: Path) -> None:
         assert len(plugin.split_data(folder, split, eval_interval=0).files) == 10
     with pytest.raises(InputError, match="--eval-interval 0"):
         plugin.split_data(folder, "train", eval_interval=1)
-    assert train.time_s is not None
-    assert train.time_s.tolist() == [8, 7, 6, 5, 4, 3, 2, 0]  # epoch seconds would not fit into float32
+    assert train.time is not None
+    # As in nerfstudio: 0 is the first time, 1 the last, so that paths of its viewer fit.
+    assert train.time.tolist() == pytest.approx([k / 9 for k in (8, 7, 6, 5, 4, 3, 2, 0)])
+    assert train.span_s == (1.7e9, 1.7e9 + 9)
+
+
+def test_what_the_dataset_holds_out_is_held_out(folder: Path, tmp_path: Path) -> None:
+    scene = load_scene(folder)
+    given = dataclasses.replace(scene, report={**scene.report, "held_out": ["3.png"]})
+    save_scene(given, tmp_path / "scene")
+    for every, names in ((0, ["3"]), (8, ["0", "3", "9"])):
+        test = plugin.split_data(tmp_path / "scene", "test", eval_interval=every)
+        assert [f.stem for f in test.files] == names
+    content = json.loads((tmp_path / "scene" / "transforms.json").read_text())
+    assert content["test_filenames"] == content["val_filenames"] == ["images/3.png"]
+    assert len(content["train_filenames"]) == 9
 
 
 def test_normalised_cameras_see_the_same(folder: Path) -> None:

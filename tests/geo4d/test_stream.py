@@ -211,6 +211,22 @@ def test_pixels_are_found_again_where_other_views_see_them(batch: Batch) -> None
     assert 0.15 < float(visible[:, [0, 2]].float().mean()) < 0.95
 
 
+def test_flow_is_where_points_are_followed_to(batch: Batch) -> None:
+    count = len(batch.rgb)
+    view, other = torch.zeros(count, dtype=torch.int64), torch.ones(count, dtype=torch.int64)
+    flow, seen = batch.flow(view, other)
+    h, w = batch.depth.shape[-2:]
+    assert flow.shape == (count, h, w, 2)
+    uv_px = torch.tensor([[[10.5, 20.5], [30.5, 5.5]]]).expand(count, -1, -1)
+    places, visible = batch.follow(view, uv_px)
+    for k, (column, row) in enumerate(((10, 20), (30, 5))):
+        torch.testing.assert_close(flow[:, row, column], places[:, 1, k] - uv_px[:, k], equal_nan=True)
+        assert torch.equal(seen[:, row, column], visible[:, 1, k])
+    stays, all_seen = batch.flow(view, view)
+    assert float(stays.abs().max()) < 1e-2
+    assert bool(all_seen.all())
+
+
 def test_colours_of_points_agree_between_views(batch: Batch) -> None:
     uv_px = torch.stack(torch.meshgrid(torch.arange(4, 80, 4.0), torch.arange(4, 52, 4.0), indexing="ij"), -1)
     uv_px = uv_px.reshape(1, -1, 2).repeat(len(batch.rgb), 1, 1) + 0.5

@@ -69,6 +69,7 @@ def test_slices_go_on_and_draw_a_curve(geo4d: Callable[..., Any], tmp_path: Path
         (("--without", "colour"), "relative, ray, descriptor, track"),
         (("--register-only", "3"), "--registers 4"),
         (("--register-only", "x", "--registers", "4"), "numbers of blocks"),
+        (("--register-only", "1", "--registers", "4"), "odd blocks from 2 to 7"),
         (("--device", "cuda"), "no CUDA device"),
     ],
 )

@@ -18,8 +18,16 @@ from geo4d.core.io import atomic
 from geo4d.core.progress import Progress
 from geo4d.core.stream.batches import Batch, BatchOptions, make_batch
 from recon.feedforward import networks, training, validation
-from recon.feedforward.geo4d_s import CONFIGS, GEO4D_S, GEO4D_XS, Geo4dS, Geo4dSOutput, registers
-from recon.feedforward.layers import encode_pose
+from recon.feedforward.geo4d_s import (
+    CONFIGS,
+    GEO4D_S,
+    GEO4D_XS,
+    Geo4dS,
+    Geo4dSConfig,
+    Geo4dSOutput,
+    registers,
+)
+from recon.feedforward.layers import encode_pose, normalised
 from recon.feedforward.losses import LossWeights, Pairs, Truth, losses, unprojected
 from recon.feedforward.recipe import RECIPES, Recipe, Stage
 from recon.feedforward.trained import CARD, INDEX, read_card, write_weights
@@ -224,7 +232,7 @@ def test_another_recipe_or_seed_is_refused_by_name(tmp_path: Path) -> None:
     made = Training(TINY, seed=2)
     made.step()
     made.save(tmp_path)
-    with pytest.raises(InputError, match=r"(?s)begun with rate 0\.0006.*asked for were rate 0\.001"):
+    with pytest.raises(InputError, match=r"(?s)begun with rate 0\.0012.*asked for were rate 0\.001"):
         Training(replace(TINY, rate=1e-3), seed=2).resume(tmp_path)
     with pytest.raises(InputError, match="begun with seed 2"):
         Training(TINY, seed=3).resume(tmp_path)
@@ -250,7 +258,7 @@ def test_a_loss_that_is_no_number_is_undone_at_half_the_rate() -> None:
     made = Training(TINY, seed=0, progress=notes)
     made.step()
     kept = {k: v.clone() for k, v in made.tensors().items()}
-    made._remember()
+    made._good = made._copy()
     usual = made._losses
     made._losses = lambda batch, known: {k: v * torch.nan for k, v in usual(batch, known).items()}  # pyright: ignore[reportAttributeAccessIssue]
     made.step()
@@ -262,6 +270,87 @@ def test_a_loss_that_is_no_number_is_undone_at_half_the_rate() -> None:
         made.step()
     with pytest.raises(InputError, match="a smaller --rate"):
         made.step()
+    assert equal(made.tensors(), kept)  # which is what is saved
+    assert made.state.batches == training.MOST_ROLLBACKS + 2
+
+
+def test_a_state_is_gone_back_to_once_what_followed_it_was_finite(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "GOOD_EVERY", 2)
+    made = Training(TINY, seed=0)
+    for _ in range(5):
+        made.step()
+    usual = made._losses
+    made._losses = lambda batch, known: {k: v * torch.nan for k, v in usual(batch, known).items()}  # pyright: ignore[reportAttributeAccessIssue]
+    made.step()
+    assert made.state.steps == 2  # not 4: nothing had shown yet that its weights are good
+    assert made.state.batches == 6
+
+
+def test_what_is_interrupted_amid_a_change_of_weights_does_not_replace_what_was_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    train(folder, replace(TINY, pictures=12), minutes=1, validation_scenes=1)
+    kept = (folder / STATE).read_bytes()
+
+    def interrupted(self: Training) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Training, "_average", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(folder, TINY, minutes=1, validation_scenes=1)
+    assert (folder / STATE).read_bytes() == kept
+
+
+@pytest.mark.parametrize("config", [GEO4D_XS, GEO4D_S])
+def test_from_the_start_cameras_see_the_pictures_and_where_things_are_in_them(config: Geo4dSConfig) -> None:
+    """Else hardly any gradient would reach what is between them."""
+    torch.manual_seed(0)
+    model = Geo4dS(config).eval()
+    rgb = torch.rand(1, 2, 3, 56, 56)
+    other, moved = rgb.clone(), rgb.clone()
+    other[:, 1] = torch.rand(1, 3, 56, 56)
+    moved[:, 1] = rgb[:, 1].roll(28, -1)
+    with torch.no_grad():
+        first, *changed = (model(normalised(x)).pose_enc for x in (rgb, other, moved))
+    assert 0.3 < float(first[..., 7:].mean()) < 2
+    for pose_enc in changed:
+        assert float((pose_enc - first)[:, 1].norm()) > 1e-2  # of the view itself
+        assert float((pose_enc - first)[:, 0].norm()) > 1e-3  # of the other one
+
+
+def test_cameras_in_one_place_or_far_apart_count_alike_where_they_are_known(batch: Batch) -> None:
+    """Points and tracks are compared as shares of the usual distance, in whatever unit."""
+    truth = Truth.of(batch)
+    pairs = Pairs.of(batch, 64, torch.Generator().manual_seed(0))
+    wide = Truth(truth.rgb, truth.world_from_cam.clone(), truth.K, 20 * truth.depth)
+    wide.world_from_cam[..., :3, 3] *= 20
+    found = []
+    for seen in (truth, wide):
+        right = perfect(seen, batch)
+        found.append(losses(replace(right, depth=1.3 * right.depth), seen, pairs, LossWeights()))
+    for name in ("point", "track"):
+        torch.testing.assert_close(found[0][name], found[1][name], rtol=1e-3, atol=1e-5)
+
+
+def test_errors_far_away_still_pull(batch: Batch) -> None:
+    truth = Truth.of(batch)
+    right = perfect(truth, batch)
+    pose_enc = (right.pose_enc + torch.tensor([20.0, 0, 0, 0, 0, 0, 0, 0, 0])).requires_grad_(True)
+    total = losses(replace(right, pose_enc=pose_enc), truth, Pairs.of(batch, 16, torch.Generator()), LossWeights())
+    (slope,) = torch.autograd.grad(total["camera"], pose_enc)
+    assert bool((slope[..., 0] > 0).all())
+
+
+def test_confidence_beyond_the_limit_is_pulled_back(batch: Batch) -> None:
+    truth = Truth.of(batch)
+    right = perfect(truth, batch)  # of which any confidence would pay
+    logit = torch.full_like(truth.depth, 8.0).requires_grad_(True)
+    parts = losses(
+        replace(right, depth_conf=1 + logit.exp()), truth, Pairs.of(batch, 16, torch.Generator()), LossWeights()
+    )
+    (slope,) = torch.autograd.grad(parts["depth"], logit)
+    assert bool((slope > 0).all())
 
 
 def test_a_slice_leaves_a_log_weights_and_a_card_and_the_next_goes_on(
@@ -336,6 +425,31 @@ def test_the_rate_rises_holds_and_falls() -> None:
     assert rates[5] == pytest.approx(2e-5)
 
 
+def test_at_the_end_pictures_are_as_wide_and_as_high_as_photos_are() -> None:
+    recipe = RECIPES["geo4d-s"]
+    shapes = {recipe.batch_at(int(0.9 * recipe.pictures), seed=0, index=i).hw for i in range(400)}
+    ratios = [w / h for h, w in shapes]
+    assert min(ratios) < 0.6
+    assert max(ratios) > 1.7
+    assert any(abs(r - 4 / 3) < 0.03 for r in ratios)
+    assert all(max(shape) in recipe.stages[-1].sides_px for shape in shapes)
+
+
+def test_while_the_rate_falls_the_last_weights_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = iter([20.0, 10.0, 30.0, 15.0])
+    monkeypatch.setattr(
+        training, "validated", lambda *_, **__: {"auc@30": next(scores), "abs_rel": 0.5, "matched": 0.1}
+    )
+    made = Training(replace(TINY, pictures=1000))
+    run = training._Slice(made, tmp_path, 1.0, 1)
+    kept = []
+    for pictures in (100, 200, 700, 900):
+        made.state.pictures = pictures
+        run.validate()
+        kept.append(read_card(tmp_path / BEST)[1]["pictures"])
+    assert kept == [100, 100, 700, 900]
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_make_batches_of_about_the_same_work(name: str) -> None:
     recipe: Recipe = RECIPES[name]
@@ -408,6 +522,7 @@ def test_weights_are_loaded_into_the_network_that_their_card_names(tmp_path: Pat
     made = Training(replace(TINY, registers=2, register_only=(3,)))
     write_weights(tmp_path, made.average, made.recipe, made.state, {})
     for path in (tmp_path, tmp_path / INDEX):
+        assert networks.usual_side("geo4d-s", str(path)) == 42
         loaded = networks.load("geo4d-s", str(path))
         assert isinstance(loaded, Geo4dS)
         assert loaded.full_config == made.average.full_config

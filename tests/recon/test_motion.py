@@ -178,6 +178,9 @@ def test_clips_and_moments(rig: Scene) -> None:
     frames[-1] = replace(frames[-1], sensor="alone")
     other = replace(rig, frames=Frames(frames))
     assert [len(c) for c in clips_of(other)] == [TIMES - 1]
+    # Of a time that a sensor has twice the first picture is taken.
+    same = [replace(f, sensor="one") for f in rig.frames]
+    assert clips_of(replace(rig, frames=Frames(same))) == [list(range(TIMES))]
     assert not is_rig(other)
     nothing = with_motion(replace(rig, frames=Frames([replace(f, **change) for f in rig.frames]))).tracks
     assert nothing is not None

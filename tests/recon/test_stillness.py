@@ -174,4 +174,30 @@ def test_photos_without_times_are_left_as_they_are() -> None:
     before, progress = scene_of([along_the_wall(k) for k in range(3)]), Progress()
     timeless = replace(before, frames=Frames([replace(f, time_s=None) for f in before.frames]))
     assert judged(timeless, timeless, progress=progress) is timeless
-    assert progress.notes == ["what moves cannot be told: no camera has pictures of two times"]
+    (said,) = progress.notes
+    assert said.startswith("what moves cannot be told: no camera has pictures of two times and one size; geo4d doctor")
+
+
+def test_of_cameras_that_are_given_doctor_is_the_next_step_and_a_rig_may_be_full_of_what_moves() -> None:
+    before = scene_of([many_things(k) for k in range(COUNT)])
+    moved = with_motion(before)
+    given, rig = Progress(), Progress()
+    judged(before, moved, given=True, progress=given)
+    assert "geo4d doctor checks the cameras that came with the pictures" in given.notes[0]
+    scene = judged(before, moved, given=True, rig=True, progress=rig)
+    assert "nearly everything" not in rig.notes[0]
+    assert "trusted" not in scene.report["motion"]
+
+
+def test_pictures_that_are_no_clip_are_told_of_and_the_others_followed() -> None:
+    before = scene_of([with_thing(k) for k in range(COUNT)])
+    twice = [*before.frames, replace(before.frames[0], name="again.png")]
+    doubled = {
+        k: (*(old := getattr(before, k)), old[0]) for k in ("camera", "original", "depth", "confidence", "dynamic")
+    }
+    more = replace(before, frames=Frames(twice), **doubled)
+    progress = Progress()
+    scene = judged(more, with_motion(more), progress=progress)
+    assert progress.notes[0].startswith("what moves was not looked for in 1 pictures: of their camera")
+    assert scene.tracks is not None
+    assert len(scene.tracks) > 20

@@ -22,6 +22,7 @@ from render.fit_options import FitOptions
 from render.fitting import Fitter, split
 from render.motion import Neighbours, begin, miss, standing
 from render.motion_bases import FitBases
+from render.rigid_groups import RigidGroups, standing_group
 
 HW, TIMES, CAMERAS = (60, 80), 6, 3
 FAST = FitOptions(steps=160, max_gaussians=6000, image_size=80, sh_degree=1, sizes=((0.0, 1),), planes=(16, 32))
@@ -282,6 +283,24 @@ def test_a_field_moves_what_bases_move(scene: Scene, static: Gaussians, world: m
     assert isinstance(field.motion, HexPlaneMotion)
     assert held_out_psnr(field, world, True) > held_out_psnr(static, world, True) + 3
     assert held_out_psnr(field, world, False) > held_out_psnr(static, world, False)
+
+
+def test_a_field_needs_nothing_that_moves_as_one(
+    scene: Scene, static: Gaussians, world: moving.MovingBoxes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = replace(FAST, steps=5)
+    monkeypatch.setattr("render.motion.rigid_groups", lambda tracks, **_: nothing_as_one(tracks))
+    with pytest.raises(InputError, match="--motion hexplane needs none"):
+        Fitter(scene, replace(few, motion="bases"))
+    assert Fitter(scene, few).motion is None
+    field = Fitter(scene, replace(FAST, motion="hexplane")).run().gaussians
+    assert isinstance(field.motion, HexPlaneMotion)
+    assert held_out_psnr(field, world, True) > held_out_psnr(static, world, True) + 1
+
+
+def nothing_as_one(tracks: PointTracks) -> RigidGroups:
+    found = standing_group(tracks)
+    return replace(found, world_from_rest=found.world_from_rest[:0], group=np.full(len(tracks), -1))
 
 
 def test_a_fit_that_moves_is_saved_and_goes_on_from_its_file(scene: Scene, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from geo4d.core import selection
+from geo4d.core.cuts import CutFinder
 from geo4d.core.errors import InputError
 from geo4d.core.io.decoding import PHOTO_SUFFIXES, Header, decode, decode_rgba, read_header
-from geo4d.core.io.film import VIDEO_SUFFIXES, VideoPart
+from geo4d.core.io.film import VIDEO_SUFFIXES, Film, Glimpse, VideoPart, remarks
 from geo4d.core.io.masks import Mask, find_masks, unused_masks
 from geo4d.core.io.sensors import Mounting, mount
 from geo4d.core.progress import Progress
@@ -63,7 +64,7 @@ def load_frames(
         fps: photos are pictures of a film, so many per second in the order of their names, all of one camera: they are
             kept as with `keep_all`, and those that are left out have their time all the same. Of a video so many per
             second are taken, instead of those that show motion enough.
-        part: of a video.
+        part: of a video, or of the pictures of a film.
         cache_dir: where the pictures of a video are written; default: a folder that lives as long as the frames.
         progress: hears of stages and of photos that were left out.
 
@@ -79,13 +80,14 @@ def load_frames(
     path = Path(source).expanduser()
     if path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES:
         return _load_video(path, masks, max_frames, fps, part, cache_dir, progress)
-    if part is not None and part != VideoPart():
+    if part is not None and part != VideoPart() and fps is None:
         raise InputError(
-            "only a video has a part", found=f"{source} with --start, --end or --cuts", accepted="a video file",
+            "only a film has a part", found=f"{source} with --start, --end or --cuts",
+            accepted="a video file, or pictures of a film with their rate (--fps)",
             hint="leave them out; of photos give a glob: 'photos/IMG_01*.jpg'",
         )  # fmt: skip
     paths = _find(source, path, progress)
-    return _load_photos(paths, masks, keep_all, keep_gps, max_frames, least, fps, progress)
+    return _load_photos(paths, masks, keep_all, keep_gps, max_frames, least, fps, part or VideoPart(), progress)
 
 
 def _load_video(
@@ -243,6 +245,7 @@ def _load_photos(
     max_frames: int | None,
     least: int,
     fps: float | None,
+    part: VideoPart,
     progress: Progress,
 ) -> Frames:
     photos = dict(zip(paths, _examine_all(list(paths.values()), keep_gps, progress), strict=True))
@@ -255,6 +258,9 @@ def _load_photos(
     if not keep_all and fps is None:
         looks = {n: p.look for n, p in photos.items() if n not in dropped and p.look is not None}
         dropped |= selection.select_photos(looks)
+    if fps is not None:
+        left = {n: (i, p.look) for n, i in place.items() if n not in dropped and (p := photos[n]).look is not None}
+        dropped |= _outside(left, fps, part, progress)
     dropped |= _thin([n for n in photos if n not in dropped], max_frames)
     kept = {n: p.header for n, p in photos.items() if n not in dropped and p.header is not None}
     mask_of = _masks(masks, kept, progress) if len(kept) >= least else {}
@@ -272,6 +278,31 @@ def _load_photos(
     if fps is not None:
         frames = [replace(f, time_s=place[f.name] / fps, sensor="camera") for f in frames]
     return Frames(frames, dropped)
+
+
+def _outside(
+    looks: Mapping[str, tuple[int, selection.Look]], fps: float, part: VideoPart, progress: Progress
+) -> dict[str, str]:
+    """Names of pictures of a film that are not of the part that is taken, with the reason; they are given with their
+    numbers.
+    """
+    if not looks:
+        return {}
+    finder, seen = CutFinder(), {n: Glimpse(i, i / fps, look) for n, (i, look) in looks.items()}
+    wanted = [g for g in seen.values() if part.holds(g.time_s)]
+    times = np.arange(1 + max(g.index for g in seen.values())) / fps
+    if not wanted:
+        raise InputError(
+            "this part of the film has no pictures", found=f"they end at {times[-1]:.2f} s",
+            accepted="an earlier start", hint="--start and --end are in seconds from the first picture",
+        )  # fmt: skip
+    for g in wanted:
+        finder.add(g.index, g.time_s, g.look.grey)
+    film = Film(tuple(wanted), times, tuple(finder.cuts()), part)
+    for remark in remarks(film, "the film"):
+        progress.note(str(remark))
+    used = {g.index for g in film.used()}
+    return {n: "not of the part of the film that is taken" for n, g in seen.items() if g.index not in used}
 
 
 def _examine_all(paths: Sequence[Path], keep_gps: bool, progress: Progress) -> list[_Photo]:

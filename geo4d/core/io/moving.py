@@ -9,6 +9,7 @@ from geo4d.core.errors import InputError
 from geo4d.core.io import moving_json, moving_nerfies, moving_rig
 from geo4d.core.io.moving_capture import PosedCapture
 from geo4d.core.io.moving_offsets import (
+    agreement,
     aligned_in_time,
     disagreement,
     estimate_time_offsets,
@@ -17,7 +18,7 @@ from geo4d.core.io.moving_offsets import (
 from geo4d.core.progress import Progress
 
 __all__ = [
-    "LAYOUTS", "PosedCapture", "aligned_in_time", "disagreement", "estimate_time_offsets", "load_moving",
+    "LAYOUTS", "PosedCapture", "agreement", "aligned_in_time", "disagreement", "estimate_time_offsets", "load_moving",
     "quick_time_offsets", "recognise_moving",
 ]  # fmt: skip
 

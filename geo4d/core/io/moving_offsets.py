@@ -90,8 +90,25 @@ def quick_time_offsets(capture: PosedCapture, *, progress: Progress | None = Non
 def disagreement(capture: PosedCapture, offsets: Mapping[str, float]) -> str:
     """A line on the clocks that are clearly off; "" where none is."""
     off = [f"{s} {1000 * o:+.0f} ms" for s, o in _off(capture, offsets).items()]
-    listed = ", ".join(off[:8]) + (f" and {len(off) - 8} more" if len(off) > 8 else "")
-    return f"clocks of cameras disagree, by the motion that they show; to add to their times: {listed}" if off else ""
+    what = "clocks of cameras disagree, by the motion that they show; to add to their times"
+    return f"{what}: {_listed(off)}" if off else ""
+
+
+def agreement(capture: PosedCapture, offsets: Mapping[str, float]) -> str:
+    """A line on the clocks of cameras that agree, and on those of which it cannot be told; "" where neither is."""
+    off = _off(capture, offsets)
+    unknown = [s for s, o in offsets.items() if not np.isfinite(o)]
+    agree = [s for s, o in offsets.items() if np.isfinite(o) and s not in off]
+    parts = [f"clocks that agree to a picture: {_listed(agree)}"] if agree else []
+    if unknown:
+        parts.append(
+            f"clocks that cannot be told, of cameras that move or see too little that does: {_listed(unknown)}"
+        )
+    return "; ".join(parts)
+
+
+def _listed(words: Sequence[str], most: int = 8) -> str:
+    return ", ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")
 
 
 def aligned_in_time(capture: PosedCapture, offsets: Mapping[str, float]) -> PosedCapture:

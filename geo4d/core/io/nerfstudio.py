@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ def write_transforms(
     time_s: Mapping[str, float] | None = None,
     masks: Mapping[str, str] | None = None,
     points: str | None = None,
+    held_out: Sequence[str] = (),
 ) -> None:
     """Write a transforms.json; intrinsics stand at the top when all frames share them, else in every frame.
 
@@ -58,6 +59,7 @@ def write_transforms(
         time_s: seconds by picture path.
         masks: mask path by picture path, for all frames (nerfstudio takes all or none).
         points: path of a PLY in the same world.
+        held_out: picture paths that nothing may learn from; with them nerfstudio splits by lists, not by number.
 
     Raises:
         InputError: fisheye and other lenses in one file, skew, masks for some frames only, or the disk refuses.
@@ -77,6 +79,9 @@ def write_transforms(
     content["applied_transform"] = torch.eye(4)[:3]
     if points:
         content["ply_file_path"] = points
+    if held_out:  # nerfstudio asks for all three lists where there is one
+        content["train_filenames"] = [name for name in cameras if name not in set(held_out)]
+        content["val_filenames"] = content["test_filenames"] = list(held_out)
     content["frames"] = [
         {
             "file_path": name,

@@ -298,12 +298,14 @@ def write_scene_transforms(scene: Scene, folder: Path, files: Sequence[str], *, 
     """Write transforms.json for pictures that `write_pictures` wrote."""
     paths = [f"images/{file}" for file in files]
     has_masks = any(frame.read_mask is not None for frame in scene.frames)
+    held_out = set(scene.report.get("held_out") or ())
     write_transforms(
         folder / "transforms.json",
         dict(zip(paths, scene.camera, strict=True)),
         time_s={p: f.time_s for p, f in zip(paths, scene.frames, strict=True) if f.time_s is not None},
         masks={p: _mask_file(file) for p, file in zip(paths, files, strict=True)} if has_masks else None,
         points=points,
+        held_out=[p for p, f in zip(paths, scene.frames, strict=True) if f.name in held_out],
     )
 
 

@@ -100,6 +100,18 @@ class Batch:
         visible = (z > 0) & (shown > 0) & (shown >= (1 - SEEN_SHARE) * z - 1e-3)
         return torch.where((z > 0)[..., None], at_px, torch.nan), visible
 
+    def flow(self, view: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+        """Flow `(b, h, w, 2)` in pixels from a view `(b,)` of each scene to another, NaN behind its camera, and bool
+        `(b, h, w)`: whether this sees the points.
+        """
+        h, w = self.depth.shape[-2:]
+        v, u = torch.meshgrid(*(torch.arange(n, device=view.device) + 0.5 for n in (h, w)), indexing="ij")
+        uv_px = torch.stack([u, v], -1).flatten(0, 1).expand(len(view), -1, -1)
+        there, seen = self.follow(view, uv_px)
+        scene = torch.arange(len(view), device=view.device)
+        gap = there[scene, other] - uv_px
+        return gap.unflatten(1, (h, w)), seen[scene, other].unflatten(1, (h, w))
+
 
 def make_batch(options: BatchOptions, *, seed: int, index: int, device: str | torch.device = "cpu") -> Batch:
     """The batch of that number: the same whenever and wherever it is made, but for rounding and noise of devices."""

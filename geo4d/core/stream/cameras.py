@@ -15,8 +15,8 @@ from geo4d.core.stream.solids import Draw, Solids
 
 CANDIDATES = 16
 """Poses of a scene that views are chosen from."""
-LOOK_HW = (28, 28)
-"""Size of the depth maps that tell what poses share."""
+LOOK_HW = (14, 14)
+"""Size of the depth maps that tell what poses share, to 0.04."""
 CLEAR_M = 0.25
 """Least distance of a camera from walls, and of nearly all that it sees from it."""
 SAME_DEPTH = 0.1
