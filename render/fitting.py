@@ -222,7 +222,7 @@ class Fitter:
                 raise InputError(
                     f"cannot fit motion {o.motion!r}",
                     found="training photos that show no points, of known depth, that move together for long",
-                    accepted="things that some photos follow",
+                    accepted="things that some photos follow, at two times or more",
                     hint="--motion hexplane needs none that move as one; --motion auto takes all to stand still then",
                 )  # fmt: skip
             self.progress.note(

@@ -19,7 +19,7 @@ from geo4d.core.motion import BasesMotion, blended
 from geo4d.core.types import MOVES, Gaussians, PointTracks, Scene
 from render.fit_options import FitOptions
 from render.initialise import gaussians_on, surface
-from render.rigid_groups import RigidGroups, rigid_groups, standing_group, weights_at
+from render.rigid_groups import RigidGroups, flowing_groups, rigid_groups, weights_at
 
 SEEN_PX = 0.3
 """What never moves by more than that in any picture stands still."""
@@ -159,7 +159,8 @@ class Beginning:
 def begin(scene: Scene, train: Sequence[int], count: int, sh_degree: int, options: FitOptions) -> Beginning | None:
     """What moves, from the tracks that the training photos tell of; None where nothing is known to move as one.
 
-    A field (`hexplane`) needs nothing that moves as one: without, it begins with what one time shows, at rest.
+    A field (`hexplane`) needs nothing that moves as one: without, it begins with what one time shows, and learns the
+    motion of tracks that lie side by side then.
 
     Args:
         scene: with tracks and pixels that move.
@@ -172,16 +173,18 @@ def begin(scene: Scene, train: Sequence[int], count: int, sh_degree: int, option
     if tracks is None:
         return None
     groups = rigid_groups(tracks, most=options.motion_groups, seed=options.seed)
+    times = sorted({t for i in train if (t := scene.frames[i].time_s) is not None})
     begins = train
     if not len(groups):
-        if options.motion != "hexplane":
+        if options.motion != "hexplane" or len(times) < 2:
             return None
-        groups = standing_group(tracks)
+        groups = flowing_groups(tracks, most=options.motion_groups, seed=options.seed)
+        if not len(groups):
+            return None
         begins = [i for i in train if scene.frames[i].time_s == groups.time_s[groups.rest]]
     first = _first_moving(scene, groups, begins, count, sh_degree, options.seed)
     if first is None:
         return None
-    times = sorted({t for i in train if (t := scene.frames[i].time_s) is not None})
     return Beginning(*first, GroupPaths.of(groups, tracks, times), TrackedPoints.of(groups, tracks))
 
 

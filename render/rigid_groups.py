@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numba
 import numpy as np
 import torch
+from scipy.cluster.vq import kmeans2
 from scipy.spatial import KDTree
 
 from geo4d.core.motion import BasesMotion
@@ -90,16 +91,27 @@ def rigid_groups(tracks: PointTracks, *, most: int = 16, seed: int = 0) -> Rigid
     return wider if (wider.group[moving] >= 0).sum() > held else found
 
 
-def standing_group(tracks: PointTracks) -> RigidGroups:
-    """One group, which never moves, of the tracks that are known at the time at which most are: all that rigid motions
-    say of what flows.
+def flowing_groups(tracks: PointTracks, *, most: int = 16, seed: int = 0) -> RigidGroups:
+    """At most `most` groups of tracks that lie side by side at the time at which most are known, whose motions are
+    their own as far as rigid ones can be: where nothing moves as one, a beginning for what can flow.
     """
-    known = _known(tracks.p_world.numpy())
+    p, time_s = tracks.p_world.numpy(), tracks.time_s.numpy()
+    known = _known(p)
     rest = int(known.sum(0).argmax())
-    group = np.where(known[:, rest], 0, -1)
-    return RigidGroups(
-        tracks.time_s.numpy(), _still(len(tracks.time_s))[None], rest, group, tracks.p_world[:, rest].numpy().copy()
-    )
+    there = np.flatnonzero(known[:, rest])
+    count = min(most, len(there) // LEAST_TRACKS)
+    group, motions = np.full(len(p), -1), []
+    if count:
+        _, label = kmeans2(p[there, rest], count, seed=seed, minit="++")
+        for k in range(count):
+            mine = there[label == k]
+            motion = _followed(p[mine], np.inf) if len(mine) else None
+            if motion is not None:
+                group[mine] = len(motions)
+                pose = _whole(motion, time_s, p[mine])
+                motions.append(pose @ np.linalg.inv(pose[rest]))
+    none = np.zeros((0, len(time_s), 4, 4))
+    return RigidGroups(time_s, np.stack(motions) if motions else none, rest, group, p[:, rest].copy())
 
 
 @dataclass(frozen=True, eq=False)

@@ -50,9 +50,12 @@ class Recipe:
     """Of a batch: how many pictures it has follows from their size."""
     rate: float
     pictures: int
-    """Of the whole training, as planned."""
+    """Of the whole training, as planned; each counts as often as it is seen."""
     points: int = 256
     """Pixels of a scene whose descriptors and tracks are compared."""
+    repeats: int = 1
+    """Steps that learn from each batch, one after the other, each time from another first view: where making scenes
+    takes longer than learning from them."""
     known_share: float = 0.15
     """Of the batches, in which cameras are given to the network."""
     weight_decay: float = 0.05
@@ -119,7 +122,7 @@ RECIPES = {
             Stage(0.6, (70, 84), (2, 2), (0.5, 0.9), 0.0, 0.0),
             Stage(1.0, (84, 98), (2, 4), (0.4, 0.9), 0.3, 0.0, varied=True),
         ),
-        pixels=24 * 84 * 84, rate=1.2e-3, pictures=110_000, points=128, known_share=0.05, average=0.995,
+        pixels=24 * 84 * 84, rate=1.2e-3, pictures=170_000, points=128, repeats=2, known_share=0.0, average=0.995,
     ),
 }  # fmt: skip
 """By name of the network: for one data-centre GPU, and for two cores."""

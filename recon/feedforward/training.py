@@ -45,7 +45,9 @@ class State:
     steps: int = 0
     pictures: int = 0
     batches: int = 0
-    """Made so far, with those that were thrown away."""
+    """Learnt from so far, with those that were thrown away, each as often as it is repeated."""
+    begun: int = 0
+    """Pictures when the batch that is repeated was made."""
     rate_factor: float = 1.0
     rollbacks: int = 0
     seconds: float = 0.0
@@ -89,6 +91,8 @@ class Training:
         self.state = State()
         self._good: _Copy | None = None
         self._newer: _Copy | None = None
+        self._made: tuple[int, Batch] | None = None
+        """The last batch that was made, and its number."""
         self.changing = False
         """Whether a step has begun to change the weights, and not ended."""
 
@@ -130,10 +134,13 @@ class Training:
         return numbers | {"rate": rate}
 
     def _next(self) -> tuple[Batch, bool]:
-        index = self.state.batches
-        options = self.recipe.batch_at(self.state.pictures, seed=self.seed, index=index)
-        known = self.recipe.cameras_known(seed=self.seed, index=index)
-        return make_batch(options, seed=self.seed, index=index, device=self.device), known
+        index, again = divmod(self.state.batches, self.recipe.repeats)
+        if again == 0:
+            self.state.begun = self.state.pictures
+        if self._made is None or self._made[0] != index:
+            options = self.recipe.batch_at(self.state.begun, seed=self.seed, index=index)
+            self._made = index, make_batch(options, seed=self.seed, index=index, device=self.device)
+        return self._made[1].from_view(again), self.recipe.cameras_known(seed=self.seed, index=index)
 
     def _losses(self, batch: Batch, known: bool) -> dict[str, Tensor]:
         truth = Truth.of(batch).by_cameras() if known else Truth.of(batch)

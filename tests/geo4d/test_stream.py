@@ -211,6 +211,16 @@ def test_pixels_are_found_again_where_other_views_see_them(batch: Batch) -> None
     assert 0.15 < float(visible[:, [0, 2]].float().mean()) < 0.95
 
 
+def test_views_in_another_order_are_of_the_same_scenes(batch: Batch) -> None:
+    other = batch.from_view(1)
+    assert torch.equal(other.rgb[:, 0], batch.rgb[:, 1])
+    assert torch.equal(other.rgb[:, -1], batch.rgb[:, 0])
+    count, uv_px = len(batch.rgb), torch.tensor([[[10.5, 20.5]]]).expand(len(batch.rgb), -1, -1)
+    first, last = torch.zeros(count, dtype=torch.int64), torch.full((count,), batch.rgb.shape[1] - 1)
+    for a, b in zip(batch.follow(first, uv_px), other.follow(last, uv_px), strict=True):
+        torch.testing.assert_close(a.roll(-1, 1), b, equal_nan=True)
+
+
 def test_flow_is_where_points_are_followed_to(batch: Batch) -> None:
     count = len(batch.rgb)
     view, other = torch.zeros(count, dtype=torch.int64), torch.ones(count, dtype=torch.int64)

@@ -198,14 +198,33 @@ def test_descriptors_that_are_off_by_a_few_cells_cost(batch: Batch) -> None:
     assert near > right + 0.2
 
 
-def test_training_learns(tmp_path: Path) -> None:
-    made = Training(replace(TINY, rate=1e-3, pictures=2000), seed=0)
-    made.state.pictures = 100
-    fixed = made.recipe.batch_at(0, seed=0, index=0)
-    again = make_batch(fixed, seed=0, index=0)
+def test_batches_are_learnt_from_as_often_as_the_recipe_says_from_another_view_each_time() -> None:
+    made = Training(replace(TINY, repeats=2), seed=0)
+    seen = []
+    for _ in range(4):
+        batch, _ = made._next()
+        made.state.batches += 1
+        made.state.pictures += batch.rgb.shape[0] * batch.rgb.shape[1]
+        seen.append(batch)
+    for first, second in (seen[:2], seen[2:]):
+        torch.testing.assert_close(second.rgb, first.rgb.roll(-1, 1), rtol=0, atol=0)
+        assert Truth.of(second).world_from_cam[:, 0].allclose(torch.eye(4), atol=1e-5)
+    assert seen[0].rgb.shape != seen[2].rgb.shape or not seen[0].rgb.equal(seen[2].rgb)
+
+
+def test_training_learns_and_from_the_pictures() -> None:
+    """One batch by heart: its cameras, which those of another order of scenes do not fit."""
+    made = Training(replace(TINY, rate=2e-3, pictures=100_000), seed=0)
+    made.state.pictures = 10_000
+    again = make_batch(replace(made.recipe.batch_at(0, seed=0, index=0), scenes=4, views=2), seed=0, index=0)
     made._next = lambda: (again, False)  # pyright: ignore[reportAttributeAccessIssue]
-    totals = [made.step()["total"] for _ in range(25)]
-    assert sum(totals[-3:]) < 0.75 * sum(totals[:3])
+    found = [made.step() for _ in range(80)]
+    assert found[-1]["camera"] < 0.5 * found[0]["camera"]
+    assert found[-1]["depth"] < 0.75 * found[0]["depth"]
+    assert found[-1]["descriptor"] < 0.75 * found[0]["descriptor"]
+    elsewhere = replace(again, rgb=again.rgb.roll(1, 0))
+    with torch.no_grad():
+        assert float(made._losses(elsewhere, False)["camera"]) > 1.3 * found[-1]["camera"]
 
 
 def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
@@ -214,11 +233,11 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 def test_a_training_goes_on_as_if_it_had_not_been_interrupted(tmp_path: Path) -> None:
     whole = Training(TINY, seed=2)
-    for _ in range(4):
+    for _ in range(5):
         whole.step()
     first = Training(TINY, seed=2)
-    first.step()
-    first.step()
+    for _ in range(3):  # amid what is learnt from one batch
+        first.step()
     first.save(tmp_path)
     second = Training(TINY, seed=2)
     second.resume(tmp_path)

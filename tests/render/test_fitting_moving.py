@@ -22,7 +22,7 @@ from render.fit_options import FitOptions
 from render.fitting import Fitter, split
 from render.motion import Neighbours, begin, miss, standing
 from render.motion_bases import FitBases
-from render.rigid_groups import RigidGroups, standing_group
+from render.rigid_groups import RigidGroups, flowing_groups
 
 HW, TIMES, CAMERAS = (60, 80), 6, 3
 FAST = FitOptions(steps=160, max_gaussians=6000, image_size=80, sh_degree=1, sizes=((0.0, 1),), planes=(16, 32))
@@ -299,7 +299,7 @@ def test_a_field_needs_nothing_that_moves_as_one(
 
 
 def nothing_as_one(tracks: PointTracks) -> RigidGroups:
-    found = standing_group(tracks)
+    found = flowing_groups(tracks)
     return replace(found, world_from_rest=found.world_from_rest[:0], group=np.full(len(tracks), -1))
 
 

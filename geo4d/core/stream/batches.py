@@ -74,6 +74,10 @@ class Batch:
         """Some of the scenes."""
         return Batch(**{name: value[index] for name, value in vars(self).items()})
 
+    def from_view(self, first: int) -> Batch:
+        """The same scenes with their views in another order: from one of them on, and round."""
+        return Batch(**{k: v if k == "moves" else v.roll(-first, 1) for k, v in vars(self).items()})
+
     def follow(self, view: Tensor, uv_px: Tensor) -> tuple[Tensor, Tensor]:
         """Where points that pixels show are in all views, and whether these see them.
 
