@@ -59,6 +59,16 @@ def test_a_network_alone(run: Callable[..., Any], weights: Path, tmp_path: Path)
     assert "Depth Anything 3, small" in (tmp_path / "out" / "report.html").read_text()
 
 
+def test_weights_of_a_training_alone(run: Callable[..., Any], tmp_path: Path) -> None:
+    """Those that two cores trained: their cameras are no good, but they run, and say whose they are."""
+    done = run("--backend", "geo4d-s", "--weights", Path(__file__).resolve().parents[1] / "golden" / "geo4d_xs")
+    assert done.code == 0, done.stderr
+    scene = load_scene(tmp_path / "out")
+    assert len(scene.frames) == 6
+    assert scene.report["network"]["weights"] == "geo4d/geo4d-s"
+    assert len(scene.observations.p_world) > 50  # of descriptors that match
+
+
 def test_one_photo(run: Callable[..., Any], weights: Path, tmp_path: Path) -> None:
     done = run("--backend", "da3-small", "--weights", weights, count=1)
     assert done.code == 0, done.stderr
