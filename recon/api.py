@@ -150,9 +150,14 @@ def reconstruct(
             raise
         _note_predicted(solution, frames, progress)
         complete = functools.partial(_completed, frames, known=known, specs=specs, options=options, progress=progress)
+        first = len(progress.notes)
         scene, scale_facts = complete(solution, work=work / DEPTH)
-        again = _found_again(frames, scene, solution, find, work / CAMERAS_AGAIN, progress)
+        told = len(progress.notes)
+        again = None
+        if not known.world_from_cam:
+            again = _found_again(frames, scene, solution, find, work / CAMERAS_AGAIN, progress)
         if again is not None:
+            del progress.notes[first:told]  # what was said of the cameras that are given up
             solution = again
             scene, scale_facts = complete(solution, work=work / DEPTH_AGAIN)
         for line in what_to_say(scene):
@@ -202,7 +207,7 @@ def _found_again(
     except ReconstructionError:
         progress.note(f"{said}; what stands still is too little to find them again (--masks, --poses)")
         return None
-    if len(again.cameras) < len(solution.cameras):
+    if not set(again.cameras) >= set(solution.cameras):
         progress.note(
             f"{said}; of what stands still {len(again.cameras)} of {len(solution.cameras)} could be found again: they "
             "stay (--masks, --poses)"

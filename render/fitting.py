@@ -218,6 +218,14 @@ class Fitter:
         with self.progress.stage("what moves together"):
             start = begin(self.scene, self.train, int(share * count), self.sh_degree, o)
         if start is None:
+            if o.motion == "hexplane":
+                raise InputError(
+                    "cannot fit motion 'hexplane'",
+                    found="no time at which training photos show a dozen points, of known depth, that are followed, or "
+                    "photos of one time alone",
+                    accepted="things that some photos follow, at two times or more",
+                    hint="--motion auto takes all to stand still then",
+                )  # fmt: skip
             if o.motion != "auto":
                 raise InputError(
                     f"cannot fit motion {o.motion!r}",

@@ -479,22 +479,24 @@ class Scene:
         (`report["held_out"]`), and of the others those that `Frames.held_out` chooses.
 
         Args:
-            every: as there; 0 chooses no others; None is 8, or 0 where the dataset holds out some.
+            every: as there; 0 chooses no others; None is 8, or 0 where the dataset holds out some and `by` is `photo`.
             by: as there.
 
         Raises:
             InputError: as there.
         """
         given = set(self.report.get("held_out") or ())
-        every = self.holdout_every(every)
+        every = self.holdout_every(every, by)
         rest = [i for i, name in enumerate(self.frames.names) if name not in given]
         chosen = self.frames.subset(rest).held_out(every, by) if every and rest else []
         found = {rest[i] for i in chosen} | (set(range(len(self.frames))) - set(rest))
         return sorted(found, key=self.frames.names.__getitem__)
 
-    def holdout_every(self, every: int | None = None) -> int:
+    def holdout_every(self, every: int | None = None, by: str = "photo") -> int:
         """`every` of `held_out`, and what it is where None is asked for."""
-        return (0 if self.report.get("held_out") else USUAL_HOLDOUT) if every is None else every
+        if every is not None:
+            return every
+        return 0 if by == "photo" and self.report.get("held_out") else USUAL_HOLDOUT
 
     def moving_share(self, frames: Sequence[int] | None = None) -> float:
         """Share of the pixels that move, of all frames or of some; 0 where nobody looked."""

@@ -147,7 +147,7 @@ def choose(scene: Scene, fitted: dict[str, Any], *, holdout: int | None = None, 
         index = scene.held_out(holdout)
         if not index:
             raise InputError(
-                "there are no photos to compare", found=f"--holdout {holdout}, and the dataset holds out none",
+                "cannot hold out", found=f"--holdout {holdout}, and the dataset holds out none",
                 accepted="1 or more, usually 8", hint="--all",
             )  # fmt: skip
         words = f"photos 0, {holdout}, {2 * holdout}, ... by name" if holdout else ""

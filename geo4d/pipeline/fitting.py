@@ -162,7 +162,7 @@ def _metrics(
         "corrected": held_out["corrected"], "images": held_out["images"],
         "image_size": held_out["image_size"] or train["image_size"],
         "cameras": _poses(scene, fit) if options.refine_cameras else None,
-        "train": train, "holdout": scene.holdout_every(options.holdout),
+        "train": train, "holdout": scene.holdout_every(options.holdout, options.holdout_by),
         "holdout_by": options.holdout_by, "test": [scene.frames[i].name for i in fit.test],
         "seed": options.seed, "command": command_line(command),
         "complete": fit.complete, "steps": fit.steps, "seconds": fit.seconds,

@@ -335,7 +335,12 @@ def _say_why_still(scene: Scene, inputs: _Inputs, options: ReconstructOptions, p
 
 
 def _fingerprint(
-    inputs: _Inputs, frames: Frames, known: Priors, options: ReconstructOptions, backend: str, without: Sequence[Path]
+    inputs: _Inputs,
+    frames: Frames,
+    known: Priors,
+    options: ReconstructOptions,
+    backend: str,
+    without: Sequence[Path] = (),
 ) -> str:
     """Of everything that the stages from the pictures to the mapping depend on.
 

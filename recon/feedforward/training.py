@@ -164,13 +164,14 @@ class Training:
         assert self._good is not None
         wrong = ", ".join(k for k, v in numbers.items() if not math.isfinite(v))
         now, rollbacks = self.state, self.state.rollbacks + 1
-        factor = now.rate_factor / 2
+        factor, self.changing = now.rate_factor / 2, True
         self.set_tensors(self._good.tensors)
         self.state = replace(
             self._good.state, batches=now.batches + 1, rollbacks=rollbacks, rate_factor=factor, good_steps=0,
             seconds=now.seconds, best=now.best,
         )  # fmt: skip
         self._newer = self._good = _Copy(self._good.tensors, replace(self.state))
+        self.changing = False
         if rollbacks > MOST_ROLLBACKS:
             raise InputError(
                 "the training does not hold", found=f"{wrong} not finite for the {rollbacks}th time",
@@ -326,7 +327,8 @@ def train(
         else:
             _check_begun(folder)
         atomic.write_text(folder / "recipe.json", json.dumps(asdict(recipe), indent=2) + "\n")
-        run = _Slice(training, folder, minutes, validation_scenes)
+        with progress.stage("scenes that are held out"):
+            run = _Slice(training, folder, minutes, validation_scenes)
         with progress.stage("train"):
             run.until_the_end()
         scores = run.validate()

@@ -57,6 +57,11 @@ def find_weights(repo_id: str, given: Path | str | None = None, *, download: boo
         InputError: nothing there; it says what to do.
     """
     if given is not None:
+        if (Path(given) / "training.safetensors").is_file():
+            raise InputError(
+                f"cannot read weights from {given}", found="the folder of a training, which holds more than weights",
+                accepted="the weights that it kept", hint=f"--weights {Path(given) / 'best'}",
+            )  # fmt: skip
         weight_files(Path(given))
         return Path(given)
     if bundled:

@@ -24,14 +24,14 @@ def write_arrays(path: Path, **arrays: np.ndarray) -> None:
     atomic.write_bytes(path, buffer.getbuffer())
 
 
-def read_arrays(path: Path, asked: str = "cannot read arrays") -> dict[str, np.ndarray]:
+def read_arrays(path: Path, asked: str = "cannot read arrays", *, hint: str = "") -> dict[str, np.ndarray]:
     """Read an npz.
 
     Raises:
-        InputError: missing or damaged; it begins with `asked`.
+        InputError: missing or damaged; it begins with `asked`, and ends with `hint`.
     """
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return dict(arrays)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(asked, found=f"{path}: {error}", accepted="an npz file") from error
+        raise InputError(asked, found=f"{path}: {error}", accepted="an npz file", hint=hint) from error

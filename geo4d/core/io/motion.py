@@ -65,7 +65,7 @@ def read_motion(path: Path, count: int) -> Motion:
 
 
 def _read_bases(path: Path, count: int) -> BasesMotion:
-    found = read_arrays(path, "cannot read the motion of Gaussians")
+    found = read_arrays(path, "cannot read the motion of Gaussians", hint="geo4d fit makes it anew: --overwrite")
     asked = f"cannot read the motion in {path}"
     version, kind = (str(found.get(name, "missing")) for name in ("version", "kind"))
     if version != str(VERSION) or kind != "bases":
