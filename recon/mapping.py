@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,9 @@ MANY_PICTURES = 150
 GOOD_SHARE, GOOD_ERROR_PX, GOOD_AGREEMENT = 0.95, 1.6, 0.85
 """Share of linked pictures, reprojection error and share of agreeing pairs from which no other mapper is tried."""
 AGREE_DEG = 5.0
+HELD = (1.0, 0.75, 1.35)
+"""Factors of the focal length to begin with, at which the lens is held where no mapper places the linked pictures: the
+first few of a film that hardly turns leave focal length and distortion to chance, and then fit no other picture."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +73,10 @@ def reconstruct(
         weak = _weakness(tried[-1], linked)
         if not weak:
             break
+    for factor in HELD if options.mapper == "auto" else ():
+        if max(m.registered for m in tried) >= max(2, GOOD_SHARE * linked):
+            break
+        tried.append(_run("incremental", database, links, out / "held", options, held=factor))
     best = max(tried, key=lambda m: (m.score, -m.mean_error_px if m.registered else -np.inf))
     return best, tried, _reason(tried, best, linked, options)
 
@@ -98,7 +105,10 @@ def _reason(tried: Sequence[Model], best: Model, linked: int, options: MappingOp
     return f"{tried[0].mapper} alone was not enough ({why}); {numbers}"
 
 
-def _run(kind: str, database: Path, links: Sequence[Link], out: Path, options: MappingOptions) -> Model:
+def _run(
+    kind: str, database: Path, links: Sequence[Link], out: Path, options: MappingOptions, *, held: float | None = None
+) -> Model:
+    """`held`: the lens stays as it is, but for this factor of a focal length that is not known."""
     from geo4d.core.pycolmap_import import pycolmap
 
     shutil.rmtree(out, ignore_errors=True)
@@ -107,7 +117,10 @@ def _run(kind: str, database: Path, links: Sequence[Link], out: Path, options: M
     own = out / "database.db"
     shutil.copy(database, own)
     pycolmap.set_random_seed(options.seed)
-    found = (_incremental if kind == "incremental" else _global)(own, out, options)
+    if held is not None:
+        options = replace(options, fixed_cameras=_scaled_lenses(own, held, options.fixed_cameras))
+        kind = f"{kind}, lens held at {held:g} of the focal length"
+    found = (_global if kind == "global" else _incremental)(own, out, options)
     own.unlink(missing_ok=True)
     models = sorted(found.values(), key=lambda r: (-r.num_reg_images(), -r.num_points3D()))
     seconds = time.perf_counter() - start
@@ -126,6 +139,19 @@ def _run(kind: str, database: Path, links: Sequence[Link], out: Path, options: M
         cycle,
         agreement,
     )
+
+
+def _scaled_lenses(database: Path, factor: float, known: frozenset[int]) -> frozenset[int]:
+    """Multiply the focal lengths in a database that are not known; the ids of all its cameras."""
+    from geo4d.core.pycolmap_import import pycolmap
+
+    with pycolmap.Database.open(database) as opened:
+        cameras = opened.read_all_cameras()
+        for camera in cameras:
+            if camera.camera_id not in known:
+                camera.focal_length = factor * camera.focal_length
+                opened.update_camera(camera)
+    return frozenset(c.camera_id for c in cameras)
 
 
 def _incremental(database: Path, out: Path, options: MappingOptions) -> dict[int, pycolmap.Reconstruction]:

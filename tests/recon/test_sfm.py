@@ -13,9 +13,10 @@ import torch
 
 from geo4d.core import geometry, metrics, procedural
 from geo4d.core.errors import InputError, ReconstructionError
+from geo4d.core.io.frames import load_frames
 from geo4d.core.progress import Progress
 from geo4d.core.types import Camera, DepthPrior, Distortion, Frame, Frames
-from recon import features, sfm
+from recon import features, reconstruct, sfm
 from recon.options import ReconstructOptions
 from recon.priors import Priors, with_depth
 from recon.sfm import solve_cameras
@@ -377,3 +378,14 @@ def test_a_church_facade_against_surveyed_cameras(shared_data: Path, tmp_path: P
     assert _worst_pair_deg(solution, truth) < 0.5
     assert float(solution.cameras[0].K[0, 0]) == pytest.approx(2759.5, abs=3)
     assert float(solution.cameras[0].K[0, 2]) == pytest.approx(1520.7, abs=6)
+
+
+@pytest.mark.slow
+def test_of_a_film_that_hardly_turns_all_pictures_are_placed(shared_data: Path) -> None:
+    """Of the first two, focal length and distortion are anybody's guess; with these, no other picture fits."""
+    files = sorted(p for p in (shared_data / "duck").rglob("*") if p.suffix.lower() in (".jpg", ".png"))[:40:2]
+    frames = [replace(f, sensor="camera") for f in load_frames(files[0].parent) if f.name in {p.name for p in files}]
+    scene = reconstruct(Frames(frames), options=ReconstructOptions(dense=False))
+    assert len(scene.frames) == 20
+    focal_px = [float(c.K[0, 0]) * 854 / c.hw[1] for c in scene.camera]
+    assert np.median(focal_px) == pytest.approx(990, rel=0.1)
