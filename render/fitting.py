@@ -250,6 +250,12 @@ class Fitter:
         with self.progress.stage("how it moves"):
             model = FitField if self.options.motion == "hexplane" else FitBases
             self.motion = model(start, self.first - len(start.gaussians), self.extent, self.options, self.device)
+        ends = [t for i in self.test if (t := self.scene.frames[i].time_s) is not None]
+        if self.options.holdout_by == "photo" and ends and not times[0] <= min(ends) <= max(ends) <= times[-1]:
+            self.progress.note(
+                f"all pictures of the first or the last time are held out: what moves is learnt from {times[0]:.2f} to "
+                f"{times[-1]:.2f} s only (--holdout-by time leaves the ends, --holdout-by camera all times)"
+            )
         self.tracks = start.tracks.to(self.device)
         self.time_of = [times.index(self.scene.frames[i].time_s) for i in self.train]
         for group, values in ((self.params, self.motion.of_each()), (self.views, self.motion.of_all())):

@@ -15,6 +15,7 @@ from geo4d.core import geometry, moving, procedural, threads
 from geo4d.core.errors import InputError
 from geo4d.core.hexplane import HexPlaneMotion
 from geo4d.core.motion import BasesMotion
+from geo4d.core.progress import Progress
 from geo4d.core.types import Camera, Frame, Frames, Gaussians, Observations, PointCloud, PointTracks, Scale, Scene
 from geo4d.evaluation.view_scores import render_like
 from render.checkpoint import load_checkpoint, save_checkpoint
@@ -385,3 +386,22 @@ def test_constant_speed_is_no_bend(scene: Scene) -> None:
     bent["turns"][2] = 0.1
     assert float(motion._unsteady(bent, 2)[0]) > 1e-4
     assert float(motion._unsteady(bent, 5)[0]) < 1e-9
+
+
+def test_that_the_first_or_last_time_is_held_out_is_said(scene: Scene) -> None:
+    """Of a rig every so-manieth photo by name may be of one time."""
+    said = Progress()
+    fitter = Fitter(scene, replace(FAST, steps=1, holdout=TIMES), progress=said)
+    assert {scene.frames[i].time_s for i in fitter.test} == {scene.frames[0].time_s}
+    assert any("all pictures of the first or the last time are held out" in note for note in said.notes)
+    quiet = Progress()
+    Fitter(scene, replace(FAST, steps=1, holdout=3, holdout_by="time"), progress=quiet)
+    assert not any("are held out" in note for note in quiet.notes)
+
+
+def test_how_a_split_is_asked_for_counts_where_the_dataset_holds_out_photos_too(scene: Scene) -> None:
+    given = replace(scene, report={"held_out": [scene.frames.names[0]]})
+    assert split(given, replace(FAST, holdout=None))[1] == [0]
+    by_time = split(given, replace(FAST, holdout=None, holdout_by="time"))[1]
+    assert 0 in by_time
+    assert len(by_time) > CAMERAS - 1
