@@ -102,7 +102,8 @@ def flowing_groups(tracks: PointTracks, *, most: int = 16, seed: int = 0) -> Rig
     count = min(most, len(there) // LEAST_TRACKS)
     group, motions = np.full(len(p), -1), []
     if count:
-        _, label = kmeans2(p[there, rest], count, seed=seed, minit="++")
+        begin = np.random.default_rng(seed).choice(there, count, replace=False)
+        _, label = kmeans2(p[there, rest], p[begin, rest], minit="matrix")
         for k in range(count):
             mine = there[label == k]
             motion = _followed(p[mine], np.inf) if len(mine) else None
