@@ -564,7 +564,7 @@ def train(
         resume: folder of the training; begun where it holds none.
         minutes: of this slice.
         network: geo4d-s, for a GPU; geo4d-xs, which two cores can train.
-        pictures: of the whole training, by which size, difficulty and rate follow (default: 5 million; xs: 170,000).
+        pictures: of the whole training, by which size, difficulty and rate follow (default: what its recipe plans).
         rate: of learning, at its highest.
         registers: tokens per picture beside the camera's.
         register_only: comma list of blocks over all views in which these tokens alone attend.

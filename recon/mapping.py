@@ -74,7 +74,7 @@ def reconstruct(
         if not weak:
             break
     for factor in HELD if options.mapper == "auto" else ():
-        if max(m.registered for m in tried) >= max(2, GOOD_SHARE * linked):
+        if not all(_misses_pictures(m, linked) for m in tried):
             break
         tried.append(_run("incremental", database, links, out / "held", options, held=factor))
     best = max(tried, key=lambda m: (m.score, -m.mean_error_px if m.registered else -np.inf))
@@ -82,13 +82,17 @@ def reconstruct(
 
 
 def _weakness(model: Model, linked: int) -> str:
-    if model.registered < max(2, GOOD_SHARE * linked):
+    if _misses_pictures(model, linked):
         return f"only {model.registered} of {linked} linked pictures were placed"
     if model.mean_error_px > GOOD_ERROR_PX:
         return f"the reprojection error was {model.mean_error_px:.2f} px"
     if model.agreement < GOOD_AGREEMENT:
         return f"only {100 * model.agreement:.0f} % of the pairs agreed with it"
     return ""
+
+
+def _misses_pictures(model: Model, linked: int) -> bool:
+    return model.registered < max(2, GOOD_SHARE * linked)
 
 
 def _reason(tried: Sequence[Model], best: Model, linked: int, options: MappingOptions) -> str:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from geo4d.core import geometry
-from geo4d.core.errors import InputError
+from geo4d.core.errors import InputError, some
 from geo4d.core.hexplane import HexPlaneMotion
 from geo4d.core.motion import BasesMotion, carried
 from geo4d.core.types import Edited, Gaussians, Motion
@@ -88,7 +88,7 @@ def removed(gaussians: Gaussians, objects: int | Sequence[int]) -> Edited:
     chosen, ids = _picked(gaussians, objects)
     if bool(chosen.all()):
         raise InputError(
-            "cannot remove all that there is", found=f"all {len(chosen)} Gaussians are of {_listed(ids)}",
+            "cannot remove all that there is", found=f"all {len(chosen)} Gaussians are of {some(ids, LISTED)}",
             accepted="objects beside which something is left",
         )  # fmt: skip
     return Edited(gaussians.subset(~chosen), {}, torch.eye(4, dtype=torch.float64))
@@ -108,14 +108,10 @@ def _picked(gaussians: Gaussians, objects: int | Sequence[int]) -> tuple[Tensor,
     known = [k for k in there if k != 0]
     if unknown := [k for k in ids if k not in known]:
         raise InputError(
-            "there is no such object", found=_listed(unknown),
-            accepted=f"{_listed(known) or 'nothing: all is background'} (0 is the background, which is no object)",
+            "there is no such object", found=some(unknown, LISTED),
+            accepted=f"{some(known, LISTED) or 'nothing: all is background'} (0 is the background, which is no object)",
         )  # fmt: skip
     return torch.isin(gaussians.object_id, gaussians.object_id.new_tensor(ids)), ids
-
-
-def _listed(ids: Sequence[int]) -> str:
-    return ", ".join(map(str, ids[:LISTED])) + (f" and {len(ids) - LISTED} more" if len(ids) > LISTED else "")
 
 
 def _applied(gaussians: Gaussians, chosen: Tensor, world_from_world: Tensor, about: About) -> Tensor:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+
+def some(names: Sequence[object], at_most: int = 5) -> str:
+    """The first few of what a message lists, and how many more there are."""
+    rest = len(names) - at_most
+    return ", ".join(map(str, names[:at_most])) + (f" and {rest} more" if rest > 0 else "")
 
 
 class Geo4DError(Exception):

@@ -166,6 +166,14 @@ def quarter_turn(quarter_turns: int) -> Tensor:
     return torch.tensor([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]], dtype=torch.float64)
 
 
+def pixel_centres(
+    hw: tuple[int, int], *, dtype: torch.dtype = torch.float64, device: torch.device | None = None
+) -> Tensor:
+    """`(h, w, 2)`: u and v of every pixel's centre."""
+    v, u = torch.meshgrid(*(torch.arange(n, dtype=dtype, device=device) + 0.5 for n in hw), indexing="ij")
+    return torch.stack([u, v], -1)
+
+
 def turn_pixels(uv_px: Tensor, hw: tuple[int, int], quarter_turns: int) -> Tensor:
     """Where pixels `(*b, 2)` of a picture of size `hw` lie after it is turned like `numpy.rot90`."""
     u, v = uv_px[..., 0], uv_px[..., 1]

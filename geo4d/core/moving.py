@@ -91,7 +91,7 @@ def flow(
     later = moving.at(other_time_s)
     p_world = geometry.transform_points(later.world_from_box[index], p_box[..., None, :].double())[..., 0, :]
     there_px, z = other.project(p_world)
-    return there_px - pixel_centres(camera.hw), _visible(later, other, there_px, z)
+    return there_px - geometry.pixel_centres(camera.hw), _visible(later, other, there_px, z)
 
 
 def tracks(moving: MovingBoxes, camera: Sequence[Camera], time_s: Sequence[float], start: int, uv_px: Tensor) -> Tracks:
@@ -121,12 +121,6 @@ def tracks(moving: MovingBoxes, camera: Sequence[Camera], time_s: Sequence[float
 def dynamic(moving: MovingBoxes, camera: Camera, time_s: float) -> Tensor:
     """Bool `(h, w)`: which pixels show a body that moves."""
     return moving.body[procedural.cast_solids(moving.at(time_s), camera)[0]] > 0
-
-
-def pixel_centres(hw: tuple[int, int]) -> Tensor:
-    """`(h, w, 2)` float64."""
-    v, u = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) + 0.5 for n in hw), indexing="ij")
-    return torch.stack([u, v], -1)
 
 
 def rig_cameras(count: int, hw: tuple[int, int], *, seed: int = 0, sweep_rad: float = 1.2) -> Camera:

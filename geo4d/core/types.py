@@ -76,14 +76,10 @@ class Camera:
 
     def rays(self) -> tuple[Float64[Tensor, "*b 3"], Float64[Tensor, "*b h w 3"]]:
         """Camera centres, and per pixel the world vector `ray` for which p_world = centre + z_depth * ray."""
-        h, w = self.hw
-        v, u = torch.meshgrid(
-            torch.arange(h, dtype=self.K.dtype) + 0.5, torch.arange(w, dtype=self.K.dtype) + 0.5, indexing="ij"
-        )
-        uv_px = torch.stack([u, v], -1).reshape(-1, 2).to(self.K.device)
+        uv_px = geometry.pixel_centres(self.hw, dtype=self.K.dtype, device=self.K.device).flatten(0, 1)
         ray_cam = self._ray_cam(uv_px.expand(*self.K.shape[:-2], -1, 2))
         ray_world = ray_cam @ self.world_from_cam[..., :3, :3].transpose(-1, -2)
-        return self.world_from_cam[..., :3, 3], ray_world.unflatten(-2, (h, w))
+        return self.world_from_cam[..., :3, 3], ray_world.unflatten(-2, self.hw)
 
     def _ray_cam(self, uv_px: Tensor) -> Tensor:
         """Directions with z = 1 in camera axes."""

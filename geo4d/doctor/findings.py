@@ -23,9 +23,3 @@ class Finding:
         """An error as a finding: what was asked and found, and its hint (or what is accepted)."""
         what = f"{error.asked}: {error.found}" if error.found else error.asked
         return Finding(level, what, error.hint or (f"accepted: {error.accepted}" if error.accepted else ""))
-
-
-def some(names: list[str], at_most: int = 5) -> str:
-    """The first few names, and how many more there are."""
-    rest = len(names) - at_most
-    return ", ".join(names[:at_most]) + (f" and {rest} more" if rest > 0 else "")

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from geo4d.core.errors import Geo4DError, InputError
+from geo4d.core.errors import Geo4DError, InputError, some
 from geo4d.core.io.moving import PosedCapture, disagreement, load_moving, quick_time_offsets, recognise_moving
 from geo4d.core.io.moving_capture import doubtful_unit, interval_s, steps
 from geo4d.core.progress import Progress
 from geo4d.core.types import Camera
-from geo4d.doctor.findings import Finding, some
+from geo4d.doctor.findings import Finding
 from geo4d.doctor.moving_axes import judge_axes
 
 _FEW_TIMES = 3

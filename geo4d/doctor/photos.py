@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from geo4d.core.errors import Geo4DError
+from geo4d.core.errors import Geo4DError, some
 from geo4d.core.progress import Progress
 from geo4d.core.types import Frame, Frames
-from geo4d.doctor.findings import Finding, some
+from geo4d.doctor.findings import Finding
 
 FEW, SMALL_PX = 8, 640
 

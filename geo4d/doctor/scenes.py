@@ -12,14 +12,14 @@ import numpy as np
 import torch
 
 from geo4d.core import geometry
-from geo4d.core.errors import Geo4DError, InputError
+from geo4d.core.errors import Geo4DError, InputError, some
 from geo4d.core.hexplane import HexPlaneMotion
 from geo4d.core.io import atomic
 from geo4d.core.io.gaussians import GAUSSIANS, read_scene_gaussians
 from geo4d.core.io.scene import FORMAT, MAPS, MARKER, VERSION, load_scene
 from geo4d.core.motion import BasesMotion
 from geo4d.core.types import Camera, Scene
-from geo4d.doctor.findings import Finding, some
+from geo4d.doctor.findings import Finding
 
 _COPY_AGAIN = "copy the scene folder again, whole"
 _LARGE_ERROR_PX = 4.0

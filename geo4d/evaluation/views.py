@@ -150,11 +150,10 @@ def choose(scene: Scene, fitted: dict[str, Any], *, holdout: int | None = None, 
                 "cannot hold out", found=f"--holdout {holdout}, and the dataset holds out none",
                 accepted="1 or more, usually 8", hint="--all",
             )  # fmt: skip
-        words = f"photos 0, {holdout}, {2 * holdout}, ... by name" if holdout else ""
-        if scene.report.get("held_out"):
-            words = f"{words} and those that the dataset holds out" if words else "those that the dataset holds out"
+        words = [f"photos 0, {holdout}, {2 * holdout}, ... by name"] if holdout else []
+        words += ["those that the dataset holds out"] if scene.report.get("held_out") else []
         unseen = None if "test" not in fitted else {names[i] for i in index} <= set(test)
-        return Choice(index, words, unseen)
+        return Choice(index, " and ".join(words), unseen)
     if test and not every:
         return Choice([names.index(name) for name in test], "photos that the fit has not seen", True)
     unseen = None if "test" not in fitted else False

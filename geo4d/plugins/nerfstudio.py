@@ -19,6 +19,7 @@ from torch import Tensor
 
 from geo4d.core import geometry
 from geo4d.core.errors import InputError
+from geo4d.core.io.camera_path import second_of, share_of
 from geo4d.core.io.gaussian_values import LOGIT_LIMIT
 from geo4d.core.io.gaussians import GAUSSIANS, read_scene_gaussians
 from geo4d.core.io.scene import StoredPicture, load_scene
@@ -90,8 +91,7 @@ def split_data(folder: Path, split: str = "train", *, eval_interval: int = 8, no
     hw = torch.tensor([scene.camera[i].hw for i in chosen])
     every_s = [f.time_s for f in scene.frames if f.time_s is not None] or [0.0]
     span_s = min(every_s), max(every_s)
-    length_s = span_s[1] - span_s[0] or 1.0
-    times = [(t - span_s[0]) / length_s for i in chosen if (t := scene.frames[i].time_s) is not None]
+    times = [share_of(t, span_s) for i in chosen if (t := scene.frames[i].time_s) is not None]
     points = geometry.transform_points(transform, scene.points.p_world) * scale
     files = [_file(scene, i) for i in chosen]
     masked = any(frame.read_mask is not None for frame in scene.frames)
@@ -257,14 +257,11 @@ def _model_classes() -> dict[str, Any]:
         def get_outputs(self, camera: Any) -> dict[str, Tensor]:
             hw = int(camera.height.item()), int(camera.width.item())
             K = camera.get_intrinsics_matrices()[0]
-            time_s = None if camera.times is None else self._second(float(camera.times.flatten()[0]))
+            time_s = None if camera.times is None else second_of(float(camera.times.flatten()[0]), self.span_s)
             seen_by = scene_camera(camera.camera_to_worlds[0], K, hw, self.transform, self.scale)
             self.motion = self.motion and self.motion.to(self.device)
             outputs = draw(self.gaussians, seen_by, self.motion, time_s)
             return outputs | {"depth": outputs["depth"] * self.scale}
-
-        def _second(self, share: float) -> float:
-            return (1 - share) * self.span_s[0] + share * self.span_s[1]
 
         @torch.no_grad()
         def get_outputs_for_camera(self, camera: Any, obb_box: Any = None) -> dict[str, Tensor]:

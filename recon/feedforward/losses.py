@@ -8,6 +8,7 @@ of VGGT (Wang et al. 2025) and Depth Anything 3, with logarithms of depth; descr
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, replace
 
@@ -63,7 +64,7 @@ class Truth:
         """Of generated scenes."""
         first = geometry.rigid_inverse(batch.world_from_cam[:, :1]) @ batch.world_from_cam
         truth = Truth(batch.rgb, first, batch.K, batch.depth)
-        return truth._in_units(truth.far())
+        return truth._in_units(truth.far)
 
     def by_cameras(self) -> Truth:
         """In units of the median distance of the other cameras from the first, as known poses are given in use."""
@@ -72,10 +73,15 @@ class Truth:
         unit = unit.clamp_min(LEAST_UNIT)
         return self._in_units(unit)
 
+    @functools.cached_property
+    def p_world(self) -> Tensor:
+        """Points `(b, v, h, w, 3)` of all pixels."""
+        return unprojected(self.depth, self.K, self.world_from_cam)
+
+    @functools.cached_property
     def far(self) -> Tensor:
         """Mean distance `(b,)` of the points from the first camera."""
-        points = unprojected(self.depth, self.K, self.world_from_cam)
-        return points.norm(dim=-1).mean((1, 2, 3)).clamp_min(1e-6)
+        return self.p_world.norm(dim=-1).mean((1, 2, 3)).clamp_min(1e-6)
 
     def _in_units(self, unit: Tensor) -> Truth:
         """With lengths measured in `unit` `(b,)`."""
@@ -130,10 +136,9 @@ def losses(out: Geo4dSOutput, truth: Truth, pairs: Pairs, weights: LossWeights) 
 
 def unprojected(depth: Tensor, K: Tensor, world_from_cam: Tensor) -> Tensor:
     """Points `(b, v, h, w, 3)` of depth `(b, v, h, w)` in the world."""
-    h, w = depth.shape[-2:]
-    v, u = torch.meshgrid(*(torch.arange(n, device=depth.device) + 0.5 for n in (h, w)), indexing="ij")
-    uv_px = torch.stack([u, v], -1).flatten(0, 1)
-    return unproject(K, world_from_cam, uv_px, depth.flatten(2)).unflatten(2, (h, w))
+    hw = (depth.shape[-2], depth.shape[-1])
+    uv_px = geometry.pixel_centres(hw, dtype=K.dtype, device=depth.device).flatten(0, 1)
+    return unproject(K, world_from_cam, uv_px, depth.flatten(2)).unflatten(2, hw)
 
 
 def _camera(out: Geo4dSOutput, truth: Truth, hw: tuple[int, int]) -> Tensor:
@@ -193,8 +198,7 @@ def _gradients(gap: Tensor) -> Tensor:
 def _points(out: Geo4dSOutput, truth: Truth) -> Tensor:
     """Depth and pose together, with the true intrinsics, as shares of the usual distance."""
     predicted = unprojected(out.depth, truth.K, geometry.rigid_inverse(out.cam_from_world))
-    wanted = unprojected(truth.depth, truth.K, truth.world_from_cam)
-    return _limited((predicted - wanted).norm(dim=-1) / truth.far()[:, None, None, None]).mean()
+    return _limited((predicted - truth.p_world).norm(dim=-1) / truth.far[:, None, None, None]).mean()
 
 
 def _rays(out: Geo4dSOutput, truth: Truth, hw: tuple[int, int]) -> Tensor:
@@ -250,5 +254,5 @@ def _tracks(out: Geo4dSOutput, truth: Truth, pairs: Pairs) -> Tensor:
         depth = sampled(out.depth[scene, view][..., None], pairs.uv_px[k], hw)[..., 0]
         places.append(unproject(truth.K[scene, view], pose[scene, view], pairs.uv_px[k], depth))
     kept = pairs.seen & pairs.still
-    apart = _limited((places[0] - places[1]).abs().sum(-1) / truth.far()[:, None])
+    apart = _limited((places[0] - places[1]).abs().sum(-1) / truth.far[:, None])
     return (apart * kept).sum() / kept.sum().clamp_min(1)

@@ -167,8 +167,8 @@ class Training:
         factor, self.changing = now.rate_factor / 2, True
         self.set_tensors(self._good.tensors)
         self.state = replace(
-            self._good.state, batches=now.batches + 1, rollbacks=rollbacks, rate_factor=factor, good_steps=0,
-            seconds=now.seconds, best=now.best,
+            self._good.state, batches=now.batches + 1, begun=now.begun, rollbacks=rollbacks, rate_factor=factor,
+            good_steps=0, seconds=now.seconds, best=now.best,
         )  # fmt: skip
         self._newer = self._good = _Copy(self._good.tensors, replace(self.state))
         self.changing = False

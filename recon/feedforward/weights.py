@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from geo4d.core.errors import InputError
+from geo4d.core.errors import InputError, some
 
 FORMATS = ".safetensors, .safetensors.index.json, .pt, .pth, .bin, or a folder of them"
 PICKLED = (".pt", ".pth", ".bin")
@@ -57,10 +57,12 @@ def find_weights(repo_id: str, given: Path | str | None = None, *, download: boo
         InputError: nothing there; it says what to do.
     """
     if given is not None:
-        if (Path(given) / "training.safetensors").is_file():
+        from recon.feedforward.training import BEST, STATE
+
+        if (Path(given) / STATE).is_file():
             raise InputError(
                 f"cannot read weights from {given}", found="the folder of a training, which holds more than weights",
-                accepted="the weights that it kept", hint=f"--weights {Path(given) / 'best'}",
+                accepted="the weights that it kept", hint=f"--weights {Path(given) / BEST}",
             )  # fmt: skip
         weight_files(Path(given))
         return Path(given)
@@ -156,7 +158,7 @@ def weight_files(path: Path) -> list[Path]:
         if files and not cut_off:
             return files
         if cut_off:
-            raise InputError(f"cannot read weights from {path}", found=f"links to nothing: {_some(cut_off)}")
+            raise InputError(f"cannot read weights from {path}", found=f"links to nothing: {some(cut_off)}")
         raise InputError(f"cannot read weights from {path}", found="a folder without weights", accepted=FORMATS)
     if not path.is_file():
         raise InputError(f"cannot read weights from {path}", found="no such file", accepted=FORMATS, hint=OFFLINE)
@@ -181,7 +183,7 @@ def _shards(index: Path) -> list[Path]:
     if missing:
         raise InputError(
             f"cannot read weights from {index}",
-            found=f"{len(missing)} of {len(names)} files of weights are not beside it: {_some(missing)}",
+            found=f"{len(missing)} of {len(names)} files of weights are not beside it: {some(missing)}",
             hint="fetch all of them",
         )
     return [index.parent / n for n in names]
@@ -200,7 +202,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         part = _safetensors(file) if file.suffix == ".safetensors" else _torch(file)
         twice = sorted(found.keys() & part.keys())
         if twice:
-            raise InputError(f"cannot read weights from {path}", found=f"names in several files: {_some(twice)}")
+            raise InputError(f"cannot read weights from {path}", found=f"names in several files: {some(twice)}")
         found |= part
     if not found:
         raise InputError(f"cannot read weights from {path}", found="no tensors in it", accepted=FORMATS)
@@ -343,8 +345,3 @@ def _listed(names: Sequence[str]) -> str:
     for name in names:
         alike.setdefault(re.sub(r"(?<=\.)\d+(?=\.)", "*", name), []).append(name)
     return ", ".join(each[0] if len(each) == 1 else f"{pattern} ({len(each)})" for pattern, each in alike.items())
-
-
-def _some(names: Sequence[str], count: int = 5) -> str:
-    rest = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(names[:count]) + rest

@@ -292,7 +292,7 @@ def test_flow_is_that_of_a_thing_that_moves() -> None:
     assert seen.flow_px is not None
     assert seen.scene_flow_world is not None
     solid = seen.alpha[0] > 0.9
-    uv_px = moving.pixel_centres((48, 64))[solid]
+    uv_px = geometry.pixel_centres((48, 64))[solid]
     one, two = (Camera(K, pose, (48, 64)) for pose in (first, second))
     p_world = one.unproject(uv_px, torch.full((len(uv_px),), 4.0, dtype=torch.float64))
     there = geometry.transform_points(later, p_world)

@@ -63,7 +63,7 @@ def test_flow_carries_colours(scene: moving.MovingBoxes) -> None:
     flow_px, visible = moving.flow(scene, first, 0.2, second, 0.35)
     assert 0.4 < visible.float().mean() < 1
     rgb = [procedural.render(scene.at(t), c, samples=1)[0] for c, t in ((first, 0.2), (second, 0.35))]
-    at = (moving.pixel_centres(HW) + flow_px) / torch.tensor([HW[1], HW[0]]) * 2 - 1
+    at = (geometry.pixel_centres(HW) + flow_px) / torch.tensor([HW[1], HW[0]]) * 2 - 1
     there = torch.nn.functional.grid_sample(rgb[1].movedim(-1, 0)[None], at[None].float(), align_corners=False)
     off = (there[0].movedim(0, -1) - rgb[0]).abs().mean(-1)
     still = (rgb[1] - rgb[0]).abs().mean(-1)
@@ -78,8 +78,8 @@ def test_flow_of_still_things_is_that_of_depth_and_pose(scene: moving.MovingBoxe
     first, second = view(cameras, 0), view(cameras, 2)
     flow_px, visible = moving.flow(scene, first, 0.0, second, 1.0)
     depth = procedural.cast_depth(scene.at(0.0), first)
-    p_world = first.unproject(moving.pixel_centres(HW), depth.double())
-    expected = second.project(p_world)[0] - moving.pixel_centres(HW)
+    p_world = first.unproject(geometry.pixel_centres(HW), depth.double())
+    expected = second.project(p_world)[0] - geometry.pixel_centres(HW)
     still = ~moving.dynamic(scene, first, 0.0)
     torch.testing.assert_close(flow_px[still], expected[still], rtol=1e-4, atol=1e-3)
     assert visible[still].float().mean() > 0.3

@@ -55,11 +55,18 @@ class CameraPath:
                 accepted="0 to 1, as nerfstudio has it: the first and the last time of the scene",
                 hint="divide seconds by those that the scene lasts, or give a cameras.json, whose time is in seconds",
             )  # fmt: skip
-        return tuple(_second(min(max(s, 0.0), 1.0), span_s) for s in self.share)
+        return tuple(second_of(min(max(s, 0.0), 1.0), span_s) for s in self.share)
 
 
-def _second(share: float, span_s: tuple[float, float]) -> float:
+def second_of(share: float, span_s: tuple[float, float]) -> float:
+    """The time in a scene that begins and ends at `span_s`, of nerfstudio's share."""
     return (1 - share) * span_s[0] + share * span_s[1]
+
+
+def share_of(time_s: float, span_s: tuple[float, float]) -> float:
+    """Inverse of `second_of`; 0 in a scene of one time."""
+    length_s = span_s[1] - span_s[0]
+    return (time_s - span_s[0]) / length_s if length_s > 0 else 0.0
 
 
 def write_camera_path(
@@ -124,11 +131,8 @@ def _render_times(
     """`render_time` of every camera, and the seconds of 0 and 1."""
     if not time_s:
         return [], {}
-    start, end = span_s or (min(time_s), max(time_s))
-    length = end - start
-    return [(t - start) / length if length > 0 else 0.0 for t in time_s], {
-        "default_time": 0.0, **dict(zip(SPAN, (start, end), strict=True))
-    }  # fmt: skip
+    span_s = span_s or (min(time_s), max(time_s))
+    return [share_of(t, span_s) for t in time_s], {"default_time": 0.0, **dict(zip(SPAN, span_s, strict=True))}
 
 
 def read_camera_path(path: Path) -> CameraPath:
@@ -168,7 +172,7 @@ def _path(content: dict[str, Any], path: Path) -> CameraPath:
     if len(share) < len(cameras):
         return found
     if len(ends) == len(SPAN):
-        return replace(found, time_s=tuple(_second(s, (ends[0], ends[1])) for s in share))
+        return replace(found, time_s=tuple(second_of(s, (ends[0], ends[1])) for s in share))
     return replace(found, share=share)
 
 

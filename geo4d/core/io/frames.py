@@ -17,7 +17,7 @@ import numpy as np
 
 from geo4d.core import selection
 from geo4d.core.cuts import CutFinder
-from geo4d.core.errors import InputError
+from geo4d.core.errors import InputError, some
 from geo4d.core.io.decoding import PHOTO_SUFFIXES, Header, decode, decode_rgba, read_header
 from geo4d.core.io.film import VIDEO_SUFFIXES, Film, Glimpse, VideoPart, remarks
 from geo4d.core.io.masks import Mask, find_masks, unused_masks
@@ -267,7 +267,7 @@ def _load_photos(
     dropped |= _masked_whole(mask_of)
     for reason in dict.fromkeys(dropped.values()):
         names = [n for n, r in dropped.items() if r == reason]
-        progress.note(f"left out {_some(names)}: {reason}")
+        progress.note(f"left out {some(names)}: {reason}")
     kept = {n: header for n, header in kept.items() if n not in dropped}
     _check_enough(kept, dropped, least)
     mountings = mount(list(kept.values()))
@@ -337,10 +337,10 @@ def _not_photos(photos: dict[str, _Photo], progress: Progress) -> list[str]:
         n for n in photos if (stem := Path(n).stem.casefold()).endswith("_mask") and stem.removesuffix("_mask") in stems
     ]
     if deep:
-        progress.note(f"took 16-bit grey pictures for depth images, not for photos: {_some(deep)}")
+        progress.note(f"took 16-bit grey pictures for depth images, not for photos: {some(deep)}")
     if masks:
         progress.note(
-            f"took pictures named after photos for their masks, not used unless given as masks: {_some(masks)}"
+            f"took pictures named after photos for their masks, not used unless given as masks: {some(masks)}"
         )
     return list(dict.fromkeys(deep + masks))
 
@@ -407,10 +407,10 @@ def _masks(folder: Path | None, kept: dict[str, Header], progress: Progress) -> 
     unused = unused_masks(folder.expanduser(), masks)
     if unused:
         count = len(unused) + len(masks)
-        progress.note(f"{len(unused)} of {count} masks are of no photo that is used: {_some(unused)}")
+        progress.note(f"{len(unused)} of {count} masks are of no photo that is used: {some(unused)}")
     lacking = [n for n in kept if n not in masks]
     if lacking:
-        progress.note(f"{len(lacking)} of {len(kept)} photos have no mask and are used whole: {_some(lacking)}")
+        progress.note(f"{len(lacking)} of {len(kept)} photos have no mask and are used whole: {some(lacking)}")
     return masks
 
 
@@ -420,10 +420,6 @@ def _masked_whole(masks: dict[str, Mask]) -> dict[str, str]:
         free = list(pool.map(lambda mask: bool(mask.read().any()), masks.values()))
     reason = "the mask is black everywhere, so nothing of the photo could be used (white = use)"
     return {name: reason for name, any_free in zip(masks, free, strict=True) if not any_free}
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _frame(name: str, header: Header, mounting: Mounting, mask: Mask | None, transparent: bool) -> Frame:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from geo4d.core import pictures
-from geo4d.core.errors import InputError
+from geo4d.core.errors import InputError, some
 from geo4d.core.io.moving_capture import PosedCapture, interval_s
 from geo4d.core.progress import Progress
 from geo4d.core.types import Camera, Frame, Frames
@@ -28,6 +28,8 @@ _BLOCKS, _SPREAD = 4, 0.25
 """Planes are left out by such a part of the motion, and the deviation that this tells (jackknife) is at most so many
 intervals: slow motion has a broad peak, and each view its own."""
 _LARGEST_SHARE = 0.5
+LISTED = 8
+"""Cameras that a line names."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +93,7 @@ def disagreement(capture: PosedCapture, offsets: Mapping[str, float]) -> str:
     """A line on the clocks that are clearly off; "" where none is."""
     off = [f"{s} {1000 * o:+.0f} ms" for s, o in _off(capture, offsets).items()]
     what = "clocks of cameras disagree, by the motion that they show; to add to their times"
-    return f"{what}: {_listed(off)}" if off else ""
+    return f"{what}: {some(off, LISTED)}" if off else ""
 
 
 def agreement(capture: PosedCapture, offsets: Mapping[str, float]) -> str:
@@ -99,16 +101,12 @@ def agreement(capture: PosedCapture, offsets: Mapping[str, float]) -> str:
     off = _off(capture, offsets)
     unknown = [s for s, o in offsets.items() if not np.isfinite(o)]
     agree = [s for s, o in offsets.items() if np.isfinite(o) and s not in off]
-    parts = [f"clocks that agree to a picture: {_listed(agree)}"] if agree else []
+    parts = [f"clocks that agree to a picture: {some(agree, LISTED)}"] if agree else []
     if unknown:
         parts.append(
-            f"clocks that cannot be told, of cameras that move or see too little that does: {_listed(unknown)}"
+            f"clocks that cannot be told, of cameras that move or see too little that does: {some(unknown, LISTED)}"
         )
     return "; ".join(parts)
-
-
-def _listed(words: Sequence[str], most: int = 8) -> str:
-    return ", ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")
 
 
 def aligned_in_time(capture: PosedCapture, offsets: Mapping[str, float]) -> PosedCapture:

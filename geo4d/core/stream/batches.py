@@ -109,8 +109,8 @@ class Batch:
         `(b, h, w)`: whether this sees the points.
         """
         h, w = self.depth.shape[-2:]
-        v, u = torch.meshgrid(*(torch.arange(n, device=view.device) + 0.5 for n in (h, w)), indexing="ij")
-        uv_px = torch.stack([u, v], -1).flatten(0, 1).expand(len(view), -1, -1)
+        uv_px = geometry.pixel_centres((h, w), dtype=self.depth.dtype, device=view.device).flatten(0, 1)
+        uv_px = uv_px.expand(len(view), -1, -1)
         there, seen = self.follow(view, uv_px)
         scene = torch.arange(len(view), device=view.device)
         gap = there[scene, other] - uv_px

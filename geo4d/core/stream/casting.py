@@ -43,7 +43,7 @@ class Rays:
     @staticmethod
     def of(K: Tensor, world_from_cam: Tensor, hw: tuple[int, int]) -> Rays:
         """Of cameras `(n, 3, 3)` and `(n, 4, 4)`; h and w are multiples of `TILE`."""
-        v, u = torch.meshgrid(*(torch.arange(k, device=K.device) + 0.5 for k in hw), indexing="ij")
+        u, v = geometry.pixel_centres(hw, dtype=K.dtype, device=K.device).unbind(-1)
         x = (u - K[:, 0, 2, None, None]) / K[:, 0, 0, None, None]
         y = (v - K[:, 1, 2, None, None]) / K[:, 1, 1, None, None]
         ray = torch.stack([x, y, torch.ones_like(x)], -1).flatten(1, 2) @ world_from_cam[:, :3, :3].transpose(1, 2)
