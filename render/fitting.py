@@ -155,6 +155,10 @@ class Fitter:
             self.progress.note(
                 f"photos from few places: colours depend on the direction to degree {self.sh_degree} only (--sh-degree)"
             )
+        first_count = max(1, int(options.first_gaussians * options.max_gaussians))
+        start = self._start(first_count)
+        if start is not None:
+            self.train = self._dated()
         if len(self.train) < FEW_PHOTOS:
             self.progress.note(f"only {len(self.train)} photos to fit to: views far from them will be wrong")
         self.completed = scene
@@ -162,7 +166,7 @@ class Fitter:
             with self.progress.stage("floor and walls"):
                 self.completed = with_shell(scene, self.train)
         self.photos = Photos(self.completed, self.train, options.image_size, self.device)
-        first, start = self._first()
+        first = self._first(first_count, start)
         self.first, self.extent = len(first), _extent(scene, self.train, first)
         self.near = near_plane(first.means)
         self.params = _parameters(first.to(self.device))
@@ -191,16 +195,13 @@ class Fitter:
         self.history: list[dict[str, float]] = []
         self.stopped = False
 
-    def _first(self) -> tuple[Gaussians, Beginning | None]:
-        """The first Gaussians, those that stand still before those that move; and how these do, where some do."""
-        o = self.options
-        count = max(1, int(o.first_gaussians * o.max_gaussians))
-        start = self._start(count)
+    def _first(self, count: int, start: Beginning | None) -> Gaussians:
+        """So many first Gaussians, those that stand still before those that move."""
         still = initial_gaussians(
             self.completed, count - (len(start.gaussians) if start else 0), frames=self.train,
-            sh_degree=self.sh_degree, seed=o.seed, still=start is not None,
+            sh_degree=self.sh_degree, seed=self.options.seed, still=start is not None,
         )  # fmt: skip
-        return (still, None) if start is None else (still.joined(start.gaussians), start)
+        return still.joined(start.gaussians) if start else still
 
     def _start(self, count: int) -> Beginning | None:
         """What moves, of so many Gaussians in all; None where nothing does."""
@@ -239,14 +240,18 @@ class Fitter:
             )
         return start
 
+    def _dated(self) -> list[int]:
+        """The training photos that have a time: none other can tell of things that move."""
+        dated = [i for i in self.train if self.scene.frames[i].time_s is not None]
+        if undated := sorted(set(self.train) - set(dated)):
+            self.progress.note(
+                f"things move, so that {len(undated)} of {len(self.train)} photos, whose time is not known, are left "
+                f"out: the first is {self.scene.frames[undated[0]].name!r} (--motion none takes all to stand still)"
+            )
+        return dated
+
     def _begin_motion(self, start: Beginning) -> None:
-        times, undated = start.paths.time_s.tolist(), [i for i in self.train if self.scene.frames[i].time_s is None]
-        if undated:
-            raise InputError(
-                "cannot fit what moves to photos whose time is not known",
-                found=f"{len(undated)} of {len(self.train)}, the first is {self.scene.frames[undated[0]].name!r}",
-                accepted="photos that all have a time", hint="--motion none, or leave them out of the scene",
-            )  # fmt: skip
+        times = start.paths.time_s.tolist()
         with self.progress.stage("how it moves"):
             model = FitField if self.options.motion == "hexplane" else FitBases
             self.motion = model(start, self.first - len(start.gaussians), self.extent, self.options, self.device)

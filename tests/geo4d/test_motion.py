@@ -17,7 +17,7 @@ from scipy.spatial.transform import Rotation
 from geo4d.core import geometry, moving, spherical_harmonics
 from geo4d.core.errors import InputError
 from geo4d.core.io import gaussians as gaussians_io
-from geo4d.core.io.gaussians import read_scene_gaussians, write_scene_gaussians
+from geo4d.core.io.gaussians import read_gaussians, read_scene_gaussians, write_scene_gaussians
 from geo4d.core.io.motion import read_motion, write_motion
 from geo4d.core.motion import BasesMotion, blended
 from geo4d.core.types import Camera, Gaussians
@@ -329,6 +329,16 @@ def test_a_motion_goes_with_the_gaussians_of_its_scene(tmp_path: Path) -> None:
     write_scene_gaussians(tmp_path, replace(g, motion=None))
     assert read_scene_gaussians(tmp_path).motion is None
     assert not (tmp_path / "motion.npz").exists()
+
+
+def test_a_motion_that_was_lost_is_told(tmp_path: Path) -> None:
+    write_scene_gaussians(tmp_path, moving_gaussians())
+    (tmp_path / "motion.npz").rename(tmp_path / "elsewhere.npz")
+    with pytest.raises(InputError, match="no motion.npz, which gaussians.ply names"):
+        read_scene_gaussians(tmp_path)
+    assert read_gaussians(tmp_path / "gaussians.ply").motion is None  # as a file of its own, it is at rest
+    (tmp_path / "elsewhere.npz").rename(tmp_path / "motion.npz")
+    assert read_scene_gaussians(tmp_path).motion is not None
 
 
 def test_a_full_disk_leaves_gaussians_with_their_motion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

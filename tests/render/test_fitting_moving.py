@@ -339,11 +339,16 @@ def test_what_a_dataset_holds_out_is_never_learnt_from(scene: Scene) -> None:
     assert len(split(scene, FitOptions(holdout=None))[1]) == 3
 
 
-def test_photos_without_a_time_are_refused_where_things_move(scene: Scene) -> None:
+def test_photos_without_a_time_are_left_out_where_things_move(scene: Scene) -> None:
     frames = [replace(f, time_s=None) if i == 2 else f for i, f in enumerate(scene.frames)]
-    with pytest.raises(InputError, match="time is not known"):
-        Fitter(replace(scene, frames=Frames(frames)), FAST)
-    assert Fitter(replace(scene, frames=Frames(frames)), replace(FAST, motion="none")).motion is None
+    undated, told = replace(scene, frames=Frames(frames)), Progress()
+    fitter = Fitter(undated, FAST, progress=told)
+    assert fitter.motion is not None
+    assert fitter.train == [i for i in range(len(frames)) if i != 2]
+    assert any("1 of" in line and repr(frames[2].name) in line for line in told.notes)
+    still = Fitter(undated, replace(FAST, motion="none"))
+    assert still.motion is None
+    assert len(still.train) == len(frames)
 
 
 @pytest.mark.parametrize("count", [1, 7, 20, 300])

@@ -17,15 +17,18 @@ LARGEST_ID = 1 << 24
 float32 holds whole numbers up to this one."""
 
 HEADER_LIMIT = 1 << 16
-"""Bytes at the start of a file that hold the comments of `up_comments`, unless others are very long."""
+"""Bytes at the start of a file that hold the comments of geo4d, unless others are very long."""
 
 
-def encode_ply(stored: StoredGaussians, up_world: np.ndarray | None = None) -> bytearray:
+def encode_ply(
+    stored: StoredGaussians, up_world: np.ndarray | None = None, motion_file: str | None = None
+) -> bytearray:
     """A binary little-endian PLY with the properties and their order of the original 3DGS code, all float.
 
     Args:
         stored: the Gaussians; object ids become a last property `object_id`.
         up_world: `(3,)` direction against gravity for a comment.
+        motion_file: for a comment, the name of the file beside it that says how they move.
 
     Raises:
         InputError: an object id that float32 does not hold.
@@ -40,6 +43,8 @@ def encode_ply(stored: StoredGaussians, up_world: np.ndarray | None = None) -> b
             )
         names.append("object_id")
     comments = ["SplatRenderMode: default", *up_comments(up_world)]
+    if motion_file is not None:
+        comments.append(f"motion: {motion_file}")
     header = "ply\nformat binary_little_endian 1.0\n" + "".join(f"comment {c}\n" for c in comments)
     header += f"element vertex {n}\n" + "".join(f"property float {name}\n" for name in names) + "end_header\n"
     data = bytearray(len(header) + 4 * n * len(names))
@@ -75,15 +80,18 @@ def with_up(data: bytes, up_world: np.ndarray | None) -> bytes:
 
 def read_up(path: Path) -> np.ndarray | None:
     """The direction `(3,)` of the comment `up_world`, unit; None without one, or where it is no direction."""
-    with path.open("rb") as file:
-        header = file.read(HEADER_LIMIT).partition(b"end_header")[0]
-    found = re.search(rb"^comment up_world: (\S+) (\S+) (\S+)\s*$", header, re.MULTILINE)
+    numbers = _comment(path, "up_world").split()
     try:
-        up = np.array([float(v) for v in found.groups()]) if found else np.zeros(3)
+        up = np.array([float(v) for v in numbers]) if len(numbers) == 3 else np.zeros(3)
     except ValueError:
         return None
     norm = np.linalg.norm(up)
     return up / norm if np.isfinite(norm) and norm > 0 else None
+
+
+def read_motion_name(path: Path) -> str | None:
+    """The file beside a PLY that says how its Gaussians move, by the comment `motion`; None without one."""
+    return _comment(path, "motion") or None
 
 
 def decode_ply(vertex: np.ndarray, path: Path) -> StoredGaussians:
@@ -113,6 +121,13 @@ def decode_ply(vertex: np.ndarray, path: Path) -> StoredGaussians:
         _columns(vertex, POSITION), _columns(vertex, SCALE), _columns(vertex, ROTATION),
         vertex["opacity"].astype(np.float32), sh, ids,
     )  # fmt: skip
+
+
+def _comment(path: Path, key: str) -> str:
+    with path.open("rb") as file:
+        header = file.read(HEADER_LIMIT).partition(b"end_header")[0]
+    found = re.search(rf"^comment {key}: (.*)$".encode(), header, re.MULTILINE)
+    return found.group(1).decode(errors="replace").strip() if found else ""
 
 
 def _columns(vertex: np.ndarray, names: tuple[str, ...]) -> np.ndarray:

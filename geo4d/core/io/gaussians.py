@@ -17,7 +17,7 @@ import torch
 
 from geo4d.core.errors import InputError
 from geo4d.core.io import atomic, gaussian_packed
-from geo4d.core.io.gaussian_ply import decode_ply, encode_ply, read_up, with_up
+from geo4d.core.io.gaussian_ply import decode_ply, encode_ply, read_motion_name, read_up, with_up
 from geo4d.core.io.gaussian_values import StoredGaussians, from_stored, to_stored
 from geo4d.core.io.motion import MOTIONS, motion_name, read_motion, write_motion
 from geo4d.core.io.ply_elements import read_ply
@@ -42,9 +42,14 @@ def gaussian_format(path: Path) -> str | None:
 
 
 def write_gaussians(
-    path: Path, gaussians: Gaussians, *, format: str | None = None, up_world: torch.Tensor | None = None
+    path: Path,
+    gaussians: Gaussians,
+    *,
+    format: str | None = None,
+    up_world: torch.Tensor | None = None,
+    motion_file: str | None = None,
 ) -> None:
-    """Write Gaussians.
+    """Write Gaussians, at rest where they move.
 
     Only .ply keeps everything: spz, compressed and splat round, have no object ids, and splat no view-dependent
     colour; compressed also changes the order. A warning tells where far Gaussians cost the positions in an .spz.
@@ -54,6 +59,7 @@ def write_gaussians(
         gaussians: what to write.
         format: `ply`, `compressed`, `spz` or `splat` whatever the suffix.
         up_world: `(3,)` direction against gravity, noted in a comment of a .ply or .compressed.ply.
+        motion_file: name of the file beside it that has their motion, noted in a comment of a .ply.
 
     Raises:
         InputError: an unknown suffix, values that the format cannot hold, or the disk refuses.
@@ -64,7 +70,7 @@ def write_gaussians(
         raise InputError(f"cannot write Gaussians to {path.name!r}", accepted=", ".join(SUFFIXES.values()))
     stored = to_stored(gaussians)
     up = None if up_world is None else up_world.numpy()
-    data = encode_ply(stored, up) if kind == "ply" else _ENCODERS[kind](stored)
+    data = encode_ply(stored, up, motion_file) if kind == "ply" else _ENCODERS[kind](stored)
     if kind == "compressed":
         data = with_up(bytes(data), up)
     if kind == "spz" and (lost := gaussian_packed.spz_loss(stored)):
@@ -102,9 +108,10 @@ def write_scene_gaussians(folder: Path, gaussians: Gaussians, *, up_world: torch
         InputError: the disk refuses, or a motion that has no file format. All is written before what was there is
             replaced, so that a full disk leaves that as it was.
     """
-    names = [GAUSSIANS] if gaussians.motion is None else [GAUSSIANS, motion_name(gaussians.motion)]
+    motion_file = None if gaussians.motion is None else motion_name(gaussians.motion)
+    names = [GAUSSIANS] if motion_file is None else [GAUSSIANS, motion_file]
     with atomic.disk_errors("Gaussians", folder), tempfile.TemporaryDirectory(dir=folder, prefix=".gaussians.") as new:
-        write_gaussians(Path(new) / GAUSSIANS, gaussians, up_world=up_world)
+        write_gaussians(Path(new) / GAUSSIANS, gaussians, up_world=up_world, motion_file=motion_file)
         if gaussians.motion is not None:
             write_motion(Path(new) / names[1], gaussians.motion)
         for other in set(MOTIONS) - set(names):
@@ -117,7 +124,7 @@ def read_scene_gaussians(folder: Path) -> Gaussians:
     """Read gaussians.ply of a scene folder, with the motion beside it if there is one.
 
     Raises:
-        InputError: as `read_gaussians`, or two motions, or one that is damaged or of other Gaussians.
+        InputError: as `read_gaussians`, or two motions, or one that is missing, damaged or of other Gaussians.
     """
     gaussians = read_gaussians(folder / GAUSSIANS)
     found = [name for name in MOTIONS if (folder / name).is_file()]
@@ -126,7 +133,14 @@ def read_scene_gaussians(folder: Path) -> Gaussians:
             f"cannot tell how the Gaussians in {folder} move", found=" and ".join(found), accepted="one of them",
             hint="remove the older one, or fit again",
         )  # fmt: skip
-    return replace(gaussians, motion=read_motion(folder / found[0], len(gaussians))) if found else gaussians
+    if found:
+        return replace(gaussians, motion=read_motion(folder / found[0], len(gaussians)))
+    if (named := read_motion_name(folder / GAUSSIANS)) is not None:
+        raise InputError(
+            f"cannot tell how the Gaussians in {folder} move", found=f"no {named}, which {GAUSSIANS} names",
+            hint=f"copy {named} back beside it or fit again; as a file of its own {GAUSSIANS} is drawn at rest",
+        )  # fmt: skip
+    return gaussians
 
 
 def read_up_world(path: Path) -> torch.Tensor | None:
