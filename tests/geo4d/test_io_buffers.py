@@ -94,6 +94,9 @@ def test_every_modality_is_read_by_other_software(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read[known], flow_px.numpy()[known])
     assert (read[~known] > 1e9).all()  # Middlebury: unknown
     assert not (tmp_path / "flow/00002.flo").exists()
+    *_, before, last = video(tmp_path / "flow.mp4")[0]
+    assert np.abs(before.astype(int) - last).mean() < 4  # what has no next is not shown as unknown
+    assert np.ptp(last.reshape(-1, 3), 0).max() > 50
     assert facts["depth"]["png_step"] == 0.001
     assert facts["depth"]["unit"] == "m"
     assert facts["segmentation"]["bits"] == 8

@@ -258,9 +258,12 @@ def test_gains_of_the_photos_are_found(scene: Scene) -> None:
 @pytest.mark.usefixtures("small")  # so that the kernels are compiled
 def test_it_ends_on_time(scene: Scene) -> None:
     start = time.perf_counter()
-    result = Fitter(scene, replace(SMALL, steps=None, time_budget_s=2.0)).run()
+    fitter = Fitter(scene, SMALL)
+    budget_s = fitter.seconds + 2.0  # what comes before the first step counts, and takes as long as the machine is busy
+    fitter.options = replace(SMALL, steps=None, time_budget_s=budget_s)
+    result = fitter.run()
     seconds = time.perf_counter() - start
-    assert 2.0 <= result.seconds < 3.5
+    assert budget_s <= result.seconds < budget_s + 1.5
     assert seconds == pytest.approx(result.seconds, abs=0.5)
     assert result.complete
     assert result.steps > 10

@@ -238,10 +238,11 @@ class BufferWriter:
     def _finish_flow(self) -> dict[str, Any]:
         known = np.concatenate([*self._samples["flow"], np.zeros(0, np.float32)])
         largest = float(np.percentile(known, 98)) if len(known) else 1.0
-        dark = np.full((*self.hw, 3), colouring.UNKNOWN_RGB, np.uint8)
-        for i in range(self.count):
+        picture = np.full((*self.hw, 3), colouring.UNKNOWN_RGB, np.uint8)
+        for i in range(self.count):  # the last frame, which has no next, shows the flow to it
             path = self.folder / f"flow/{i:05d}.npz"
-            self._show("flow", colouring.flow(read_arrays(path)["flow_px"], largest) if path.exists() else dark)
+            picture = colouring.flow(read_arrays(path)["flow_px"], largest) if path.exists() else picture
+            self._show("flow", picture)
         return {"files": "flow/00000.flo", "arrays": "flow/00000.npz", "video_full_px": largest}
 
 
