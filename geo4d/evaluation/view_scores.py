@@ -1,4 +1,4 @@
-"""How much renders of Gaussians look like the photos of a scene: PSNR, SSIM and LPIPS per photo and in the mean."""
+"""How much renders of Gaussians look like the photos of a scene: PSNR, of what moves too, SSIM and LPIPS per photo and in the mean."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from geo4d.core import metrics
-from geo4d.core.types import Camera, Gaussians, Scene
+from geo4d.core.types import MOVES, Camera, Gaussians, Scene
 from geo4d.evaluation import lpips
 from render.photos import Photo, Photos
 from render.rasterizer.api import rasterization
 from render.views import near_plane
 
-KEYS = ("psnr", "ssim", "lpips")
+KEYS = ("psnr", "ssim", "lpips", "psnr_moving")
 
 
 @torch.no_grad()
@@ -31,7 +31,8 @@ def score_views(
     """PSNR, SSIM and LPIPS over the valid pixels of some photos; means over photos that have them, None where none has.
 
     Those at the top are raw; under `corrected` the colours of each render are first fitted to its photo by an affine
-    map (least squares over the valid pixels), which takes out what exposure and white balance do.
+    map (least squares over the valid pixels), which takes out what exposure and white balance do. `psnr_moving` is over
+    the pixels that move alone (`moving_pixels`).
 
     Args:
         scene: its photos and cameras.
@@ -44,7 +45,11 @@ def score_views(
     images = []
     for k in range(len(photos)):
         photo = photos.get(k)
-        images.append(score_view(photo, render_like(gaussians, photo.camera, photo.time_s), network))
+        render, moves = (
+            render_like(gaussians, photo.camera, photo.time_s),
+            moving_pixels(scene, frames[k], photos.hw(k)),
+        )
+        images.append(score_view(photo, render, network, moves))
         photos.forget(k)
     sizes = sorted({photos.hw(k) for k in range(len(photos))})
     return {
@@ -54,18 +59,28 @@ def score_views(
     }
 
 
-def score_view(photo: Photo, render: Tensor, network: lpips.Network | None = None) -> dict[str, Any]:
+def moving_pixels(scene: Scene, i: int, hw: tuple[int, int]) -> Tensor | None:
+    """Bool `(h, w)`: which pixels of a picture of frame `i`, of a size, show what moves; None where none is known to."""
+    dynamic = scene.dynamic[i]
+    if dynamic is None or not bool((dynamic >= MOVES).any()):
+        return None
+    return torch.nn.functional.interpolate(dynamic[None, None].float(), hw, mode="nearest-exact")[0, 0] >= MOVES
+
+
+def score_view(
+    photo: Photo, render: Tensor, network: lpips.Network | None = None, moves: Tensor | None = None
+) -> dict[str, Any]:
     """Name and scores of one photo, raw and `corrected` (see `score_views`).
 
     NaN where no pixel or window is valid or the photo is too small; `lpips` is None without its network, which has to
-    be on the device of the photo.
+    be on the device of the photo, and `psnr_moving` without what moves, bool `(h, w)`.
     """
     truth = photo.rgb.float() / 255
     fitted = _fit_exposure(render, truth, photo.valid)
     return {
         "name": photo.name,
-        **_scores(render, truth, photo.valid, network),
-        "corrected": _scores(fitted, truth, photo.valid, network),
+        **_scores(render, truth, photo.valid, network, moves),
+        "corrected": _scores(fitted, truth, photo.valid, network, moves),
     }
 
 
@@ -80,13 +95,16 @@ def render_like(gaussians: Gaussians, camera: Camera, time_s: float | None = Non
     return picture[0].clamp(0, 1)
 
 
-def _scores(render: Tensor, truth: Tensor, valid: Tensor, network: lpips.Network | None) -> dict[str, float | None]:
+def _scores(
+    render: Tensor, truth: Tensor, valid: Tensor, network: lpips.Network | None, moves: Tensor | None
+) -> dict[str, float | None]:
     side = min(render.shape[:2])
     ssim = math.nan if side < metrics.SSIM_WINDOW else metrics.ssim(render, truth, valid)
     distance = None if network is None else math.nan
     if network is not None and side >= lpips.LEAST_SIDE:
         distance = lpips.perceptual_distance(network, render, truth, valid)
-    return {"psnr": metrics.psnr(render, truth, valid), "ssim": ssim, "lpips": distance}
+    moving = None if moves is None else metrics.psnr(render, truth, valid & moves.to(valid.device))
+    return {"psnr": metrics.psnr(render, truth, valid), "ssim": ssim, "lpips": distance, "psnr_moving": moving}
 
 
 def _fit_exposure(render: Tensor, truth: Tensor, valid: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from geo4d.core.io.scene import load_scene
 from geo4d.core.progress import Progress
 from geo4d.core.types import Scene
 from geo4d.evaluation import lpips
-from geo4d.evaluation.view_scores import mean_scores, render_like, score_view
+from geo4d.evaluation.view_scores import mean_scores, moving_pixels, render_like, score_view
 from geo4d.evaluation.views_page import Comparison, write_views_page
 from render.photos import Photo, Photos
 
@@ -55,7 +55,8 @@ def evaluate_views(
 
     Compared are the photos that metrics.json names as held out; without it, or with `every`, all photos. Means are
     over photos, scores over the valid pixels of each; `corrected` are those after the colours of each render were
-    fitted to its photo by an affine map. `lpips` is None where its weights are not at hand (`lpips.find_weights`).
+    fitted to its photo by an affine map. `lpips` is None where its weights are not at hand (`lpips.find_weights`),
+    `psnr_moving`, of the pixels that move alone, where nothing is known to.
 
     Args:
         folder: a scene folder.
@@ -88,7 +89,7 @@ def evaluate_views(
         for k in range(len(photos)):
             photo = photos.get(k)
             render = render_like(splats, photo.camera, photo.time_s)
-            scores = score_view(photo, render, network)
+            scores = score_view(photo, render, network, moving_pixels(scene, choice.index[k], photos.hw(k)))
             triple = (photo.rgb.cpu().numpy(), to_uint8(render.cpu().numpy()), _error_map(photo, render))
             comparisons.append(Comparison(scores, *(_small(p, shown) for p in triple)))
             photos.forget(k)

@@ -109,6 +109,7 @@ def _tiles(result: dict[str, Any], gaussians: int) -> str:
         ),
         (number(result["ssim"], 3), "", "SSIM; 1 is the same"),
         *([(number(result["lpips"], 3), "", "LPIPS; 0 is the same")] if _known(result["lpips"]) else []),
+        *([(number(result["psnr_moving"], 4), "dB", "PSNR of what moves")] if _known(result["psnr_moving"]) else []),
         (number(corrected["psnr"], 4), "dB", "PSNR after the colours of each render were fitted to its photo"),
         (number(gaussians), "", "Gaussians"),
         (number(result["image_size"]), "px", "longer side of the pictures compared, at most"),
@@ -141,7 +142,10 @@ def _words(scores: dict[str, Any]) -> str:
         return "no pixel may be used"
     psnr = "equal" if scores["psnr"] > 99 else html.with_unit(scores["psnr"], "dB", 4)
     lpips = f" · {number(scores['lpips'], 3)}" if _known(scores["lpips"]) else ""
-    return f"{psnr} · {number(scores['ssim'], 3)}{lpips}"
+    moving = (
+        f" · {html.with_unit(scores['psnr_moving'], 'dB', 4)} of what moves" if _known(scores["psnr_moving"]) else ""
+    )
+    return f"{psnr} · {number(scores['ssim'], 3)}{lpips}{moving}"
 
 
 def _views(comparisons: Sequence[Comparison], largest: float) -> str:

@@ -159,6 +159,7 @@ def _metrics(
     return {
         "format": "geo4d-metrics", "version": 1,
         "psnr": held_out["psnr"], "ssim": held_out["ssim"], "lpips": held_out["lpips"],
+        "psnr_moving": held_out["psnr_moving"],
         "corrected": held_out["corrected"], "images": held_out["images"],
         "image_size": held_out["image_size"] or train["image_size"],
         "cameras": _poses(scene, fit) if options.refine_cameras else None,
@@ -179,10 +180,11 @@ def _summary(
     folder: Path, metrics: dict[str, Any], fit: Fit, seconds: float, command: Sequence[str], *, kept: bool
 ) -> dict[str, Any]:
     same = [word for word in command if word not in ("--resume", "--overwrite")] or ["fit", str(folder)]
-    corrected = metrics["corrected"] or {}
+    corrected, moving = metrics["corrected"] or {}, metrics["psnr_moving"]
     result = {
         "gaussians": len(fit.gaussians), "steps": fit.steps, "photos": len(fit.train), "held out": len(fit.test),
         "PSNR held out dB": metrics["psnr"], "SSIM held out": metrics["ssim"], "LPIPS held out": metrics["lpips"],
+        **({} if moving is None else {"PSNR held out, of what moves dB": moving}),
         "PSNR held out, exposure fitted dB": corrected.get("psnr"), "PSNR training dB": metrics["train"]["psnr"],
         "seconds": round(seconds, 1), "peak memory GiB": round(metrics["peak_memory_gib"], 2),
         **({"kept": str(folder / GAUSSIANS)} if kept else

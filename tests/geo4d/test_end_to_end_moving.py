@@ -102,6 +102,8 @@ def test_a_field_is_fitted_to_it_with_times_held_out(scene: Path, geo4d: Callabl
     frames = load_scene(copy).frames
     times = sorted({f.time_s for f in frames if f.time_s is not None})
     assert {f.time_s for f in frames if f.name in metrics["test"]} == {times[1], times[4]}
+    shown = json.loads(run.stdout)
+    assert shown["PSNR held out, of what moves dB"] == metrics["psnr_moving"] > 8
 
 
 def test_a_scene_is_no_input_and_the_next_step_is_said(scene: Path, geo4d: Callable[..., Any], tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from PIL import Image
 from geo4d.core import metrics
 from geo4d.core.errors import InputError
 from geo4d.core.io.gaussians import read_gaussians, write_gaussians
-from geo4d.core.io.scene import load_scene
+from geo4d.core.io.scene import load_scene, save_scene
 from geo4d.evaluation import evaluate_views
 from render import render_views
 
@@ -50,6 +51,33 @@ def test_scores_are_those_of_the_metrics_on_the_pictures(own_scene: Copy) -> Non
         assert image["psnr"] < 35
     for key in ("psnr", "ssim"):
         assert result[key] == pytest.approx(np.mean([i[key] for i in result["images"]]))
+
+
+def test_what_moves_has_a_score_of_its_own(own_scene: Copy, geo4d: Callable[..., Any]) -> None:
+    folder = own_scene()
+    gaussians = read_gaussians(folder / "gaussians.ply")
+    write_gaussians(folder / "gaussians.ply", replace(gaussians, means=gaussians.means + 0.02))
+    assert evaluate_views(folder)["psnr_moving"] is None  # nothing is known to move
+    scene = load_scene(folder)
+    h, w = scene.frames[0].hw
+    half = torch.zeros(h // 2, w // 2)
+    half[: h // 4] = 1.0
+    dynamic = [half if k in (0, 1) else torch.zeros_like(half) if k == 2 else None for k in range(len(scene.frames))]
+    depth = [torch.ones_like(half)] * len(dynamic)
+    save_scene(replace(scene, depth=tuple(depth), dynamic=tuple(dynamic)), folder.with_name("moving"))
+    shutil.copy(folder / "gaussians.ply", folder.with_name("moving"))
+    result = evaluate_views(folder.with_name("moving"))
+    assert [i["psnr_moving"] is None for i in result["images"]] == [k > 1 for k in range(len(dynamic))]
+    moves = half.repeat_interleave(2, 0).repeat_interleave(2, 1) > 0.5
+    for image, camera, frame in zip(result["images"][:2], scene.camera, scene.frames, strict=False):
+        render = render_views(read_gaussians(folder / "gaussians.ply"), camera).rgb
+        mask = moves if frame.mask is None else frame.mask & moves
+        assert image["psnr_moving"] == pytest.approx(metrics.psnr(render, frame.rgb, mask), abs=1e-3)
+    assert result["psnr_moving"] == pytest.approx(np.mean([i["psnr_moving"] for i in result["images"][:2]]))
+    page = (folder.with_name("moving") / "views.html").read_text()
+    assert page.count("of what moves") == 1 + 2 * 2  # a tile; two photos, each as a bar and as a picture
+    run = geo4d("evaluate", "views", folder.with_name("moving"))
+    assert run.stdout.count("dB of what moves") == 2
 
 
 def test_an_exposure_of_the_photos_is_taken_out_of_the_corrected_score(own_scene: Copy) -> None:
