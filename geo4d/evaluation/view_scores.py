@@ -1,4 +1,4 @@
-"""How much renders of Gaussians look like the photos of a scene: PSNR, of what moves too, SSIM and LPIPS per photo and in the mean."""
+"""How much renders of Gaussians look like the photos of a scene: PSNR, SSIM and LPIPS per photo and in the mean."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def score_views(
 
 
 def moving_pixels(scene: Scene, i: int, hw: tuple[int, int]) -> Tensor | None:
-    """Bool `(h, w)`: which pixels of a picture of frame `i`, of a size, show what moves; None where none is known to."""
+    """Which pixels `(h, w)` of a picture of frame `i`, of a size, show what moves; None where none is known to."""
     dynamic = scene.dynamic[i]
     if dynamic is None or not bool((dynamic >= MOVES).any()):
         return None

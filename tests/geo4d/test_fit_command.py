@@ -120,8 +120,8 @@ def test_metrics_say_how_they_came_about(fitted: tuple[Path, dict[str, Any]]) ->
     }  # fmt: skip
     assert {k: found[k] for k in expected} == expected
     assert set(found) - set(expected) == {
-        "psnr", "ssim", "lpips", "psnr_moving", "corrected", "images", "train", "test", "command", "seconds", "gaussians",
-        "peak_memory_gib", "options", "history", "geo4d",
+        "psnr", "ssim", "lpips", "psnr_moving", "corrected", "images", "train", "test", "command", "seconds",
+        "gaussians", "peak_memory_gib", "options", "history", "geo4d",
     }  # fmt: skip
     assert found["options"]["max_gaussians"] == 500
     assert 0 < found["seconds"] < 600
