@@ -8,7 +8,7 @@ say where it is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import cv2
@@ -51,6 +51,9 @@ PARTS_SHARE, PARTS_LEAST = 0.85, 4
 ROUNDS = 30
 SENSED, SENSED_PX = 0.8, 3
 """Confidence of what a sensor measured of things that move, and how far into the gaps at their edges it counts."""
+RESTS = 0.15
+"""Stereo is right of a thing that rests where both distances, by stereo and by contact, differ by no more, relative. What
+moves towards or along with the camera seems to rest, too, at a wrong distance."""
 HIDDEN = 0.2
 """Share of what lies around a thing's foot that moves too, from which on the foot may be hidden."""
 
@@ -65,7 +68,9 @@ class _Thing:
     """Of the depth of its middle by contact; NaN where that is not known."""
 
 
-def with_contact_depth(scene: Scene, frames: Sequence[int], *, clip: Clip | None = None) -> Scene:
+def with_contact_depth(
+    scene: Scene, frames: Sequence[int], *, clip: Clip | None = None, rests: Mapping[int, np.ndarray] | None = None
+) -> Scene:
     """The scene with depth of the pixels of some frames that move: of upright planes that stand on the ground.
 
     Things whose foot is in no picture, or beside which no depth is known, have none. What a sensor measured of
@@ -76,6 +81,8 @@ def with_contact_depth(scene: Scene, frames: Sequence[int], *, clip: Clip | None
         frames: places of those to look at; others keep their depth.
         clip: in which things are followed, so that their distances go together; without it, and of frames that are
             not in it, every picture is looked at alone.
+        rests: by frame, where what moves at other times does not seem to, bool of the depth map's size: there the depth
+            that is known stays, unless a thing is elsewhere by contact and growth (`RESTS`).
     """
     moving = {
         i: (m >= MOVES).numpy()
@@ -95,12 +102,16 @@ def with_contact_depth(scene: Scene, frames: Sequence[int], *, clip: Clip | None
         d, before, out = scene.depth[i], scene.confidence[i], np.full(label.shape, np.nan, np.float32)
         assert d is not None
         camera = scene.depth_camera(i)
-        ray = camera.rays()[1].numpy()
+        ray, taken = camera.rays()[1].numpy(), label > 0
+        resting = np.zeros(label.shape, bool) if rests is None else rests[i] & torch.isfinite(d).numpy()
         for k, thing in things[i].items():
+            here = label == k
             if np.isfinite(z := log_z[i, k]):
                 middle = camera.unproject(torch.from_numpy(thing.uv_px)[None], torch.tensor([np.exp(z)]))[0]
-                out[label == k] = _plane(middle.numpy(), ray[label == k], camera, scene.up_world)
-        upright, there = torch.from_numpy(out), torch.from_numpy(label > 0)
+                out[here] = _plane(middle.numpy(), ray[here], camera, scene.up_world)
+            if (still := here & resting).any() and not _elsewhere(d.numpy()[still], out[still]):
+                taken &= ~still
+        upright, there = torch.from_numpy(out), torch.from_numpy(taken)
         sure = torch.ones_like(d) if before is None else before
         found, trust = upright, torch.full_like(d, CONFIDENCE)
         if (measured := scene.frames[i].depth) is not None:
@@ -110,6 +121,13 @@ def with_contact_depth(scene: Scene, frames: Sequence[int], *, clip: Clip | None
         depth[i] = torch.where(there, found, d)
         confidence[i] = torch.where(there, torch.where(torch.isfinite(found), trust, 0.0), sure)
     return replace(scene, depth=tuple(depth), confidence=tuple(confidence))
+
+
+def _elsewhere(depth: np.ndarray, by_contact: np.ndarray) -> bool:
+    """Whether a thing is at another distance than the depth of its pixels says; not where contact does not know."""
+    off = np.abs(np.log(depth / by_contact))
+    known = np.isfinite(off)
+    return bool(known.any()) and float(np.median(off[known])) > RESTS
 
 
 def _sensed(measured: Tensor, depth: Tensor, moves: Tensor) -> Tensor:

@@ -91,9 +91,14 @@ def with_motion(
             moving = _moving(scene, one)
             follow = one.follow if tracker is None else tracker(list(scene.frames), one)
             places = _followed(one, [m >= MOVES for m in moving], follow, still, _enlarged(scene, one))
-            if stands:  # where things move: where they rest, stereo is right of them
-                scene = with_contact_depth(_marked(scene, one, moving), one.frame, clip=one)
-            scene = _marked(scene, one, _at_rest_too(one, moving, places))
+            scores = _at_rest_too(one, moving, places)
+            scene = _marked(scene, one, scores)
+            if stands:
+                rests = {
+                    i: _resized((now < MOVES) & (ever >= MOVES), _map_hw(scene, i)) >= MOVES
+                    for i, now, ever in zip(one.frame, moving, scores, strict=True)
+                }
+                scene = with_contact_depth(scene, one.frame, clip=one, rests=rests)
             tracks.append(_tracks(scene, one, places, times))
             advance()
     if stands:
