@@ -52,8 +52,8 @@ ROUNDS = 30
 SENSED, SENSED_PX = 0.8, 3
 """Confidence of what a sensor measured of things that move, and how far into the gaps at their edges it counts."""
 RESTS = 0.15
-"""Stereo is right of a thing that rests where both distances, by stereo and by contact, differ by no more, relative. What
-moves towards or along with the camera seems to rest, too, at a wrong distance."""
+"""Stereo is right of a thing that rests where its distances by stereo and by contact differ by no more, relative. What
+moves along with the camera seems to rest, too, at a wrong distance."""
 HIDDEN = 0.2
 """Share of what lies around a thing's foot that moves too, from which on the foot may be hidden."""
 
@@ -168,21 +168,58 @@ def _things(scene: Scene, i: int, label: np.ndarray) -> dict[int, _Thing]:
 # One thing in several pictures
 
 
+@dataclass(frozen=True, eq=False)
+class _Numbers:
+    """Numbers of the things in a picture, 0 where nothing moves, and where they are sure: led there by flow, or of a
+    region that is one thing; elsewhere they are those of the nearest pixel.
+    """
+
+    label: np.ndarray
+    sure: np.ndarray
+
+    def carried(self, flow: np.ndarray, hw: tuple[int, int]) -> _Numbers:
+        """Where flow `(h, w, 2)` from the picture asked for to this one leads them; `hw` is the size of these maps."""
+        h, w = flow.shape[:2]
+
+        def led(values: np.ndarray) -> np.ndarray:
+            small = cv2.resize(values.astype(np.float32), (w, h), interpolation=cv2.INTER_NEAREST)
+            return cv2.resize(carried(small, flow, nearest=True), (hw[1], hw[0]), interpolation=cv2.INTER_NEAREST)
+
+        label = led(self.label).astype(int)
+        return _Numbers(label, (led(self.sure) > 0.5) & (label > 0))
+
+
 def _followed(clip: Clip, moving: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
-    """Maps of the numbers of things, from 1 on, the same in all pictures in which flow leads them on."""
-    labels: dict[int, np.ndarray] = {}
+    """Maps of the numbers of things, from 1 on, the same in all pictures in which flow leads them on.
+
+    Forwards first; then backwards, since what comes out from behind another thing is told by what it is later.
+    """
+    found: dict[int, _Numbers] = {}
     before, free = None, 1
     for k, i in enumerate(clip.frame):
         if i not in moving:
             before = None
             continue
-        there = np.zeros(moving[i].shape, int) if before is None else _carried(before, clip, k, moving[i].shape)
-        labels[i] = before = _named(moving[i], there, free)
-        free = max(free, int(before.max()) + 1)
-    if not labels:
+        there = None if before is None else before.carried(clip.backward[k - 1], _hw(moving[i]))
+        found[i] = before = _named(moving[i], there, free)
+        free = max(free, int(before.label.max()) + 1)
+    if not found:
         return {}
-    one = _inseparable(labels, moving, free)
-    return {i: one[label] for i, label in labels.items()}
+    later = None
+    for k in range(len(clip.frame) - 1, -1, -1):
+        i = clip.frame[k]
+        if i not in moving:
+            later = None
+            continue
+        if later is not None:
+            found[i] = _parted(moving[i], found[i], later.carried(clip.forward[k], _hw(moving[i])))
+        later = found[i]
+    one = _inseparable({i: n.label for i, n in found.items()}, moving, free)
+    return {i: one[n.label] for i, n in found.items()}
+
+
+def _hw(values: np.ndarray) -> tuple[int, int]:
+    return values.shape[0], values.shape[1]
 
 
 def _inseparable(labels: dict[int, np.ndarray], moving: dict[int, np.ndarray], count: int) -> np.ndarray:
@@ -202,34 +239,57 @@ def _inseparable(labels: dict[int, np.ndarray], moving: dict[int, np.ndarray], c
     return np.r_[0, 1 + csgraph.connected_components(alike[1:, 1:], directed=False)[1]]
 
 
-def _carried(label: np.ndarray, clip: Clip, k: int, hw: tuple[int, ...]) -> np.ndarray:
-    """The numbers of the picture before picture `k` where flow leads them."""
-    h, w = clip.hw
-    small = cv2.resize(label.astype(np.float32), (w, h), interpolation=cv2.INTER_NEAREST)
-    there = carried(small, clip.backward[k - 1], nearest=True)
-    return cv2.resize(there, (hw[1], hw[0]), interpolation=cv2.INTER_NEAREST).astype(int)
-
-
-def _named(moving: np.ndarray, before: np.ndarray, free: int) -> np.ndarray:
-    """Numbers of the regions that move: those that are led there (`before`), else new ones from `free` on."""
-    count, region = cv2.connectedComponents(moving.astype(np.uint8))
-    size, area = np.bincount(before.ravel()), np.bincount(region.ravel())
-    both = (region > 0) & (before > 0)
-    pair, shared = np.unique(np.stack([region[both], before[both]], -1), axis=0, return_counts=True)
+def _claims(region: np.ndarray, label: np.ndarray) -> dict[int, list[int]]:
+    """By region, the numbers that are led there: most of a thing, and enough of the region."""
+    size, area = np.bincount(label.ravel()), np.bincount(region.ravel())
+    both = (region > 0) & (label > 0)
+    pair, shared = np.unique(np.stack([region[both], label[both]], -1), axis=0, return_counts=True)
     claims: dict[int, list[int]] = {}
     for (r, k), n in zip(pair.tolist(), shared.tolist(), strict=True):
         if n > SAME_SHARE * size[k] and n >= LEAST_SHARE * area[r]:
             claims.setdefault(r, []).append(k)
-    out = np.zeros(region.shape, int)
+    return claims
+
+
+def _named(moving: np.ndarray, before: _Numbers | None, free: int) -> _Numbers:
+    """Numbers of the regions that move: those that are led there (`before`), else new ones from `free` on."""
+    count, region = cv2.connectedComponents(moving.astype(np.uint8))
+    claims = {} if before is None else _claims(region, before.label)
+    out = _Numbers(np.zeros(region.shape, int), moving.copy())
+    for r in range(1, count):
+        here, known = region == r, claims.get(r, [])
+        if before is None or len(known) < 2:
+            out.label[here] = known[0] if known else free
+            free += not known
+        else:
+            _share(out, here, before, known)
+    return out
+
+
+def _share(out: _Numbers, here: np.ndarray, led: _Numbers, known: Sequence[int]) -> None:
+    """Give a region the numbers `known` that are led there: each pixel its own, or that of the nearest that has one."""
+    told = here & np.isin(led.label, known)
+    rows, columns = np.asarray(ndimage.distance_transform_edt(~told, return_distances=False, return_indices=True))
+    out.label[here] = led.label[rows, columns][here]
+    out.sure[here] = (told & led.sure)[here]
+
+
+def _parted(moving: np.ndarray, found: _Numbers, later: _Numbers) -> _Numbers:
+    """Numbers of a picture by what its things are `later`, as flow leads it back: regions that were one thing part,
+    and pixels that are not sure take what they are then.
+    """
+    count, region = cv2.connectedComponents(moving.astype(np.uint8))
+    claims = _claims(region, later.label)
+    out = _Numbers(found.label.copy(), found.sure.copy())
     for r in range(1, count):
         here, known = region == r, claims.get(r, [])
         if len(known) < 2:
-            out[here] = known[0] if known else free
-            free += not known
             continue
-        told = here & np.isin(before, known)
-        rows, columns = np.asarray(ndimage.distance_transform_edt(~told, return_distances=False, return_indices=True))
-        out[here] = before[rows, columns][here]
+        if len(np.unique(found.label[here])) == 1:
+            _share(out, here, later, known)
+        else:
+            told = here & ~found.sure & later.sure & np.isin(later.label, known)
+            out.label[told], out.sure[told] = later.label[told], True
     return out
 
 
