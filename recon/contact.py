@@ -51,9 +51,10 @@ PARTS_SHARE, PARTS_LEAST = 0.85, 4
 ROUNDS = 30
 SENSED, SENSED_PX = 0.8, 3
 """Confidence of what a sensor measured of things that move, and how far into the gaps at their edges it counts."""
-RESTS = 0.15
-"""Stereo is right of a thing that rests where its distances by stereo and by contact differ by no more, relative. What
-moves along with the camera seems to rest, too, at a wrong distance."""
+MOSTLY, RESTS, LOW = 0.25, 0.1, 0.8
+"""Stereo is right of what rests of a thing. Where that is more than this share of it, its distances by stereo and by
+contact must differ by no more, relative, from this quantile along gravity on: what moves along with the camera seems to
+rest as a whole, too, at a wrong distance."""
 HIDDEN = 0.2
 """Share of what lies around a thing's foot that moves too, from which on the foot may be hidden."""
 
@@ -82,7 +83,7 @@ def with_contact_depth(
         clip: in which things are followed, so that their distances go together; without it, and of frames that are
             not in it, every picture is looked at alone.
         rests: by frame, where what moves at other times does not seem to, bool of the depth map's size: there the depth
-            that is known stays, unless a thing is elsewhere by contact and growth (`RESTS`).
+            that is known stays, unless the thing is elsewhere by contact and growth (`RESTS`).
     """
     moving = {
         i: (m >= MOVES).numpy()
@@ -92,7 +93,7 @@ def with_contact_depth(
     labels = {i: cv2.connectedComponents(m.astype(np.uint8))[1] for i, m in moving.items()}
     if clip is not None:
         labels |= _followed(clip, moving)
-    things = {i: _things(scene, i, label) for i, label in labels.items()}
+    things = {i: _things(scene, i, label, None if rests is None else rests[i]) for i, label in labels.items()}
     log_z = {(i, k): thing.log_z for i, found in things.items() for k, thing in found.items()}
     if clip is not None:
         for k in sorted({k for i in clip.frame for k in things.get(i, {})}):
@@ -109,7 +110,8 @@ def with_contact_depth(
             if np.isfinite(z := log_z[i, k]):
                 middle = camera.unproject(torch.from_numpy(thing.uv_px)[None], torch.tensor([np.exp(z)]))[0]
                 out[here] = _plane(middle.numpy(), ray[here], camera, scene.up_world)
-            if (still := here & resting).any() and not _elsewhere(d.numpy()[still], out[still]):
+            still = here & resting
+            if still.sum() <= MOSTLY * here.sum() or _rests(still, d.numpy(), out, _down(camera, scene.up_world)):
                 taken &= ~still
         upright, there = torch.from_numpy(out), torch.from_numpy(taken)
         sure = torch.ones_like(d) if before is None else before
@@ -123,11 +125,17 @@ def with_contact_depth(
     return replace(scene, depth=tuple(depth), confidence=tuple(confidence))
 
 
-def _elsewhere(depth: np.ndarray, by_contact: np.ndarray) -> bool:
-    """Whether a thing is at another distance than the depth of its pixels says; not where contact does not know."""
-    off = np.abs(np.log(depth / by_contact))
+def _rests(still: np.ndarray, depth: np.ndarray, by_contact: np.ndarray, down: np.ndarray) -> bool:
+    """Whether what seems to rest of a thing, bool `(h, w)`, is as far away as contact says, or contact does not know.
+
+    Its lowest part tells, since what leans is elsewhere than the upright plane further up.
+    """
+    v, u = np.nonzero(still)
+    along = u * down[0] + v * down[1]
+    low = along >= np.quantile(along, LOW)
+    off = np.abs(np.log(depth[v[low], u[low]] / by_contact[v[low], u[low]]))
     known = np.isfinite(off)
-    return bool(known.any()) and float(np.median(off[known])) > RESTS
+    return not known.any() or float(np.median(off[known])) <= RESTS
 
 
 def _sensed(measured: Tensor, depth: Tensor, moves: Tensor) -> Tensor:
@@ -144,19 +152,26 @@ def _sensed(measured: Tensor, depth: Tensor, moves: Tensor) -> Tensor:
     return unit * torch.from_numpy(nearest).float()
 
 
-def _things(scene: Scene, i: int, label: np.ndarray) -> dict[int, _Thing]:
-    """Regions of a picture that move, by their numbers in a map of them, and how far they are."""
+def _things(scene: Scene, i: int, label: np.ndarray, rests: np.ndarray | None) -> dict[int, _Thing]:
+    """Regions of a picture that move, by their numbers in a map of them, and how far they are.
+
+    What `rests` of them, bool `(h, w)`, has no say, since what is beside things is in it, too, but they may stand on
+    it; where a thing rests as a whole, the pictures before and after tell how far it is.
+    """
     depth, camera = scene.depth[i], scene.depth_camera(i)
     assert depth is not None
     ray = camera.rays()[1].numpy()
-    measured = (label == 0) & torch.isfinite(depth).numpy()
+    moves = label > 0 if rests is None else (label > 0) & ~rests
+    measured = ~moves & torch.isfinite(depth).numpy()
     around = max(2, round(RING * max(label.shape)))
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * around + 1, 2 * around + 1))
     things = {}
     for k in np.unique(label[label > 0]).tolist():
-        thing = label == k
-        grown = cv2.dilate(thing.astype(np.uint8), disc).astype(bool)
-        foot = _foot(thing, grown & measured, grown & (label > 0) & ~thing, depth.numpy(), camera, scene.up_world)
+        thing, foot = label == k, None
+        if (thing & moves).any():
+            thing &= moves
+            grown = cv2.dilate(thing.astype(np.uint8), disc).astype(bool)
+            foot = _foot(thing, grown & measured, grown & moves & ~thing, depth.numpy(), camera, scene.up_world)
         v, u = np.nonzero(thing)
         middle, z = np.array([np.median(u) + 0.5, np.median(v) + 0.5]), np.nan
         if foot is not None:
@@ -370,7 +385,7 @@ def _foot(
 
     `ring` is what stands still around it and has depth, `others` what moves around it.
     """
-    down = -(camera.world_from_cam[:3, :3].T @ (up_world / up_world.norm())).numpy()[:2]
+    down = _down(camera, up_world)
     v, u = np.nonzero(thing)
     if np.hypot(*down) < STEEP:
         lowest, near = np.ones(len(u), bool), ring
@@ -388,6 +403,11 @@ def _foot(
     pixel = torch.tensor([[np.median(u[lowest]) + 0.5, np.median(v[lowest]) + 0.5]], dtype=torch.float64)
     z = torch.tensor([float(np.median(depth[near]))], dtype=torch.float64)
     return camera.unproject(pixel, z)[0].numpy()
+
+
+def _down(camera: Camera, up_world: Tensor) -> np.ndarray:
+    """The direction of gravity in a picture `(2,)`, as long as it lies in it."""
+    return -(camera.world_from_cam[:3, :3].T @ (up_world / up_world.norm())).numpy()[:2]
 
 
 def _cut_off(thing: np.ndarray, down: np.ndarray) -> bool:

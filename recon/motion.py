@@ -22,7 +22,7 @@ from geo4d.core.types import MOVES, Camera, Frame, PointTracks, Scene
 from recon.contact import with_contact_depth
 from recon.flow import Clip, at, carried, clip
 from recon.outlines import outlined
-from recon.still_points import StillPoints
+from recon.still_points import MISS_PX, StillPoints
 from recon.trackers import Follow
 
 STRIDE_S = 0.2
@@ -88,10 +88,15 @@ def with_motion(
     with progress.stage("flow and what moves", total=sum(len(i) for i in index)) as advance:
         for filmed in index:  # one after the other: the flow of a camera is as large as all of its pictures
             one = clip(list(scene.frames), filmed, threads, advance)
-            moving = _moving(scene, one)
+            views = [_view(scene, i, one.hw) for i in one.frame]
+            fixed = len(views) >= LEAST_FIXED and all(_stands(views[0], v) for v in views[1:])
+            moving = _moving(scene, one, views, fixed=fixed)
             follow = one.follow if tracker is None else tracker(list(scene.frames), one)
-            places = _followed(one, [m >= MOVES for m in moving], follow, still, _enlarged(scene, one))
+            least_px = 0.0 if fixed else ERROR_PX  # before a camera that stands, a change is motion however small
+            places = _followed(one, [m >= MOVES for m in moving], follow, still, _enlarged(scene, one), least_px)
             scores = _at_rest_too(one, moving, places)
+            if not fixed and LEAST_TIMES * _apart_s(scene, filmed) <= REACH_S:
+                scores = [_with_points(s, p) for s, p in zip(scores, places, strict=True)]
             scene = _marked(scene, one, scores)
             if stands:
                 rests = {
@@ -139,10 +144,14 @@ def _one_clip(scene: Scene, index: Sequence[int]) -> list[int]:
 def is_filmed(scene: Scene) -> bool:
     """Whether a sensor's pictures follow each other so closely that what moves can be followed."""
     for index in clips_of(scene):
-        times = [scene.frames[i].time_s or 0.0 for i in index]
-        if len(index) >= FEWEST_FILMED and float(np.median(np.diff(times))) <= MOST_APART_S:
+        if len(index) >= FEWEST_FILMED and _apart_s(scene, index) <= MOST_APART_S:
             return True
     return False
+
+
+def _apart_s(scene: Scene, index: Sequence[int]) -> float:
+    """Seconds from one of these frames to the next, as usual."""
+    return float(np.median(np.diff([scene.frames[i].time_s or 0.0 for i in index])))
 
 
 def _map_hw(scene: Scene, i: int) -> tuple[int, int]:
@@ -176,11 +185,9 @@ def _view(scene: Scene, i: int, hw: tuple[int, int]) -> _View:
     return _View(scene.camera[i].resize(hw), small, usable)
 
 
-def _moving(scene: Scene, one: Clip) -> list[np.ndarray]:
-    """Score in [0, 1] of every pixel of every picture of a clip: 1 moves."""
-    views = [_view(scene, i, one.hw) for i in one.frame]
+def _moving(scene: Scene, one: Clip, views: Sequence[_View], *, fixed: bool) -> list[np.ndarray]:
+    """Score in [0, 1] of every pixel of every picture of a clip: 1 moves. `fixed` says that its camera stands still."""
     times = [scene.frames[i].time_s or 0.0 for i in one.frame]
-    fixed = len(views) >= LEAST_FIXED and all(_stands(views[0], v) for v in views[1:])
     usual, changed = (_usual_depth(views), _changed(one)) if fixed else (None, None)
     scores = []
     for k, view in enumerate(views):
@@ -201,7 +208,7 @@ def _moving(scene: Scene, one: Clip) -> list[np.ndarray]:
     found = _settled(one, scores)
     if fixed:  # what is beside things looks as always
         return found
-    reach = max(1, round(REACH_S / max(float(np.median(np.diff(times))), 1e-6)))
+    reach = max(1, round(REACH_S / max(_apart_s(scene, one.frame), 1e-6)))
     outlines = outlined(one, [v.camera for v in views], [v.depth for v in views], [f >= MOVES for f in found], reach)
     return [np.where(inside, f, 0.0).astype(np.float32) for f, inside in zip(found, outlines, strict=True)]
 
@@ -343,11 +350,11 @@ def _disc(radius: float) -> np.ndarray:
 
 
 def _followed(
-    one: Clip, moves: Sequence[np.ndarray], follow: Follow, still: StillPoints, enlarged: np.ndarray
+    one: Clip, moves: Sequence[np.ndarray], follow: Follow, still: StillPoints, enlarged: np.ndarray, least_px: float
 ) -> np.ndarray:
     """Places `(t, n, 2)` of points that move: begun where no other point is, from the middle time outwards.
 
-    `enlarged (2,)` is the size of the frames in pixels of the flow.
+    `enlarged (2,)` is the size of the frames in pixels of the flow; what a still point explains to `least_px` stands.
     """
     h, w = one.hw
     order = sorted(range(len(one)), key=lambda k: abs(k - len(one) // 2))
@@ -361,11 +368,16 @@ def _followed(
         free = moves[k][cells[:, 1], cells[:, 0]] & ~taken[cells[:, 1] // CELL_PX, cells[:, 0] // CELL_PX]
         if free.any():
             found = np.concatenate([found, follow(cells[free].astype(np.float32) + 0.5, k)], 1)
-    return _that_move(one, found, moves, still, enlarged)
+    return _that_move(one, found, moves, still, enlarged, least_px)
 
 
 def _that_move(
-    one: Clip, places: np.ndarray, moves: Sequence[np.ndarray], still: StillPoints, enlarged: np.ndarray
+    one: Clip,
+    places: np.ndarray,
+    moves: Sequence[np.ndarray],
+    still: StillPoints,
+    enlarged: np.ndarray,
+    least_px: float,
 ) -> np.ndarray:
     """Points seen at a few times at least, that move for most of the time or for a while (`MOST_OF`)."""
     seen = np.asarray(np.isfinite(places).all(-1))
@@ -376,9 +388,10 @@ def _that_move(
     in_turn = np.stack([inner[k : k + least].all(0) for k in range(len(one) - least + 1)])
     for_a_while = in_turn.any(axis=0) & ~keep
     frame = np.array(one.frame)
-    for track in np.flatnonzero(for_a_while):
-        mine = seen[:, track]
-        keep[track] = not still.explain(frame[mine], places[mine, track] * enlarged)
+    for tracks, within_px in ((np.flatnonzero(keep), least_px), (np.flatnonzero(for_a_while), MISS_PX)):
+        for track in tracks if within_px else ():
+            mine = seen[:, track]
+            keep[track] = not still.explain(frame[mine], places[mine, track] * enlarged, within_px)
     return places[:, keep]
 
 
@@ -405,6 +418,20 @@ def _at_rest_too(one: Clip, moving: Sequence[np.ndarray], places: np.ndarray) ->
         cover = cv2.morphologyEx(cv2.dilate(dots, _disc(CELL_PX)), cv2.MORPH_OPEN, _disc(1.5 * CELL_PX))
         out.append(np.maximum(score, cover.astype(np.float32)))
     return out
+
+
+def _with_points(score: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """The score of a picture without the regions in which no point that moves, of places `(n, 2)`, is seen.
+
+    Flow is wrong where one thing hides another, a moment here and a moment there; what moves is followed from its flow,
+    whatever it looks like.
+    """
+    moves = score >= MOVES
+    _, region = cv2.connectedComponents(moves.astype(np.uint8))
+    seen = places[np.isfinite(places).all(-1)].astype(int)
+    h, w = score.shape
+    told = np.unique(region[seen[:, 1].clip(0, h - 1), seen[:, 0].clip(0, w - 1)])
+    return np.where(moves & ~np.isin(region, told), 0.0, score).astype(np.float32)
 
 
 def _tracks(scene: Scene, one: Clip, places: np.ndarray, times: Sequence[float]) -> PointTracks:

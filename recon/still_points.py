@@ -23,16 +23,17 @@ class StillPoints:
         self.scale = np.array([max(1.0, max(f.hw) / FLOW_PX) for f in scene.frames])
         self.depth = scene.median_depth() or 1.0
 
-    def explain(self, frame: np.ndarray, uv_px: np.ndarray) -> bool:
+    def explain(self, frame: np.ndarray, uv_px: np.ndarray, within_px: float = MISS_PX) -> bool:
         """Whether one does.
 
         Args:
             frame: `(n,)` indices of frames.
             uv_px: `(n, 2)` places in them.
+            within_px: root mean square by which it may miss them, at the size of the flow.
         """
         ahead = self.depth * np.append(uv_px[0], 1.0) - self.matrix[frame[0], :, 3]
         guess = self.inverse[frame[0]] @ ahead
-        return _miss_px(self.matrix[frame], uv_px, self.scale[frame], guess) <= MISS_PX
+        return _miss_px(self.matrix[frame], uv_px, self.scale[frame], guess) <= within_px
 
 
 def _miss_px(matrix: np.ndarray, uv_px: np.ndarray, scale: np.ndarray, guess: np.ndarray) -> float:
