@@ -12,7 +12,7 @@ import torch
 from geo4d.core import geometry, procedural
 from geo4d.core.procedural import Boxes
 from geo4d.core.types import Camera, DepthPrior, Frame, Frames, Observations, PointCloud, Scale, Scene
-from recon.contact import CONFIDENCE, _growth, _inseparable, settled, with_contact_depth
+from recon.contact import CONFIDENCE, _followed, _growth, _inseparable, settled, with_contact_depth
 from recon.flow import Clip
 
 HW = (120, 160)
@@ -161,6 +161,44 @@ def test_two_things_that_meet_in_the_picture_stay_two() -> None:
         assert float(both[far].median()) == pytest.approx(6.0, rel=0.02)
         assert float(both[near].median()) == pytest.approx(2.0, rel=0.02)
         assert (float(one[far].median()) == pytest.approx(6.0, rel=0.02)) == (not 3 <= k < 6)
+
+
+def test_what_comes_out_from_behind_a_thing_is_what_it_is_later() -> None:
+    """One slides behind another, is hidden, comes out on the other side, and parts from it."""
+    count, speed = 32, 3
+    near = np.zeros(HW, bool)
+    near[30:90, 60:90] = True
+    far = []
+    for k in range(count):
+        visible = np.zeros(HW, bool)
+        visible[40:70, 25 + speed * k : 45 + speed * k] = True
+        far.append(visible & ~near)
+    flow = [np.stack([speed * f, 0 * f], -1).astype(np.float32) for f in far]
+    grey = (np.zeros(HW, np.uint8),) * count
+    clip = Clip(tuple(range(count)), grey, tuple(flow[:-1]), tuple(-f for f in flow[1:]))
+    labels = _followed(clip, {k: near | f for k, f in enumerate(far)})
+    in_front = labels[0][60, 75]
+    for k in range(count):
+        assert (labels[k][near] == in_front).all()
+        if far[k].sum() >= 8 * 30:  # what is hardly seen is lost
+            assert (labels[k][far[k]] != in_front).mean() > 0.9, k
+    out = [k for k in range(count) if far[k][:, 90:].sum() >= 8 * 30]
+    assert len({int(np.median(labels[k][far[k]])) for k in out}) == 1
+    assert any(labels[k][50, 89] == in_front and far[k][50, 90] for k in out)  # they touch there
+
+
+@pytest.mark.parametrize(("off", "stays"), [(1.03, True), (1.4, False), (0.7, False)])
+def test_stereo_of_what_rests_counts_unless_the_thing_is_elsewhere(off: float, stays: bool) -> None:
+    """What moves along with a camera seems to rest, too far away or too near."""
+    scene, clip, distance = approaching({})
+    rests = {k: (m > 0).numpy() & (k < 4) for k, m in enumerate(scene.dynamic) if m is not None}
+    depth = tuple(
+        torch.where(m > 0, off * distance[k] if k < 4 else torch.nan, d)
+        for k, (d, m) in enumerate(zip(scene.depth, scene.dynamic, strict=True)) if d is not None and m is not None
+    )  # fmt: skip
+    found = middles(with_contact_depth(replace(scene, depth=depth), clip.frame, clip=clip, rests=rests))
+    assert found[4:] == pytest.approx(distance[4:], rel=0.02)
+    assert found[:4] == pytest.approx([(off if stays else 1.0) * z for z in distance[:4]], rel=1e-6 if stays else 0.02)
 
 
 def test_parts_that_always_hang_together_are_one_thing() -> None:
