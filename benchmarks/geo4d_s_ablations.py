@@ -1,0 +1,91 @@
+"""What of geo4d-s is worth its cost: trainings that differ in one thing, from the same scenes, scored on others.
+
+    python benchmarks/geo4d_s_ablations.py [--network geo4d-xs] [--pictures 40000] [--device cpu] [--keep FOLDER]
+
+Variants: as it is trained; without each of the losses that it could do without (that of tracks is of training only);
+with register tokens; and with register tokens that alone attend over all views, in every block that does but the last,
+which is cheaper the more pictures there are. Each sees as many pictures, of the same seed; minutes tell what it costs.
+Scores are those of benchmarks/geo4d_s.py, on scenes that no training sees. With --keep, trainings that were interrupted
+go on, and those that are done are scored again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from common import RESULTS, write_result
+
+from geo4d.pipeline.training import train_recon
+from recon.feedforward import validation
+from recon.feedforward.geo4d_s import CONFIGS, Geo4dS
+from recon.feedforward.recipe import network_config
+from recon.feedforward.trained import INDEX, read_card
+from recon.feedforward.training import BEST
+from recon.feedforward.weights import load_weights
+
+REGISTERS = 4
+AT_ONCE_MINUTES = 9.0
+"""A slice of a training, after which it is kept."""
+
+
+def variants(network: str) -> dict[str, dict[str, Any]]:
+    """Name -> arguments of `train_recon`."""
+    graph = CONFIGS[network].graph
+    over_views = [k for k in range(graph.alternate_from or 0, graph.vit.depth) if k % 2]
+    alone = ",".join(map(str, over_views[:-1]))
+    return {
+        "as trained": {},
+        "without relative poses": {"without": "relative"},
+        "without rays": {"without": "ray"},
+        "without tracks": {"without": "track"},
+        f"{REGISTERS} registers": {"registers": REGISTERS},
+        f"{REGISTERS} registers, alone over views but in the last block": {
+            "registers": REGISTERS, "register_only": alone
+        },
+    }  # fmt: skip
+
+
+def trained(folder: Path, network: str, pictures: int, device: str, asked: dict[str, Any]) -> None:
+    """Train to the end, in slices."""
+    share = 0.0
+    while share < 1:
+        found = train_recon(folder, minutes=AT_ONCE_MINUTES, network=network, pictures=pictures, device=device, **asked)
+        share = found["share"]
+
+
+def score(folder: Path, scenes: int, device: str) -> dict[str, Any]:
+    """What a training reached, and what it took."""
+    recipe, card = read_card(folder / BEST)
+    model = Geo4dS(network_config(recipe)).to(device).eval()
+    load_weights(model, folder / BEST / INDEX)
+    batch = validation.held_out(recipe, scenes, device=device, seed=validation.REPORTED)
+    return {k: card[k] for k in ("pictures", "steps", "minutes")} | validation.validated(model, batch)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", default="geo4d-xs", choices=sorted(CONFIGS))
+    parser.add_argument("--pictures", type=int, default=40_000, help="that each training sees")
+    parser.add_argument("--scenes", type=int, default=64, help="to score on")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--keep", type=Path, help="folder for the trainings")
+    args = parser.parse_args()
+    path = RESULTS / "geo4d_s_ablations.json"
+    networks: dict[str, Any] = json.loads(path.read_text())["networks"] if path.exists() else {}
+    with tempfile.TemporaryDirectory() as temporary:
+        rows = {}
+        for k, (name, asked) in enumerate(variants(args.network).items()):
+            folder = (args.keep or Path(temporary)) / f"{args.network}_{k}"
+            trained(folder, args.network, args.pictures, args.device, asked)
+            rows[name] = score(folder, args.scenes, args.device)
+            print(name, json.dumps(rows[name]), flush=True)
+    networks[args.network] = {"device": args.device, "scenes": args.scenes, "rows": rows}
+    print(write_result("geo4d_s_ablations", {"networks": networks}))
+
+
+if __name__ == "__main__":
+    main()
