@@ -77,14 +77,15 @@ def main() -> None:
     path = RESULTS / "geo4d_s_ablations.json"
     networks: dict[str, Any] = json.loads(path.read_text())["networks"] if path.exists() else {}
     with tempfile.TemporaryDirectory() as temporary:
-        rows = {}
+        rows: dict[str, Any] = {}
+        about = {"device": args.device, "scenes": args.scenes, "planned": args.pictures, "rows": rows}
         for k, (name, asked) in enumerate(variants(args.network).items()):
             folder = (args.keep or Path(temporary)) / f"{args.network}_{k}"
             trained(folder, args.network, args.pictures, args.device, asked)
             rows[name] = score(folder, args.scenes, args.device)
             print(name, json.dumps(rows[name]), flush=True)
-    networks[args.network] = {"device": args.device, "scenes": args.scenes, "rows": rows}
-    print(write_result("geo4d_s_ablations", {"networks": networks}))
+            networks[args.network] = about
+            print(write_result("geo4d_s_ablations", {"networks": networks}))
 
 
 if __name__ == "__main__":

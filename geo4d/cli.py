@@ -466,7 +466,7 @@ def evaluate(
             result["images"] = [
                 f"{i['name']}  {_score(i['psnr'], '.2f', ' dB')}  {_score(i['ssim'], '.3f')}"
                 + ("" if i["lpips"] is None else f"  {i['lpips']:.3f}")
-                + ("" if i["psnr_moving"] is None else f"  {_score(i['psnr_moving'], '.2f', ' dB of what moves')}")
+                + ("" if i["psnr_moving"] is None else f"  {i['psnr_moving']:.2f} dB of what moves")
                 for i in result["images"]
             ]
         return result

@@ -158,7 +158,7 @@ class Fitter:
         first_count = max(1, int(options.first_gaussians * options.max_gaussians))
         start = self._start(first_count)
         if start is not None:
-            self.train = self._dated()
+            self._leave_out_undated()
         if len(self.train) < FEW_PHOTOS:
             self.progress.note(f"only {len(self.train)} photos to fit to: views far from them will be wrong")
         self.completed = scene
@@ -240,15 +240,16 @@ class Fitter:
             )
         return start
 
-    def _dated(self) -> list[int]:
-        """The training photos that have a time: none other can tell of things that move."""
-        dated = [i for i in self.train if self.scene.frames[i].time_s is not None]
-        if undated := sorted(set(self.train) - set(dated)):
+    def _leave_out_undated(self) -> None:
+        """Photos without a time neither tell of things that move nor can be compared with them."""
+        frames, count = self.scene.frames, len(self.train) + len(self.test)
+        undated = {i for i in (*self.train, *self.test) if frames[i].time_s is None}
+        self.train, self.test = ([i for i in part if i not in undated] for part in (self.train, self.test))
+        if undated:
             self.progress.note(
-                f"things move, so that {len(undated)} of {len(self.train)} photos, whose time is not known, are left "
-                f"out: the first is {self.scene.frames[undated[0]].name!r} (--motion none takes all to stand still)"
+                f"things move, so that {len(undated)} of {count} photos, whose time is not known, are left out: the "
+                f"first is {frames[min(undated)].name!r} (--motion none takes all to stand still)"
             )
-        return dated
 
     def _begin_motion(self, start: Beginning) -> None:
         times = start.paths.time_s.tolist()

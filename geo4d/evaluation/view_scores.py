@@ -45,10 +45,8 @@ def score_views(
     images = []
     for k in range(len(photos)):
         photo = photos.get(k)
-        render, moves = (
-            render_like(gaussians, photo.camera, photo.time_s),
-            moving_pixels(scene, frames[k], photos.hw(k)),
-        )
+        render = render_like(gaussians, photo.camera, photo.time_s)
+        moves = moving_pixels(scene, frames[k], photos.hw(k))
         images.append(score_view(photo, render, network, moves))
         photos.forget(k)
     sizes = sorted({photos.hw(k) for k in range(len(photos))})

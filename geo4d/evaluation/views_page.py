@@ -140,12 +140,14 @@ def _finite(value: float) -> float:
 def _words(scores: dict[str, Any]) -> str:
     if scores["psnr"] != scores["psnr"]:
         return "no pixel may be used"
-    psnr = "equal" if scores["psnr"] > 99 else html.with_unit(scores["psnr"], "dB", 4)
+    psnr = _decibels(scores["psnr"])
     lpips = f" · {number(scores['lpips'], 3)}" if _known(scores["lpips"]) else ""
-    moving = (
-        f" · {html.with_unit(scores['psnr_moving'], 'dB', 4)} of what moves" if _known(scores["psnr_moving"]) else ""
-    )
+    moving = f" · {_decibels(scores['psnr_moving'])} of what moves" if _known(scores["psnr_moving"]) else ""
     return f"{psnr} · {number(scores['ssim'], 3)}{lpips}{moving}"
+
+
+def _decibels(psnr: float) -> str:
+    return "equal" if psnr > 99 else html.with_unit(psnr, "dB", 4)
 
 
 def _views(comparisons: Sequence[Comparison], largest: float) -> str:

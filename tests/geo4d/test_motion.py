@@ -334,7 +334,7 @@ def test_a_motion_goes_with_the_gaussians_of_its_scene(tmp_path: Path) -> None:
 def test_a_motion_that_was_lost_is_told(tmp_path: Path) -> None:
     write_scene_gaussians(tmp_path, moving_gaussians())
     (tmp_path / "motion.npz").rename(tmp_path / "elsewhere.npz")
-    with pytest.raises(InputError, match=r"no motion\.npz, which gaussians\.ply names"):
+    with pytest.raises(InputError, match=r"nothing beside gaussians\.ply(.|\n)*motion\.npz, which it names"):
         read_scene_gaussians(tmp_path)
     assert read_gaussians(tmp_path / "gaussians.ply").motion is None  # as a file of its own, it is at rest
     (tmp_path / "elsewhere.npz").rename(tmp_path / "motion.npz")

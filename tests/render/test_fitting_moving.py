@@ -340,12 +340,17 @@ def test_what_a_dataset_holds_out_is_never_learnt_from(scene: Scene) -> None:
 
 
 def test_photos_without_a_time_are_left_out_where_things_move(scene: Scene) -> None:
-    frames = [replace(f, time_s=None) if i == 2 else f for i, f in enumerate(scene.frames)]
+    held_out = split(scene, replace(FAST, holdout=4))[1]
+    without = {2, held_out[0]}
+    frames = [replace(f, time_s=None) if i in without else f for i, f in enumerate(scene.frames)]
     undated, told = replace(scene, frames=Frames(frames)), Progress()
-    fitter = Fitter(undated, FAST, progress=told)
+    fitter = Fitter(undated, replace(FAST, holdout=4), progress=told)
     assert fitter.motion is not None
-    assert fitter.train == [i for i in range(len(frames)) if i != 2]
-    assert any("1 of" in line and repr(frames[2].name) in line for line in told.notes)
+    assert fitter.test == held_out[1:]
+    assert fitter.train == [i for i in range(len(frames)) if i not in {2, *held_out}]
+    (line,) = (line for line in told.notes if "whose time is not known" in line)
+    assert f"2 of {len(frames)}" in line
+    assert repr(frames[min(without)].name) in line
     still = Fitter(undated, replace(FAST, motion="none"))
     assert still.motion is None
     assert len(still.train) == len(frames)

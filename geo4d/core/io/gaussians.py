@@ -124,7 +124,8 @@ def read_scene_gaussians(folder: Path) -> Gaussians:
     """Read gaussians.ply of a scene folder, with the motion beside it if there is one.
 
     Raises:
-        InputError: as `read_gaussians`, or two motions, or one that is missing, damaged or of other Gaussians.
+        InputError: as `read_gaussians`, or two motions, or one that is damaged, of other Gaussians, or not the one that
+            gaussians.ply names.
     """
     gaussians = read_gaussians(folder / GAUSSIANS)
     found = [name for name in MOTIONS if (folder / name).is_file()]
@@ -133,14 +134,13 @@ def read_scene_gaussians(folder: Path) -> Gaussians:
             f"cannot tell how the Gaussians in {folder} move", found=" and ".join(found), accepted="one of them",
             hint="remove the older one, or fit again",
         )  # fmt: skip
-    if found:
-        return replace(gaussians, motion=read_motion(folder / found[0], len(gaussians)))
-    if (named := read_motion_name(folder / GAUSSIANS)) is not None:
+    if (named := read_motion_name(folder / GAUSSIANS)) is not None and named not in found:
         raise InputError(
-            f"cannot tell how the Gaussians in {folder} move", found=f"no {named}, which {GAUSSIANS} names",
-            hint=f"copy {named} back beside it or fit again; as a file of its own {GAUSSIANS} is drawn at rest",
+            f"cannot tell how the Gaussians in {folder} move",
+            found=f"{found[0] if found else 'nothing'} beside {GAUSSIANS}", accepted=f"{named}, which it names",
+            hint=f"copy that back, or geo4d fit {folder} --overwrite; given as a file, {GAUSSIANS} is drawn at rest",
         )  # fmt: skip
-    return gaussians
+    return replace(gaussians, motion=read_motion(folder / found[0], len(gaussians))) if found else gaussians
 
 
 def read_up_world(path: Path) -> torch.Tensor | None:
