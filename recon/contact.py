@@ -51,7 +51,7 @@ PARTS_SHARE, PARTS_LEAST = 0.85, 4
 ROUNDS = 30
 SENSED, SENSED_PX = 0.8, 3
 """Confidence of what a sensor measured of things that move, and how far into the gaps at their edges it counts."""
-MOSTLY, RESTS, LOW = 0.25, 0.1, 0.8
+RESTING_SHARE, STEREO_ERROR, LOW = 0.25, 0.1, 0.8
 """Stereo is right of what rests of a thing. Where that is more than this share of it, its distances by stereo and by
 contact must differ by no more, relative, from this quantile along gravity on: what moves along with the camera seems to
 rest as a whole, too, at a wrong distance."""
@@ -82,8 +82,8 @@ def with_contact_depth(
         frames: places of those to look at; others keep their depth.
         clip: in which things are followed, so that their distances go together; without it, and of frames that are
             not in it, every picture is looked at alone.
-        rests: by frame, where what moves at other times does not seem to, bool of the depth map's size: there the depth
-            that is known stays, unless the thing is elsewhere by contact and growth (`RESTS`).
+        rests: of every frame, where what moves at other times does not seem to, bool of the depth map's size: there the
+            depth that is known stays, unless much of the thing rests, elsewhere than by contact and growth.
     """
     moving = {
         i: (m >= MOVES).numpy()
@@ -104,14 +104,16 @@ def with_contact_depth(
         assert d is not None
         camera = scene.depth_camera(i)
         ray, taken = camera.rays()[1].numpy(), label > 0
-        resting = np.zeros(label.shape, bool) if rests is None else rests[i] & torch.isfinite(d).numpy()
+        resting = np.zeros(label.shape, bool) if rests is None else rests[i] & (d > 0).numpy()
         for k, thing in things[i].items():
             here = label == k
             if np.isfinite(z := log_z[i, k]):
                 middle = camera.unproject(torch.from_numpy(thing.uv_px)[None], torch.tensor([np.exp(z)]))[0]
                 out[here] = _plane(middle.numpy(), ray[here], camera, scene.up_world)
             still = here & resting
-            if still.sum() <= MOSTLY * here.sum() or _rests(still, d.numpy(), out, _down(camera, scene.up_world)):
+            if still.sum() <= RESTING_SHARE * here.sum() or _stereo_agrees(
+                still, d.numpy(), out, _down(camera, scene.up_world)
+            ):
                 taken &= ~still
         upright, there = torch.from_numpy(out), torch.from_numpy(taken)
         sure = torch.ones_like(d) if before is None else before
@@ -125,7 +127,7 @@ def with_contact_depth(
     return replace(scene, depth=tuple(depth), confidence=tuple(confidence))
 
 
-def _rests(still: np.ndarray, depth: np.ndarray, by_contact: np.ndarray, down: np.ndarray) -> bool:
+def _stereo_agrees(still: np.ndarray, depth: np.ndarray, by_contact: np.ndarray, down: np.ndarray) -> bool:
     """Whether what seems to rest of a thing, bool `(h, w)`, is as far away as contact says, or contact does not know.
 
     Its lowest part tells, since what leans is elsewhere than the upright plane further up.
@@ -135,7 +137,7 @@ def _rests(still: np.ndarray, depth: np.ndarray, by_contact: np.ndarray, down: n
     low = along >= np.quantile(along, LOW)
     off = np.abs(np.log(depth[v[low], u[low]] / by_contact[v[low], u[low]]))
     known = np.isfinite(off)
-    return not known.any() or float(np.median(off[known])) <= RESTS
+    return not known.any() or float(np.median(off[known])) <= STEREO_ERROR
 
 
 def _sensed(measured: Tensor, depth: Tensor, moves: Tensor) -> Tensor:
@@ -192,7 +194,7 @@ class _Numbers:
     label: np.ndarray
     sure: np.ndarray
 
-    def carried(self, flow: np.ndarray, hw: tuple[int, int]) -> _Numbers:
+    def led_by(self, flow: np.ndarray, hw: tuple[int, int]) -> _Numbers:
         """Where flow `(h, w, 2)` from the picture asked for to this one leads them; `hw` is the size of these maps."""
         h, w = flow.shape[:2]
 
@@ -207,7 +209,8 @@ class _Numbers:
 def _followed(clip: Clip, moving: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
     """Maps of the numbers of things, from 1 on, the same in all pictures in which flow leads them on.
 
-    Forwards first; then backwards, since what comes out from behind another thing is told by what it is later.
+    Forwards first, which tells what is one thing; then backwards: what comes out from behind another thing is told by
+    what it is later.
     """
     found: dict[int, _Numbers] = {}
     before, free = None, 1
@@ -215,11 +218,12 @@ def _followed(clip: Clip, moving: dict[int, np.ndarray]) -> dict[int, np.ndarray
         if i not in moving:
             before = None
             continue
-        there = None if before is None else before.carried(clip.backward[k - 1], _hw(moving[i]))
+        there = None if before is None else before.led_by(clip.backward[k - 1], _hw(moving[i]))
         found[i] = before = _named(moving[i], there, free)
         free = max(free, int(before.label.max()) + 1)
     if not found:
         return {}
+    one = _inseparable({i: n.label for i, n in found.items()}, moving, free)
     later = None
     for k in range(len(clip.frame) - 1, -1, -1):
         i = clip.frame[k]
@@ -227,9 +231,8 @@ def _followed(clip: Clip, moving: dict[int, np.ndarray]) -> dict[int, np.ndarray
             later = None
             continue
         if later is not None:
-            found[i] = _parted(moving[i], found[i], later.carried(clip.forward[k], _hw(moving[i])))
+            found[i] = _parted(moving[i], found[i], later.led_by(clip.forward[k], _hw(moving[i])))
         later = found[i]
-    one = _inseparable({i: n.label for i, n in found.items()}, moving, free)
     return {i: one[n.label] for i, n in found.items()}
 
 

@@ -55,6 +55,8 @@ LEAST_TIMES = 4
 """Pictures in which a point is seen, or that it moves in."""
 FEWEST_FILMED, MOST_APART_S = 8, 0.5
 """Pictures, and seconds between them, that make a film."""
+FOLLOWED_S = 0.6
+"""What moves is followed where it is in sight for so long; shorter than `LEAST_TIMES` pictures it need not be."""
 EDGE = 0.06
 """Depth is not taken within a pixel of where it jumps by so much."""
 
@@ -74,7 +76,8 @@ def with_motion(
     Args:
         scene: with cameras, depth, and times.
         stands: the depth of what moves is not to be trusted (it is of stereo between times): it is taken from what
-            things stand on (`recon.contact`).
+            things stand on (`recon.contact`), and what stereo sees move before a camera that is carried, while no point
+            that moves is followed there, does not move.
         tracker: what follows points, of `recon.trackers.follower`; None chains the flow.
         threads: for the flow.
         progress: hears of the stages.
@@ -92,11 +95,12 @@ def with_motion(
             fixed = len(views) >= LEAST_FIXED and all(_stands(views[0], v) for v in views[1:])
             moving = _moving(scene, one, views, fixed=fixed)
             follow = one.follow if tracker is None else tracker(list(scene.frames), one)
-            least_px = 0.0 if fixed else ERROR_PX  # before a camera that stands, a change is motion however small
+            # Before a camera that stands a change is motion, however small; and so it is where depth tells of it.
+            least_px = ERROR_PX if stands and not fixed else None
             places = _followed(one, [m >= MOVES for m in moving], follow, still, _enlarged(scene, one), least_px)
             scores = _at_rest_too(one, moving, places)
-            if not fixed and LEAST_TIMES * _apart_s(scene, filmed) <= REACH_S:
-                scores = [_with_points(s, p) for s, p in zip(scores, places, strict=True)]
+            if least_px is not None and LEAST_TIMES * _apart_s(scene, filmed) <= FOLLOWED_S:
+                scores = [_where_followed(s, p) for s, p in zip(scores, places, strict=True)]
             scene = _marked(scene, one, scores)
             if stands:
                 rests = {
@@ -350,7 +354,12 @@ def _disc(radius: float) -> np.ndarray:
 
 
 def _followed(
-    one: Clip, moves: Sequence[np.ndarray], follow: Follow, still: StillPoints, enlarged: np.ndarray, least_px: float
+    one: Clip,
+    moves: Sequence[np.ndarray],
+    follow: Follow,
+    still: StillPoints,
+    enlarged: np.ndarray,
+    least_px: float | None,
 ) -> np.ndarray:
     """Places `(t, n, 2)` of points that move: begun where no other point is, from the middle time outwards.
 
@@ -377,9 +386,11 @@ def _that_move(
     moves: Sequence[np.ndarray],
     still: StillPoints,
     enlarged: np.ndarray,
-    least_px: float,
+    least_px: float | None,
 ) -> np.ndarray:
-    """Points seen at a few times at least, that move for most of the time or for a while (`MOST_OF`)."""
+    """Points seen at a few times at least, that move for most of the time or for a while (`MOST_OF`), and that no still
+    point explains: to `least_px`, where it is given, or to `MISS_PX` of those that move for a while.
+    """
     seen = np.asarray(np.isfinite(places).all(-1))
     least = min(LEAST_TIMES, len(one))
     keep = (seen.sum(0) >= least) & (_within(moves, places).sum(0) >= MOST_OF * seen.sum(0))
@@ -387,9 +398,11 @@ def _that_move(
     inner = _within([cv2.erode(m.astype(np.uint8), _disc(2 * GROWN * max(one.hw))) for m in moves], places)
     in_turn = np.stack([inner[k : k + least].all(0) for k in range(len(one) - least + 1)])
     for_a_while = in_turn.any(axis=0) & ~keep
-    frame = np.array(one.frame)
-    for tracks, within_px in ((np.flatnonzero(keep), least_px), (np.flatnonzero(for_a_while), MISS_PX)):
-        for track in tracks if within_px else ():
+    frame, limits = np.array(one.frame), [(for_a_while, MISS_PX)]
+    if least_px is not None:
+        limits.append((keep.copy(), least_px))
+    for some, within_px in limits:
+        for track in np.flatnonzero(some):
             mine = seen[:, track]
             keep[track] = not still.explain(frame[mine], places[mine, track] * enlarged, within_px)
     return places[:, keep]
@@ -420,7 +433,7 @@ def _at_rest_too(one: Clip, moving: Sequence[np.ndarray], places: np.ndarray) ->
     return out
 
 
-def _with_points(score: np.ndarray, places: np.ndarray) -> np.ndarray:
+def _where_followed(score: np.ndarray, places: np.ndarray) -> np.ndarray:
     """The score of a picture without the regions in which no point that moves, of places `(n, 2)`, is seen.
 
     Flow is wrong where one thing hides another, a moment here and a moment there; what moves is followed from its flow,

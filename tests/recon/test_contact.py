@@ -201,6 +201,34 @@ def test_stereo_of_what_rests_counts_unless_the_thing_is_elsewhere(off: float, s
     assert found[:4] == pytest.approx([(off if stays else 1.0) * z for z in distance[:4]], rel=1e-6 if stays else 0.02)
 
 
+def test_a_part_that_rests_keeps_its_stereo_whatever_the_whole_is() -> None:
+    """A fifth of a thing rests, farther away than its foot says: the top of an arm."""
+    scene, clip, distance = approaching({})
+    moves = [m > 0 for m in scene.dynamic if m is not None]
+    top = [m & (m.cumsum(0) <= 0.2 * m.sum(0)) for m in moves]
+    depth = tuple(
+        torch.where(t, 1.3 * z, torch.full(HW, z)) for t, z in zip(top, distance, strict=True)
+    )  # fmt: skip
+    rests = {k: t.numpy() for k, t in enumerate(top)}
+    found = with_contact_depth(replace(scene, depth=depth), clip.frame, clip=clip, rests=rests)
+    for d, t, m, z in zip(found.depth, top, moves, distance, strict=True):
+        assert d is not None
+        assert torch.equal(d[t], torch.full_like(d[t], 1.3 * z))
+        assert float((d[m & ~t] / z).median()) == pytest.approx(1.0, rel=0.02)
+
+
+def test_things_that_are_one_region_for_most_of_a_film_are_two_once_they_part() -> None:
+    count, joined = 24, 20
+    first, second, bridge = np.zeros(HW, bool), np.zeros(HW, bool), np.zeros(HW, bool)
+    first[40:80, 30:60], second[40:80, 70:100], bridge[55:65, 60:70] = True, True, True
+    still = (np.zeros((*HW, 2), np.float32),) * (count - 1)
+    clip = Clip(tuple(range(count)), (np.zeros(HW, np.uint8),) * count, still, still)
+    labels = _followed(clip, {k: first | second | (bridge & (k < joined)) for k in range(count)})
+    for label in labels.values():  # and so they are before, told backwards
+        assert len(np.unique(label[first])) == len(np.unique(label[second])) == 1
+        assert label[60, 45] != label[60, 85]
+
+
 def test_parts_that_always_hang_together_are_one_thing() -> None:
     """A thing seen in two pieces at first keeps two numbers as its region closes; one that meets it for a while has its
     own."""

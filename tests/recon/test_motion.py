@@ -13,7 +13,7 @@ from geo4d.core import moving, procedural
 from geo4d.core.types import Camera, Frame, Frames, Observations, PointCloud, Scale, Scene
 from recon import flow as flows
 from recon.moments import is_rig, moments_of
-from recon.motion import _with_points, clips_of, with_motion
+from recon.motion import _where_followed, clips_of, with_motion
 from recon.stillness import anything_moves
 
 HW, TIMES = (120, 160), 8
@@ -115,11 +115,11 @@ def test_regions_in_which_nothing_is_followed_do_not_move() -> None:
     score[5:15, 5:15], score[20:30, 30:50] = 1.0, 0.7
     score[2, 40] = 0.3  # too little to move
     places = np.array([[35.5, 25.5], [np.nan, np.nan], [80.0, 10.0], [33.0, 2.0]], np.float32)
-    found = _with_points(score, places)
+    found = _where_followed(score, places)
     assert (found[5:15, 5:15] == 0).all()
     assert (found[20:30, 30:50] == score[20:30, 30:50]).all()
     assert found[2, 40] == score[2, 40]
-    assert (_with_points(score, places[1:2])[score >= 0.5] == 0).all()
+    assert (_where_followed(score, places[1:2])[score >= 0.5] == 0).all()
 
 
 def test_where_a_thing_rests_its_depth_is_as_it_was(world: moving.MovingBoxes) -> None:
