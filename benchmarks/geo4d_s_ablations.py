@@ -19,10 +19,11 @@ from typing import Any
 
 from common import RESULTS, write_result
 
+from geo4d.core.stream.batches import Batch
 from geo4d.pipeline.training import train_recon
 from recon.feedforward import validation
 from recon.feedforward.geo4d_s import CONFIGS, Geo4dS
-from recon.feedforward.recipe import network_config
+from recon.feedforward.recipe import RECIPES, network_config
 from recon.feedforward.trained import INDEX, read_card
 from recon.feedforward.training import BEST
 from recon.feedforward.weights import load_weights
@@ -57,12 +58,11 @@ def trained(folder: Path, network: str, pictures: int, device: str, asked: dict[
         share = found["share"]
 
 
-def score(folder: Path, scenes: int, device: str) -> dict[str, Any]:
+def score(folder: Path, batch: Batch) -> dict[str, Any]:
     """What a training reached, and what it took."""
     recipe, card = read_card(folder / BEST)
-    model = Geo4dS(network_config(recipe)).to(device).eval()
+    model = Geo4dS(network_config(recipe)).to(batch.rgb.device).eval()
     load_weights(model, folder / BEST / INDEX)
-    batch = validation.held_out(recipe, scenes, device=device, seed=validation.REPORTED)
     return {k: card[k] for k in ("pictures", "steps", "minutes")} | validation.validated(model, batch)
 
 
@@ -76,13 +76,16 @@ def main() -> None:
     args = parser.parse_args()
     path = RESULTS / "geo4d_s_ablations.json"
     networks: dict[str, Any] = json.loads(path.read_text())["networks"] if path.exists() else {}
+    batch = validation.held_out(
+        RECIPES[args.network], args.scenes, device=args.device, seed=validation.REPORTED
+    )  # of all variants: they differ in nothing that it depends on
     with tempfile.TemporaryDirectory() as temporary:
         rows: dict[str, Any] = {}
         about = {"device": args.device, "scenes": args.scenes, "planned": args.pictures, "rows": rows}
         for k, (name, asked) in enumerate(variants(args.network).items()):
             folder = (args.keep or Path(temporary)) / f"{args.network}_{k}"
             trained(folder, args.network, args.pictures, args.device, asked)
-            rows[name] = score(folder, args.scenes, args.device)
+            rows[name] = score(folder, batch)
             print(name, json.dumps(rows[name]), flush=True)
             networks[args.network] = about
             print(write_result("geo4d_s_ablations", {"networks": networks}))
