@@ -103,7 +103,7 @@ def with_contact_depth(
         d, before, out = scene.depth[i], scene.confidence[i], np.full(label.shape, np.nan, np.float32)
         assert d is not None
         camera = scene.depth_camera(i)
-        ray, taken = camera.rays()[1].numpy(), label > 0
+        ray, down, taken = camera.rays()[1].numpy(), _down(camera, scene.up_world), label > 0
         resting = np.zeros(label.shape, bool) if rests is None else rests[i] & (d > 0).numpy()
         for k, thing in things[i].items():
             here = label == k
@@ -111,9 +111,7 @@ def with_contact_depth(
                 middle = camera.unproject(torch.from_numpy(thing.uv_px)[None], torch.tensor([np.exp(z)]))[0]
                 out[here] = _plane(middle.numpy(), ray[here], camera, scene.up_world)
             still = here & resting
-            if still.sum() <= RESTING_SHARE * here.sum() or _stereo_agrees(
-                still, d.numpy(), out, _down(camera, scene.up_world)
-            ):
+            if still.sum() <= RESTING_SHARE * here.sum() or _stereo_agrees(still, d.numpy(), out, down):
                 taken &= ~still
         upright, there = torch.from_numpy(out), torch.from_numpy(taken)
         sure = torch.ones_like(d) if before is None else before
