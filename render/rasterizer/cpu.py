@@ -35,16 +35,29 @@ class View:
 class Prepared:
     """Projected Gaussians, their records by depth, and the lists of the tiles; see the kernels that make them."""
 
-    mean: np.ndarray
-    shape: np.ndarray
+    projected: np.ndarray
     depth: np.ndarray
-    opacity: np.ndarray
-    radius: np.ndarray
     records: np.ndarray
-    rank: np.ndarray
+    order: np.ndarray
     entries: np.ndarray
     start: np.ndarray
     slot_start: np.ndarray
+
+    @property
+    def mean(self) -> np.ndarray:
+        return self.projected[:, :2]
+
+    @property
+    def radius(self) -> np.ndarray:
+        return self.projected[:, [7, 2]]
+
+    @property
+    def shape(self) -> np.ndarray:
+        return self.projected[:, 3:6]
+
+    @property
+    def opacity(self) -> np.ndarray:
+        return self.projected[:, 6]
 
 
 def prepare(
@@ -54,22 +67,20 @@ def prepare(
     """Project, sort by depth, and list every tile's Gaussians front to back; float32 arrays."""
     _begin()
     width, height = view.width, view.height
-    mean, shape, depth, opacity, radius, rows = kernels.project(
+    projected, depth = kernels.project(
         means, quats, scales, opacities, viewmat, K, width, height,
         F(view.near), F(view.far), F(view.eps2d), view.antialiased, F(view.radius_clip),
     )  # fmt: skip
-    order = kernels.order_by_depth(depth, np.flatnonzero(radius[:, 0]).astype(np.int32))
+    order = kernels.order_by_depth(depth, np.flatnonzero(projected[:, 2]).astype(np.int32))
     total = features.shape[1] + (view.depth_feature >= 0)
     padded = 3 if total <= 3 else -(-total // kernels.GROUP) * kernels.GROUP
-    records, rows, rank = kernels.arrange(
-        order, mean, shape, opacity, radius, rows, depth, features, view.depth_feature, padded
-    )
+    records, rows = kernels.arrange(order, projected, depth, features, view.depth_feature, padded, height)
     row_start = _starts(rows[:, 1] - rows[:, 0])
     columns, count = kernels.spans(records, rows, row_start, width, height)
     slot_start = _starts(count)
     across, down = -(-width // kernels.TILE), -(-height // kernels.TILE)
-    entries, start = kernels.bins(rows, row_start, columns, slot_start, across, across * down)
-    return Prepared(mean, shape, depth, opacity, radius, records, rank, entries, start, slot_start)
+    entries, start = kernels.bins(rows, row_start, columns, slot_start, across, down)
+    return Prepared(projected, depth, records, order, entries, start, slot_start)
 
 
 @functools.cache
@@ -123,18 +134,20 @@ class _Rasterize(torch.autograd.Function):
             prepared.records, prepared.entries, prepared.start, ctx.picture, ctx.left, slope, _plain(d_alpha),
             view.width, view.height,
         )  # fmt: skip
-        sums = kernels.gather(rows, prepared.slot_start)
         means, quats, scales, opacities, viewmat, K = ctx.given
-        *slopes, d_view, d_lens = kernels.unproject(
+        sums = kernels.gather(rows, prepared.slot_start, prepared.order, len(means))
+        d_means, d_quats, d_scales, d_opacities, d_view, d_lens = kernels.unproject(
             means, quats, scales, opacities, viewmat, K, view.width, view.height, F(view.eps2d), view.antialiased,
-            prepared.opacity, prepared.rank, sums, view.depth_feature, count - (view.depth_feature >= 0),
+            prepared.projected, sums, view.depth_feature,
         )  # fmt: skip
-        d_behind = (slope[:count] * ctx.left).sum((1, 2)) if ctx.needs_input_grad[7] else np.zeros(count, np.float32)
-        d_behind = d_behind[: count - (view.depth_feature >= 0)]
+        colours = count - (view.depth_feature >= 0)
+        d_features = sums[:, kernels.GRADIENTS : kernels.GRADIENTS + colours]
+        d_behind = (slope[:colours] * ctx.left).sum((1, 2)) if ctx.needs_input_grad[7] else np.zeros(colours, np.float32)
         whole_view, whole_K = np.zeros((4, 4), np.float32), np.zeros((3, 3), np.float32)
         whole_view[:3] = d_view
         whole_K[[0, 1, 0, 1], [0, 1, 2, 2]] = d_lens
-        return *(torch.from_numpy(g) for g in (*slopes, whole_view, whole_K, d_behind)), None, None
+        slopes = d_means, d_quats, d_scales, d_opacities, d_features, whole_view, whole_K, d_behind
+        return *(torch.from_numpy(g) for g in slopes), None, None
 
 
 def rasterize(

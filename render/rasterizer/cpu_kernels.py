@@ -86,18 +86,13 @@ def _determinant(a, b, c):
 
 @numba.njit(parallel=True, **fast)
 def project(means, quats, scales, opacities, view, K, width, height, near, far, eps2d, antialiased, min_radius):
-    """Gaussians on the picture.
+    """Gaussians on the picture: what RECORD says of each (n, RECORD), and depth (n,).
 
-    Returns mean (n, 2), shape (n, 3), depth (n,), opacity (n,) after compensation, radius (n, 2) px at which alpha
-    falls to 1/255 (0 where not kept), and the tile rows (n, 2) that each may touch, as first and last + 1.
-
-    The shape (A, k, c) stands for the inverse covariance: its form is A (x + k y)^2 + c y^2, never negative however it
+    The opacity is that after compensation, the radius px at which alpha falls to 1/255, 0 where not kept. The shape (A, k, c) stands for the inverse covariance: its form is A (x + k y)^2 + c y^2, never negative however it
     is rounded; with the covariance (xx, xy, yy): A = yy / det, k = -xy / yy, c = 1 / yy.
     """
     n = len(means)
-    mean, shape = np.zeros((n, 2), np.float32), np.zeros((n, 3), np.float32)
-    depth, opacity = np.zeros(n, np.float32), np.zeros(n, np.float32)
-    radius, rows = np.zeros((n, 2), np.float32), np.zeros((n, 2), np.int32)
+    projected, depth = np.zeros((n, RECORD), np.float32), np.zeros(n, np.float32)
     for chunk in numba.prange(CHUNKS):
         Rq, J = np.zeros((3, 3), np.float32), np.zeros((2, 3), np.float32)
         T, M = np.zeros((2, 3), np.float32), np.zeros((2, 3), np.float32)
@@ -119,9 +114,9 @@ def project(means, quats, scales, opacities, view, K, width, height, near, far, 
             o = opacities[g]
             if antialiased:
                 o *= math.sqrt(max(sharp / det, F(0.0)))
-            depth[g], opacity[g] = z, o
-            mean[g, 0], mean[g, 1] = K[0, 0] * x / z + K[0, 2], K[1, 1] * y / z + K[1, 2]
-            shape[g, 0], shape[g, 1], shape[g, 2] = c / det, -b / c, F(1.0) / c
+            r, u, v = projected[g], K[0, 0] * x / z + K[0, 2], K[1, 1] * y / z + K[1, 2]
+            depth[g] = z
+            r[0], r[1], r[3], r[4], r[5], r[6] = u, v, c / det, -b / c, F(1.0) / c, o
             if not o > MIN_ALPHA:
                 continue
             # A little more than exact: what rounding would lose at the rim stays in.
@@ -129,13 +124,10 @@ def project(means, quats, scales, opacities, view, K, width, height, near, far, 
             rx, ry = math.sqrt(reach * a), math.sqrt(reach * c)
             if max(rx, ry) <= min_radius:
                 continue
-            u, v = mean[g, 0], mean[g, 1]
             if u + rx < F(0.0) or u - rx > F(width) or v + ry < F(0.0) or v - ry > F(height):
                 continue
-            radius[g, 0], radius[g, 1] = rx, ry
-            rows[g, 0] = np.int32(max(v - ry, F(0.0))) // TILE
-            rows[g, 1] = np.int32(min(v + ry, F(height - 1))) // TILE + 1
-    return mean, shape, depth, opacity, radius, rows
+            r[2], r[7] = ry, rx
+    return projected, depth
 
 
 @numba.njit(**fast)
@@ -147,27 +139,27 @@ def _smear(T, Rq, scale, M):
 
 
 @numba.njit(parallel=True, **fast)
-def arrange(order, mean, shape, opacity, radius, rows, depth, features, depth_feature, d):
-    """What the tiles need of the Gaussians in `order`, one record each, (m, RECORD + d), and their tile rows (m, 2).
+def arrange(order, projected, depth, features, depth_feature, d, height):
+    """What the tiles need of the Gaussians in `order`, one record each, (m, RECORD + d), and the tile rows that each may
+    touch (m, 2), as first and last + 1.
 
     From here on a Gaussian is known by its rank in `order`: neighbours in depth are neighbours in memory. Column
-    `depth_feature` of the features is the depth (-1: none); those that are missing up to `d` are 0. Also returned: the
-    rank of every Gaussian, -1 where it has none.
+    `depth_feature` of the features is the depth (-1: none); those that are missing up to `d` are 0.
     """
     m, given = len(order), features.shape[1]
-    records, ranked, rank = np.zeros((m, RECORD + d), np.float32), np.zeros((m, 2), np.int32), np.full(len(mean), -1)
+    records, rows = np.zeros((m, RECORD + d), np.float32), np.zeros((m, 2), np.int32)
     for i in numba.prange(m):
         g = order[i]
         r = records[i]
-        r[0], r[1], r[2], r[7] = mean[g, 0], mean[g, 1], radius[g, 1], radius[g, 0]
-        r[3], r[4], r[5], r[6] = shape[g, 0], shape[g, 1], shape[g, 2], opacity[g]
+        for k in range(RECORD):
+            r[k] = projected[g, k]
         for k in range(given):
             r[RECORD + k] = features[g, k]
         if depth_feature >= 0:
             r[RECORD + depth_feature] = depth[g]
-        ranked[i, 0], ranked[i, 1] = rows[g, 0], rows[g, 1]
-        rank[g] = i
-    return records, ranked, rank
+        rows[i, 0] = np.int32(max(r[1] - r[2], F(0.0))) // TILE
+        rows[i, 1] = np.int32(min(r[1] + r[2], F(height - 1))) // TILE + 1
+    return records, rows
 
 
 @numba.njit(parallel=True, **fast)
@@ -183,7 +175,7 @@ def spans(records, rows, row_start, width, height):
                 continue
             r = records[g]
             u, v, ry, A, k, c = r[0], r[1], r[2], r[3], r[4], r[5]
-            reach = F(2.0) * math.log(F(255.0) * r[6]) * F(1.001) + F(1e-5)
+            reach = c * ry * ry
             # Where the ellipse is widest, y / x = covariance xy / xx.
             top = -A * k / (c + A * k * k) * r[7]
             for row in range(rows[g, 0], rows[g, 1]):
@@ -196,11 +188,11 @@ def spans(records, rows, row_start, width, height):
                 y = min(max(-top, low), high)
                 left = -math.sqrt(max(reach - c * y * y, F(0.0)) / A) - k * y
                 # Pixel centres from left to right, with a hair to spare.
-                first = max(F(0.0), math.ceil(min(max(u + left, F(-1.0)), F(width + 1)) - F(0.501)))
-                last = min(F(width - 1), math.floor(min(max(u + right, F(-1.0)), F(width + 1)) - F(0.499)))
-                if first <= last:
+                first = np.int32(min(max(u + left + F(0.499), F(0.0)), F(width)))
+                end = np.int32(min(max(u + right + F(0.501), F(0.0)), F(width)))
+                if first < end:
                     at = row_start[g] + row - rows[g, 0]
-                    columns[at, 0], columns[at, 1] = np.int32(first) // TILE, np.int32(last) // TILE + 1
+                    columns[at, 0], columns[at, 1] = first // TILE, (end - 1) // TILE + 1
                     count[g] += columns[at, 1] - columns[at, 0]
     return columns, count
 
@@ -262,28 +254,31 @@ def order_by_depth(depth, index):
 
 
 @numba.njit(parallel=True, cache=True, nogil=True)
-def bins(rows, row_start, columns, slot_start, across, tiles):
+def bins(rows, row_start, columns, slot_start, across, down):
     """What every tile blends, front to back: entries (m, 2) of rank and slot, and where tiles begin (tiles + 1,).
 
     A slot is one Gaussian in one tile, numbered by Gaussian: those of rank g are `slot_start[g]` and on.
     """
     n = len(rows)
-    place = np.zeros((CHUNKS, tiles), np.int64)
+    # By how many more Gaussians of a chunk touch a tile than touch the tile to the left of it.
+    more = np.zeros((CHUNKS, down, across + 1), np.int32)
     for chunk in numba.prange(CHUNKS):
         for g in range(chunk * n // CHUNKS, (chunk + 1) * n // CHUNKS):
             for k in range(row_start[g + 1] - row_start[g]):
                 at, row = row_start[g] + k, rows[g, 0] + k
-                for column in range(columns[at, 0], columns[at, 1]):
-                    place[chunk, row * across + column] += 1
-    start = np.zeros(tiles + 1, np.int64)
+                more[chunk, row, columns[at, 0]] += 1
+                more[chunk, row, columns[at, 1]] -= 1
+    start, place = np.zeros(down * across + 1, np.int64), np.zeros((CHUNKS, down * across), np.int64)
     total = 0
-    for tile in range(tiles):
-        start[tile] = total
-        for chunk in range(CHUNKS):
-            here = place[chunk, tile]
-            place[chunk, tile] = total
-            total += here
-    start[tiles] = total
+    for row in range(down):
+        here = np.zeros(CHUNKS, np.int64)
+        for tile in range(row * across, (row + 1) * across):
+            start[tile] = total
+            for chunk in range(CHUNKS):
+                here[chunk] += more[chunk, row, tile - row * across]
+                place[chunk, tile] = total
+                total += here[chunk]
+    start[down * across] = total
     entries = np.zeros((total, 2), np.int32)
     for chunk in numba.prange(CHUNKS):
         for g in range(chunk * n // CHUNKS, (chunk + 1) * n // CHUNKS):
@@ -304,39 +299,47 @@ def bins(rows, row_start, columns, slot_start, across, tiles):
 # gradient dot features. Then the features; for derivatives, their gradients.
 LEFT, PX, PY, WEIGHT, FALL, ALPHA, COMING, DOT, FEATURES = (PIXELS * k for k in range(9))
 
-# exp(16 y) = p(y)^16 for 16 y in [-ln 255 - 0.1, 0]: p is exp's series; its relative error there is 2e-7. Summed in
-# pairs: the processor waits for a chain of operations, not for their number.
-E2, E3, E4, E5 = F(0.5), F(1 / 6), F(1 / 24), F(1 / 120)
-SIXTEENTH = F(1 / 16)
-LOWEST = F(-5.65 / 16)
+# exp(4 y) = p(y)^4 for 4 y in [LOWEST, 0], below ln(1/255): p(0) = 1, and the other coefficients are those of the least
+# greatest error of the power, 8e-8. Summed in pairs: the processor waits for a chain of operations, not for their number.
+E1, E2, E3, E4, E5, E6 = F(0.9999985), F(0.4999687), F(0.16646), F(0.04106947), F(0.00748264), F(0.00078282)
+QUARTER = F(1 / 4)
+LOWEST = F(-5.65 / 4)
 
 
 @numba.njit(**fast)
 def _seen(t, base, a, o):
-    """Falloff exp(16 (a t^2 + base)) and alpha of a Gaussian of opacity `o`; alpha 0 where faint."""
+    """Falloff exp(4 (a t^2 + base)) and alpha of a Gaussian of opacity `o`; alpha 0 where faint."""
     y = max(a * t * t + base, LOWEST)
     yy = y * y
-    p = (F(1.0) + y) + yy * ((E2 + y * E3) + yy * (E4 + y * E5))
-    p = p * p
-    p = p * p
+    p = ((F(1.0) + y * E1) + yy * (E2 + y * E3)) + (yy * yy) * ((E4 + y * E5) + yy * E6)
     p = p * p
     fall = p * p
     alpha = min(o * fall, MAX_ALPHA)
     return fall, (alpha if alpha >= MIN_ALPHA else F(0.0))
 
 
-def _blend_of(four):
-    """The kernel that blends one Gaussian with three features, or with four, over the first rows of a buffer.
+@numba.njit(**fast)
+def _form(batch, i):
+    """Mean, shape and opacity of Gaussian i."""
+    return batch[i, 0], batch[i, 1], batch[i, 3], batch[i, 4], batch[i, 5], batch[i, 6]
 
-    `dy` is where the first row's pixel centres are below the Gaussian's. Row by row, since most of the form is the
-    same along a row. Features one by one: a loop over them takes twice as long.
+
+def _blend_of(four):
+    """The kernel that blends Gaussian i of a batch, with three features or with four, over a buffer's rows from `first`
+    to before `end`; `top` is the y of row 0.
+
+    Row by row, since most of the form is the same along a row. Features one by one: a loop over them takes twice as
+    long.
     """
 
     @numba.njit(**fast)
-    def blend_one(v, rows, u, dy, A, k, c, o, f0, f1, f2, f3):
-        a = F(-0.5) * SIXTEENTH * A
-        for row in range(rows):
-            e, shift, base = v[row * TILE :], u - k * dy, F(-0.5) * SIXTEENTH * c * dy * dy
+    def blend_one(v, first, end, top, batch, i):
+        u, w, A, k, c, o = _form(batch, i)
+        f0, f1, f2 = batch[i, RECORD], batch[i, RECORD + 1], batch[i, RECORD + 2]
+        f3 = batch[i, RECORD + 3] if four else F(0.0)
+        a, dy = F(-0.5) * QUARTER * A, top + F(first) + F(0.5) - w
+        for row in range(first, end):
+            e, shift, base = v[row * TILE :], u - k * dy, F(-0.5) * QUARTER * c * dy * dy
             dy += F(1.0)
             for p in range(TILE):
                 _, alpha = _seen(e[p + PX] - shift, base, a, o)
@@ -359,27 +362,31 @@ _blend_three, _blend_four = _blend_of(False), _blend_of(True)
 
 
 @numba.njit(**fast)
-def _weigh(v, count, u, w, A, k, c, o):
+def _weigh(v, first, end, batch, i):
     """As `_blend_of`, but only the weight, falloff and alpha are kept, for features in several groups."""
-    a, c = F(-0.5) * SIXTEENTH * A, F(-0.5) * SIXTEENTH * c
-    for p in range(count):
-        dy = v[p + PY] - w
-        fall, alpha = _seen(v[p + PX] - u + k * dy, c * dy * dy, a, o)
-        left = v[p]
+    u, w, A, k, c, o = _form(batch, i)
+    a, c, e = F(-0.5) * QUARTER * A, F(-0.5) * QUARTER * c, v[first * TILE :]
+    for p in range((end - first) * TILE):
+        dy = e[p + PY] - w
+        fall, alpha = _seen(e[p + PX] - u + k * dy, c * dy * dy, a, o)
+        left = e[p]
         weight = left * alpha
         rest = left - weight
         goes_on = rest > MIN_LEFT
-        v[p + WEIGHT] = weight if goes_on else F(0.0)
-        v[p + FALL] = fall
-        v[p + ALPHA] = alpha if goes_on else F(0.0)
-        v[p] = rest if goes_on else -abs(left)
+        e[p + WEIGHT] = weight if goes_on else F(0.0)
+        e[p + FALL] = fall
+        e[p + ALPHA] = alpha if goes_on else F(0.0)
+        e[p] = rest if goes_on else -abs(left)
 
 
 @numba.njit(**fast)
-def _add_four(v, f, count, f0, f1, f2, f3):
-    """Adds weight times four features to the four planes that begin at `f`."""
-    for p in range(count):
-        weight = v[p + WEIGHT]
+def _add_four(v, first, end, batch, i, n):
+    """Adds weight times the four features from n on to their planes."""
+    r = RECORD + n
+    f0, f1, f2, f3 = batch[i, r], batch[i, r + 1], batch[i, r + 2], batch[i, r + 3]
+    e, f = v[first * TILE :], v[first * TILE + FEATURES + n * PIXELS :]
+    for p in range((end - first) * TILE):
+        weight = e[p + WEIGHT]
         f[p] += weight * f0
         f[p + PIXELS] += weight * f1
         f[p + 2 * PIXELS] += weight * f2
@@ -387,41 +394,45 @@ def _add_four(v, f, count, f0, f1, f2, f3):
 
 
 @numba.njit(**fast)
-def _collect(entries, many, records, batch):
-    """Copies so many records: the processor waits for their memory together, not in turn."""
+def _collect(entries, begin, many, records, batch):
+    """Copies the records of so many entries: the processor waits for their memory together, not in turn."""
     for i in range(many):
-        g = entries[i, 0]
+        g = entries[begin + i, 0]
         for k in range(records.shape[1]):
             batch[i, k] = records[g, k]
 
 
 @numba.njit(**fast)
-def _rows_of(mean_y, radius_y, top):
-    """Pixel rows of a tile whose centres an ellipse can reach."""
-    first = max(0, np.int64(math.ceil(mean_y - radius_y - top - F(0.501))))
-    last = min(TILE - 1, np.int64(math.floor(mean_y + radius_y - top - F(0.499))))
-    return first, last
+def _rows_between(high, low, top):
+    """Pixel rows of a tile, first and last + 1, whose centres lie between two heights on the picture."""
+    first = np.int64(min(max(high - top + F(0.499), F(0.0)), F(TILE)))
+    return first, np.int64(min(max(low - top + F(0.501), F(0.0)), F(TILE)))
 
 
 @numba.njit(**fast)
-def _rows_within(b, beside, top):
-    """As `_rows_of`, of a record, and only what it can reach within the tile's columns.
+def _rows_within(batch, i, beside, top):
+    """Pixel rows of a tile, first and last + 1, that an ellipse can reach within the tile's columns.
 
-    Exact, which costs more than it saves where a row is as cheap as in blending. The ellipse
-    A (x + k y)^2 + c y^2 <= c radius_y^2 is lowest on the picture at x = -k radius_y, highest at the opposite point;
-    where that is beside the tile, at the tile's nearer edge.
+    The ellipse A (x + k y)^2 + c y^2 <= c radius_y^2 is lowest on the picture at x = -k radius_y, highest at the opposite
+    point; where that is beside the tile, at the tile's nearer edge.
     """
-    ry, A, k, c = b[2], b[3], b[4], b[5]
-    low, high = beside + F(0.499) - b[0], beside + F(TILE) - F(0.499) - b[0]
+    u, w, A, k, c, _ = _form(batch, i)
+    ry, low, high = batch[i, 2], beside + F(0.499) - u, beside + F(TILE) - F(0.499) - u
     yy, slope = c + A * k * k, A * k
-    reach = yy * c * ry * ry
+    reach, inverse = yy * c * ry * ry, F(1.0) / yy
     x = min(max(-k * ry, low), high)
-    down = (math.sqrt(max(reach - A * c * x * x, F(0.0))) - slope * x) / yy
+    down = (math.sqrt(max(reach - A * c * x * x, F(0.0))) - slope * x) * inverse
     x = min(max(k * ry, low), high)
-    up = (math.sqrt(max(reach - A * c * x * x, F(0.0))) + slope * x) / yy
-    first = max(0, np.int64(math.ceil(b[1] - up - top - F(0.501))))
-    last = min(TILE - 1, np.int64(math.floor(b[1] + down - top - F(0.499))))
-    return first, last
+    up = (math.sqrt(max(reach - A * c * x * x, F(0.0))) + slope * x) * inverse
+    return _rows_between(w - up, w + down, top)
+
+
+@numba.njit(**fast)
+def _buffer(planes):
+    """Planes of a tile, 0, that begin on a line of the cache: every row of pixels lies in one then, not across two."""
+    room = np.zeros(planes * PIXELS + TILE, np.float32)
+    first = (-room.ctypes.data % 64) // 4
+    return room[first : first + planes * PIXELS]
 
 
 @numba.njit(**fast)
@@ -474,29 +485,25 @@ def _turns(down):
 
 
 @numba.njit(**fast)
-def _blend_tile(v, batch, records, entries, row):
-    """Blends all that a tile lists into its buffer."""
+def _blend_tile(v, batch, records, entries, begin, end_of_tile, row):
+    """Blends the entries of a tile into its buffer."""
     d, top = records.shape[1] - RECORD, F(row * TILE)
-    for first_of_batch in range(0, len(entries), BATCH):
-        many = min(BATCH, len(entries) - first_of_batch)
-        _collect(entries[first_of_batch:], many, records, batch)
+    for begin_of_batch in range(begin, end_of_tile, BATCH):
+        many = min(BATCH, end_of_tile - begin_of_batch)
+        _collect(entries, begin_of_batch, many, records, batch)
         for i in range(many):
-            b = batch[i]
-            first, last = _rows_of(b[1], b[2], top)
-            rows = last - first + 1
-            if rows <= 0:
+            # Not `_rows_within`: that costs more than it saves where a row is as cheap as here.
+            first, end = _rows_between(batch[i, 1] - batch[i, 2], batch[i, 1] + batch[i, 2], top)
+            if first >= end:
                 continue
-            part, f, dy = v[first * TILE :], b[RECORD:], top + F(first) + F(0.5) - b[1]
-            u, w, A, k, c, o = b[0], b[1], b[3], b[4], b[5], b[6]
             if d == 3:
-                _blend_three(part, rows, u, dy, A, k, c, o, f[0], f[1], f[2], F(0.0))
+                _blend_three(v, first, end, top, batch, i)
             elif d == GROUP:
-                _blend_four(part, rows, u, dy, A, k, c, o, f[0], f[1], f[2], f[3])
+                _blend_four(v, first, end, top, batch, i)
             else:
-                count = rows * TILE
-                _weigh(part, count, u, w, A, k, c, o)
+                _weigh(v, first, end, batch, i)
                 for n in range(0, d, GROUP):
-                    _add_four(part, part[FEATURES + n * PIXELS :], count, f[n], f[n + 1], f[n + 2], f[n + 3])
+                    _add_four(v, first, end, batch, i, n)
         if _all_stopped(v):
             break
 
@@ -514,7 +521,7 @@ def blend(records, entries, start, width, height, behind):
     turns, strips = _turns(down), (across + STRIP - 1) // STRIP
     for task in numba.prange(down * strips):
         row, first_column = turns[task // strips], task % strips * STRIP
-        v, batch = np.zeros(FEATURES + d * PIXELS, np.float32), np.zeros((BATCH, RECORD + d), np.float32)
+        v, batch = _buffer(FEATURES // PIXELS + d), np.zeros((BATCH, RECORD + d), np.float32)
         for column in range(first_column, min(first_column + STRIP, across)):
             tile = row * across + column
             n, beside = min(TILE, width - column * TILE), column * TILE
@@ -524,7 +531,7 @@ def blend(records, entries, start, width, height, behind):
                         picture[k, row * TILE : (row + 1) * TILE, beside : beside + n] = behind[k]
                 continue
             _place(v, row, column)
-            _blend_tile(v, batch, records, entries[start[tile] : start[tile + 1]], row)
+            _blend_tile(v, batch, records, entries, start[tile], start[tile + 1], row)
             for y in range(min(TILE, height - row * TILE)):
                 above, light = row * TILE + y, v[y * TILE :]
                 _copy_size(light, n, left[above, beside:])
@@ -548,37 +555,41 @@ def _write_slopes(A, k, c, opacity, t1, t1y, t2, y1, y2, out):
 
 
 def _unblend_of(four, clipped):
-    """The kernel of the derivatives of one Gaussian with three features, or with four.
+    """The kernel of the derivatives of Gaussian i of a batch, with three features or with four.
 
-    Over the first `count` pixels, summed into `out` (GRADIENTS + features); the gradients of the pictures stand in the
-    buffer where blending has the pictures. Front to back like the blending itself: with q = gradient dot features and
+    Over a buffer's rows from `first` to before `end`, summed into row `slot` of `slopes` (m, GRADIENTS + features); the
+    gradients of the pictures stand in the buffer where blending has the pictures. Front to back like the blending itself: with q = gradient dot features and
     S = gradient dot all that lies behind, d L / d ln alpha = weight q - S alpha / (1 - alpha). Where alpha is clipped,
     shape and opacity have no slope: the more costly kernel, for opacities above MAX_ALPHA alone.
     """
 
     @numba.njit(**fast)
-    def unblend_one(v, count, u, w, A, k, c, o, f0, f1, f2, f3, out):
+    def unblend_one(v, first, end, batch, i, slopes, slot):
+        u, w, A, k, c, o = _form(batch, i)
+        f0, f1, f2 = batch[i, RECORD], batch[i, RECORD + 1], batch[i, RECORD + 2]
+        f3 = batch[i, RECORD + 3] if four else F(0.0)
+        e, out = v[first * TILE :], slopes[slot]
         t1 = t1y = t2 = y1 = y2 = so = s0 = s1 = s2 = s3 = F(0.0)
-        a, low = F(-0.5) * SIXTEENTH * A, F(-0.5) * SIXTEENTH * c
-        for p in range(count):
-            dy = v[p + PY] - w
-            t = v[p + PX] - u + k * dy
+        a, low = F(-0.5) * QUARTER * A, F(-0.5) * QUARTER * c
+        for p in range((end - first) * TILE):
+            dy = e[p + PY] - w
+            t = e[p + PX] - u + k * dy
             fall, alpha = _seen(t, low * dy * dy, a, o)
-            left = v[p]
+            left = e[p]
             weight = left * alpha
             rest = left - weight
             goes_on = rest > MIN_LEFT
             alpha = alpha if goes_on else F(0.0)
             weight = weight if goes_on else F(0.0)
-            v[p] = rest if goes_on else F(0.0)
-            g0, g1, g2 = v[p + FEATURES], v[p + FEATURES + PIXELS], v[p + FEATURES + 2 * PIXELS]
+            e[p] = rest if goes_on else F(0.0)
+            g0, g1, g2 = e[p + FEATURES], e[p + FEATURES + PIXELS], e[p + FEATURES + 2 * PIXELS]
             q = g0 * f0 + g1 * f1 + g2 * f2
             if four:
-                g3 = v[p + FEATURES + 3 * PIXELS]
+                g3 = e[p + FEATURES + 3 * PIXELS]
                 q += g3 * f3
                 s3 += weight * g3
-            coming = v[p + COMING] - weight * q
-            v[p + COMING] = coming
+            coming = e[p + COMING] - weight * q
+            e[p + COMING] = coming
             slope = weight * q - coming * (alpha / (F(1.0) - alpha))
             if clipped:
                 slope = slope if o * fall <= MAX_ALPHA else F(0.0)
@@ -605,13 +616,16 @@ _unblend_four, _unblend_four_clipped = _unblend_of(True, False), _unblend_of(Tru
 
 
 @numba.njit(**fast)
-def _dot_four(v, g, count, f0, f1, f2, f3, out):
-    """Adds gradient dot features to the plane DOT; sums weight times gradient into `out` (4,)."""
+def _dot_four(v, first, end, batch, i, n, slopes, slot):
+    """Of the four features from n on: adds gradient dot features to the plane DOT; sums weight times gradient."""
+    r = RECORD + n
+    f0, f1, f2, f3 = batch[i, r], batch[i, r + 1], batch[i, r + 2], batch[i, r + 3]
+    e, g, out = v[first * TILE :], v[first * TILE + FEATURES + n * PIXELS :], slopes[slot, GRADIENTS + n :]
     s0 = s1 = s2 = s3 = F(0.0)
-    for p in range(count):
+    for p in range((end - first) * TILE):
         g0, g1, g2, g3 = g[p], g[p + PIXELS], g[p + 2 * PIXELS], g[p + 3 * PIXELS]
-        weight = v[p + WEIGHT]
-        v[p + DOT] += g0 * f0 + g1 * f1 + g2 * f2 + g3 * f3
+        weight = e[p + WEIGHT]
+        e[p + DOT] += g0 * f0 + g1 * f1 + g2 * f2 + g3 * f3
         s0 += weight * g0
         s1 += weight * g1
         s2 += weight * g2
@@ -620,18 +634,20 @@ def _dot_four(v, g, count, f0, f1, f2, f3, out):
 
 
 @numba.njit(**fast)
-def _unweigh(v, count, u, w, A, k, c, o, out):
+def _unweigh(v, first, end, batch, i, slopes, slot):
     """Derivatives of one Gaussian's shape and opacity from the planes of `_weigh` and `_dot_four`: as `_unblend_of`."""
+    u, w, A, k, c, o = _form(batch, i)
+    e, out = v[first * TILE :], slopes[slot]
     t1 = t1y = t2 = y1 = y2 = so = F(0.0)
-    for p in range(count):
-        alpha, seen = v[p + ALPHA], v[p + WEIGHT] * v[p + DOT]
-        v[p + DOT] = F(0.0)
-        coming = v[p + COMING] - seen
-        v[p + COMING] = coming
+    for p in range((end - first) * TILE):
+        alpha, seen = e[p + ALPHA], e[p + WEIGHT] * e[p + DOT]
+        e[p + DOT] = F(0.0)
+        coming = e[p + COMING] - seen
+        e[p + COMING] = coming
         slope = seen - coming * (alpha / (F(1.0) - alpha))
-        slope = slope if o * v[p + FALL] <= MAX_ALPHA else F(0.0)
-        dy = v[p + PY] - w
-        t = v[p + PX] - u + k * dy
+        slope = slope if o * e[p + FALL] <= MAX_ALPHA else F(0.0)
+        dy = e[p + PY] - w
+        t = e[p + PX] - u + k * dy
         across, down = slope * t, slope * dy
         so += slope
         t1 += across
@@ -649,34 +665,30 @@ def _add_product(a, b, sign, n, out):
 
 
 @numba.njit(**fast)
-def _unblend_tile(v, batch, records, entries, row, column, rows):
-    """Walks a tile's list again and writes the derivatives of every slot into its row."""
+def _unblend_tile(v, batch, records, entries, begin, end_of_tile, row, column, slopes):
+    """Walks a tile's entries again and writes the derivatives of every slot into its row of `slopes`."""
     d, beside, top = records.shape[1] - RECORD, F(column * TILE), F(row * TILE)
-    for first_of_batch in range(0, len(entries), BATCH):
-        many = min(BATCH, len(entries) - first_of_batch)
-        _collect(entries[first_of_batch:], many, records, batch)
+    for begin_of_batch in range(begin, end_of_tile, BATCH):
+        many = min(BATCH, end_of_tile - begin_of_batch)
+        _collect(entries, begin_of_batch, many, records, batch)
         for i in range(many):
-            b = batch[i]
-            first, last = _rows_within(b, beside, top)
-            count, out = (last - first + 1) * TILE, rows[entries[first_of_batch + i, 1]]
-            if count <= 0:
+            first, end = _rows_within(batch, i, beside, top)
+            slot, clipped = entries[begin_of_batch + i, 1], batch[i, 6] > MAX_ALPHA
+            if first >= end:
                 continue
-            part, f = v[first * TILE :], b[RECORD:]
-            u, w, A, k, c, o = b[0], b[1], b[3], b[4], b[5], b[6]
-            if d == 3 and o <= MAX_ALPHA:
-                _unblend_three(part, count, u, w, A, k, c, o, f[0], f[1], f[2], F(0.0), out)
+            if d == 3 and clipped:
+                _unblend_three_clipped(v, first, end, batch, i, slopes, slot)
             elif d == 3:
-                _unblend_three_clipped(part, count, u, w, A, k, c, o, f[0], f[1], f[2], F(0.0), out)
-            elif d == GROUP and o <= MAX_ALPHA:
-                _unblend_four(part, count, u, w, A, k, c, o, f[0], f[1], f[2], f[3], out)
+                _unblend_three(v, first, end, batch, i, slopes, slot)
+            elif d == GROUP and clipped:
+                _unblend_four_clipped(v, first, end, batch, i, slopes, slot)
             elif d == GROUP:
-                _unblend_four_clipped(part, count, u, w, A, k, c, o, f[0], f[1], f[2], f[3], out)
+                _unblend_four(v, first, end, batch, i, slopes, slot)
             else:
-                _weigh(part, count, u, w, A, k, c, o)
+                _weigh(v, first, end, batch, i)
                 for n in range(0, d, GROUP):
-                    gradient = part[FEATURES + n * PIXELS :]
-                    _dot_four(part, gradient, count, f[n], f[n + 1], f[n + 2], f[n + 3], out[GRADIENTS + n :])
-                _unweigh(part, count, u, w, A, k, c, o, out)
+                    _dot_four(v, first, end, batch, i, n, slopes, slot)
+                _unweigh(v, first, end, batch, i, slopes, slot)
         if _all_stopped(v):
             break
 
@@ -693,7 +705,7 @@ def unblend(records, entries, start, picture, left, d_picture, d_alpha, width, h
     turns, strips = _turns(down), (across + STRIP - 1) // STRIP
     for task in numba.prange(down * strips):
         row, first_column = turns[task // strips], task % strips * STRIP
-        v, batch = np.zeros(FEATURES + d * PIXELS, np.float32), np.zeros((BATCH, RECORD + d), np.float32)
+        v, batch = _buffer(FEATURES // PIXELS + d), np.zeros((BATCH, RECORD + d), np.float32)
         for column in range(first_column, min(first_column + STRIP, across)):
             tile = row * across + column
             if start[tile] == start[tile + 1]:
@@ -711,17 +723,18 @@ def unblend(records, entries, start, picture, left, d_picture, d_alpha, width, h
                     _copy(d_picture[k, above, beside:], n, g)
                     _add_product(g, picture[k, above, beside:], F(1.0), n, v[at + COMING :])
                 _add_product(d_alpha[above, beside:], left[above, beside:], F(-1.0), n, v[at + COMING :])
-            _unblend_tile(v, batch, records, entries[start[tile] : start[tile + 1]], row, column, rows)
+            _unblend_tile(v, batch, records, entries, start[tile], start[tile + 1], row, column, rows)
     return rows
 
 
 @numba.njit(parallel=True, cache=True, nogil=True)
-def gather(rows, slot_start):
-    """Sums (n, GRADIENTS + d) of the rows of each Gaussian, in the order of its slots."""
-    n, d = len(slot_start) - 1, rows.shape[1]
+def gather(rows, slot_start, order, n):
+    """Sums (n, GRADIENTS + d) of the rows of each Gaussian, in the order of its slots; 0 where it is not in `order`."""
+    d = rows.shape[1]
     out = np.zeros((n, d), np.float32)
-    for g in numba.prange(n):
-        for slot in range(slot_start[g], slot_start[g + 1]):
+    for i in numba.prange(len(order)):
+        g = order[i]
+        for slot in range(slot_start[i], slot_start[i + 1]):
             for k in range(d):
                 out[g, k] += rows[slot, k]
     return out
@@ -729,32 +742,16 @@ def gather(rows, slot_start):
 
 @numba.njit(parallel=True, **fast)
 def unproject(
-    means,
-    quats,
-    scales,
-    opacities,
-    view,
-    K,
-    width,
-    height,
-    eps2d,
-    antialiased,
-    opacity,
-    rank,
-    sums,
-    depth_feature,
-    colours,
-):
+    means, quats, scales, opacities, view, K, width, height, eps2d, antialiased, projected, sums, depth_feature
+):  # fmt: skip
     """Derivatives of the projection: from those on the picture to means, quats, scales, opacities, and camera.
 
-    `sums` (m, GRADIENTS + d) by rank as `gather` gives them; `depth_feature` is the feature that is the depth, or -1.
-    Returns means (n, 3), quats (n, 4), scales (n, 3), opacities (n,), the first `colours` features (n, colours), view
-    (3, 4) and K as (fx, fy, cx, cy), float64.
+    `sums` (n, GRADIENTS + d) as `gather` gives them; `depth_feature` is the feature that is the depth, or -1. Returns
+    means (n, 3), quats (n, 4), scales (n, 3), opacities (n,), view (3, 4) and K as (fx, fy, cx, cy), float64.
     """
     n = len(means)
     d_means, d_quats = np.zeros((n, 3), np.float32), np.zeros((n, 4), np.float32)
     d_scales, d_opacities = np.zeros((n, 3), np.float32), np.zeros(n, np.float32)
-    d_features = np.zeros((n, colours), np.float32)
     cameras = np.zeros((CHUNKS, 16), np.float64)
     for chunk in numba.prange(CHUNKS):
         Rq, dR = np.zeros((3, 3), np.float32), np.zeros((3, 3), np.float32)
@@ -763,11 +760,8 @@ def unproject(
         dT, dJ = np.zeros((2, 3), np.float32), np.zeros((2, 3), np.float32)
         camera = cameras[chunk]
         for g in range(chunk * n // CHUNKS, (chunk + 1) * n // CHUNKS):
-            s = rank[g]
-            if s < 0:
+            if projected[g, 2] == F(0.0):
                 continue
-            for k in range(colours):
-                d_features[g, k] = sums[s, GRADIENTS + k]
             x, y, z = _camera_point(view, means[g])
             length = _rotation(quats[g], Rq)
             _flatten(view, K, x, y, z, width, height, J, T)
@@ -780,17 +774,17 @@ def unproject(
             # From the shape (A, k = lean, 1 / yy) to the covariance (xx, xy, yy).
             yy = c + eps2d
             lean = -b / yy
-            by_A, by_lean = sums[s, 2] * (yy / det) * (yy / det), sums[s, 3] / yy
+            by_A, by_lean = sums[g, 2] * (yy / det) * (yy / det), sums[g, 3] / yy
             da, db = -by_A, F(-2.0) * lean * by_A - by_lean
-            dc = -lean * lean * by_A - lean * by_lean - sums[s, 4] / (yy * yy)
+            dc = -lean * lean * by_A - lean * by_lean - sums[g, 4] / (yy * yy)
             # What follows takes the entry xy for one of two.
             db *= F(0.5)
-            d_opacities[g] = sums[s, 5]
+            d_opacities[g] = sums[g, 5]
             if antialiased and sharp > F(0.0):
                 # opacity' = opacity sqrt(sharp / det)
                 factor = math.sqrt(sharp / det)
-                d_opacities[g] = sums[s, 5] * factor
-                slope = F(0.5) * sums[s, 5] * opacity[g]
+                d_opacities[g] = sums[g, 5] * factor
+                slope = F(0.5) * sums[g, 5] * projected[g, 6]
                 da += slope * (c / sharp - (c + eps2d) / det)
                 dc += slope * (a / sharp - (a + eps2d) / det)
                 db += slope * (-b / sharp + b / det)
@@ -818,9 +812,9 @@ def unproject(
             for k in range(3):
                 for m in range(3):
                     camera[4 * k + m] += J[0, k] * dT[0, m] + J[1, k] * dT[1, m]
-            dz = sums[s, GRADIENTS + depth_feature] if depth_feature >= 0 else F(0.0)
-            du, dz_x = _axis_slope(camera, 0, x, z, K[0, 0], K[0, 2], F(width), dJ[0, 0], dJ[0, 2], sums[s, 0])
-            dv, dz_y = _axis_slope(camera, 1, y, z, K[1, 1], K[1, 2], F(height), dJ[1, 1], dJ[1, 2], sums[s, 1])
+            dz = sums[g, GRADIENTS + depth_feature] if depth_feature >= 0 else F(0.0)
+            du, dz_x = _axis_slope(camera, 0, x, z, K[0, 0], K[0, 2], F(width), dJ[0, 0], dJ[0, 2], sums[g, 0])
+            dv, dz_y = _axis_slope(camera, 1, y, z, K[1, 1], K[1, 2], F(height), dJ[1, 1], dJ[1, 2], sums[g, 1])
             dz += dz_x + dz_y
             dx, dy = du / z, dv / z
             dz -= (du * x + dv * y) / (z * z)
@@ -843,7 +837,7 @@ def unproject(
     for chunk in range(CHUNKS):
         for k in range(16):
             total[k] += cameras[chunk, k]
-    return d_means, d_quats, d_scales, d_opacities, d_features, total[:12].reshape(3, 4), total[12:]
+    return d_means, d_quats, d_scales, d_opacities, total[:12].reshape(3, 4), total[12:]
 
 
 @numba.njit(**fast)
