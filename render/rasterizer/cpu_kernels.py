@@ -26,14 +26,16 @@ STRIP = 8
 """Tiles side by side that are one piece of work: what they need is set up once."""
 BATCH = 16
 """Gaussians that a tile blends before it looks whether all of its pixels have stopped."""
-RECORD = 8
-"""What a record holds of a Gaussian before its features: mean x, y, radius y, shape (3), opacity, radius x."""
+RECORD = 9
+"""What a record holds of a Gaussian before its features: mean x, y, radius y, shape (3), opacity, radius x, and a quarter
+of the exponent at which alpha falls to 1/255."""
 CHUNKS = 32
 """Parts of a sum over Gaussians; fixed, so that its rounding does not depend on the number of threads."""
 SORT_PARTS = 8
 """Parts of a radix sort; every one has its own counts, which cost more than they save where there are many."""
 FEW = 50_000
 """So many Gaussians and fewer are sorted by one thread."""
+QUARTER = F(1 / 4)
 MAX_ALPHA, MIN_ALPHA, MIN_LEFT = F(0.999), F(1 / 255), F(1e-4)
 
 fast = {"cache": True, "fastmath": {"contract", "reassoc", "nsz", "arcp", "afn"}, "error_model": "numpy", "nogil": True}
@@ -120,13 +122,14 @@ def project(means, quats, scales, opacities, view, K, width, height, near, far, 
             if not o > MIN_ALPHA:
                 continue
             # A little more than exact: what rounding would lose at the rim stays in.
-            reach = F(2.0) * math.log(F(255.0) * o) * F(1.001) + F(1e-5)
+            exponent = math.log(F(255.0) * o)
+            reach = F(2.0) * exponent * F(1.001) + F(1e-5)
             rx, ry = math.sqrt(reach * a), math.sqrt(reach * c)
             if max(rx, ry) <= min_radius:
                 continue
             if u + rx < F(0.0) or u - rx > F(width) or v + ry < F(0.0) or v - ry > F(height):
                 continue
-            r[2], r[7] = ry, rx
+            r[2], r[7], r[8] = ry, rx, -QUARTER * exponent
     return projected, depth
 
 
@@ -297,34 +300,30 @@ def bins(rows, row_start, columns, slot_start, across, down):
 # Planes of a tile's buffer, PIXELS apart: what is left of the light (negative once a pixel has stopped), pixel centres,
 # weight of the Gaussian at hand, and for derivatives: its falloff, its alpha, what is still to come (dot gradient),
 # gradient dot features. Then the features; for derivatives, their gradients.
-LEFT, PX, PY, WEIGHT, FALL, ALPHA, COMING, DOT, FEATURES = (PIXELS * k for k in range(9))
+LEFT, PX, PY, WEIGHT, SEEN, ALPHA, COMING, DOT, FEATURES = (PIXELS * k for k in range(9))
 
 # exp(4 y) = p(y)^4 for 4 y in [LOWEST, 0], below ln(1/255): p(0) = 1, and the other coefficients are those of the least
 # greatest error of the power, 8e-8. Summed in pairs: the processor waits for a chain of operations, not for their number.
 E1, E2, E3, E4, E5, E6 = F(0.9999985), F(0.4999687), F(0.16646), F(0.04106947), F(0.00748264), F(0.00078282)
-QUARTER = F(1 / 4)
-LOWEST = F(-5.65 / 4)
 
 
 @numba.njit(**fast)
-def _seen(t, base, a, o):
-    """Falloff exp(4 (a t^2 + base)) and alpha of a Gaussian of opacity `o`; alpha 0 where faint."""
-    y = max(a * t * t + base, LOWEST)
+def _seen(t, base, a, o, lowest):
+    """Alpha exp(4 (a t^2 + base)) o of a Gaussian, 0 where the exponent is below `lowest`: where it is faint."""
+    y = a * t * t + base
     yy = y * y
     p = ((F(1.0) + y * E1) + yy * (E2 + y * E3)) + (yy * yy) * ((E4 + y * E5) + yy * E6)
     p = p * p
-    fall = p * p
-    alpha = min(o * fall, MAX_ALPHA)
-    return fall, (alpha if alpha >= MIN_ALPHA else F(0.0))
+    return o * (p * p) if y >= lowest else F(0.0)
 
 
 @numba.njit(**fast)
 def _form(batch, i):
-    """Mean, shape and opacity of Gaussian i."""
-    return batch[i, 0], batch[i, 1], batch[i, 3], batch[i, 4], batch[i, 5], batch[i, 6]
+    """Mean, shape, opacity and least exponent of Gaussian i."""
+    return batch[i, 0], batch[i, 1], batch[i, 3], batch[i, 4], batch[i, 5], batch[i, 6], batch[i, 8]
 
 
-def _blend_of(four):
+def _blend_of(four, clipped):
     """The kernel that blends Gaussian i of a batch, with three features or with four, over a buffer's rows from `first`
     to before `end`; `top` is the y of row 0.
 
@@ -334,7 +333,7 @@ def _blend_of(four):
 
     @numba.njit(**fast)
     def blend_one(v, first, end, top, batch, i):
-        u, w, A, k, c, o = _form(batch, i)
+        u, w, A, k, c, o, lowest = _form(batch, i)
         f0, f1, f2 = batch[i, RECORD], batch[i, RECORD + 1], batch[i, RECORD + 2]
         f3 = batch[i, RECORD + 3] if four else F(0.0)
         a, dy = F(-0.5) * QUARTER * A, top + F(first) + F(0.5) - w
@@ -342,7 +341,9 @@ def _blend_of(four):
             e, shift, base = v[row * TILE :], u - k * dy, F(-0.5) * QUARTER * c * dy * dy
             dy += F(1.0)
             for p in range(TILE):
-                _, alpha = _seen(e[p + PX] - shift, base, a, o)
+                alpha = _seen(e[p + PX] - shift, base, a, o, lowest)
+                if clipped:
+                    alpha = min(alpha, MAX_ALPHA)
                 left = e[p]
                 weight = left * alpha
                 rest = left - weight
@@ -358,23 +359,25 @@ def _blend_of(four):
     return blend_one
 
 
-_blend_three, _blend_four = _blend_of(False), _blend_of(True)
+_blend_three, _blend_three_clipped = _blend_of(False, False), _blend_of(False, True)
+_blend_four, _blend_four_clipped = _blend_of(True, False), _blend_of(True, True)
 
 
 @numba.njit(**fast)
 def _weigh(v, first, end, batch, i):
     """As `_blend_of`, but only the weight, falloff and alpha are kept, for features in several groups."""
-    u, w, A, k, c, o = _form(batch, i)
+    u, w, A, k, c, o, lowest = _form(batch, i)
     a, c, e = F(-0.5) * QUARTER * A, F(-0.5) * QUARTER * c, v[first * TILE :]
     for p in range((end - first) * TILE):
         dy = e[p + PY] - w
-        fall, alpha = _seen(e[p + PX] - u + k * dy, c * dy * dy, a, o)
+        seen = _seen(e[p + PX] - u + k * dy, c * dy * dy, a, o, lowest)
+        alpha = min(seen, MAX_ALPHA)
         left = e[p]
         weight = left * alpha
         rest = left - weight
         goes_on = rest > MIN_LEFT
         e[p + WEIGHT] = weight if goes_on else F(0.0)
-        e[p + FALL] = fall
+        e[p + SEEN] = seen
         e[p + ALPHA] = alpha if goes_on else F(0.0)
         e[p] = rest if goes_on else -abs(left)
 
@@ -416,7 +419,7 @@ def _rows_within(batch, i, beside, top):
     The ellipse A (x + k y)^2 + c y^2 <= c radius_y^2 is lowest on the picture at x = -k radius_y, highest at the opposite
     point; where that is beside the tile, at the tile's nearer edge.
     """
-    u, w, A, k, c, _ = _form(batch, i)
+    u, w, A, k, c, _, _ = _form(batch, i)
     ry, low, high = batch[i, 2], beside + F(0.499) - u, beside + F(TILE) - F(0.499) - u
     yy, slope = c + A * k * k, A * k
     reach, inverse = yy * c * ry * ry, F(1.0) / yy
@@ -496,8 +499,13 @@ def _blend_tile(v, batch, records, entries, begin, end_of_tile, row):
             first, end = _rows_between(batch[i, 1] - batch[i, 2], batch[i, 1] + batch[i, 2], top)
             if first >= end:
                 continue
-            if d == 3:
+            clipped = batch[i, 6] > MAX_ALPHA
+            if d == 3 and clipped:
+                _blend_three_clipped(v, first, end, top, batch, i)
+            elif d == 3:
                 _blend_three(v, first, end, top, batch, i)
+            elif d == GROUP and clipped:
+                _blend_four_clipped(v, first, end, top, batch, i)
             elif d == GROUP:
                 _blend_four(v, first, end, top, batch, i)
             else:
@@ -565,7 +573,7 @@ def _unblend_of(four, clipped):
 
     @numba.njit(**fast)
     def unblend_one(v, first, end, batch, i, slopes, slot):
-        u, w, A, k, c, o = _form(batch, i)
+        u, w, A, k, c, o, lowest = _form(batch, i)
         f0, f1, f2 = batch[i, RECORD], batch[i, RECORD + 1], batch[i, RECORD + 2]
         f3 = batch[i, RECORD + 3] if four else F(0.0)
         e, out = v[first * TILE :], slopes[slot]
@@ -574,7 +582,8 @@ def _unblend_of(four, clipped):
         for p in range((end - first) * TILE):
             dy = e[p + PY] - w
             t = e[p + PX] - u + k * dy
-            fall, alpha = _seen(t, low * dy * dy, a, o)
+            seen = _seen(t, low * dy * dy, a, o, lowest)
+            alpha = min(seen, MAX_ALPHA) if clipped else seen
             left = e[p]
             weight = left * alpha
             rest = left - weight
@@ -592,7 +601,7 @@ def _unblend_of(four, clipped):
             e[p + COMING] = coming
             slope = weight * q - coming * (alpha / (F(1.0) - alpha))
             if clipped:
-                slope = slope if o * fall <= MAX_ALPHA else F(0.0)
+                slope = slope if seen <= MAX_ALPHA else F(0.0)
             across, down = slope * t, slope * dy
             so += slope
             t1 += across
@@ -636,7 +645,7 @@ def _dot_four(v, first, end, batch, i, n, slopes, slot):
 @numba.njit(**fast)
 def _unweigh(v, first, end, batch, i, slopes, slot):
     """Derivatives of one Gaussian's shape and opacity from the planes of `_weigh` and `_dot_four`: as `_unblend_of`."""
-    u, w, A, k, c, o = _form(batch, i)
+    u, w, A, k, c, o, lowest = _form(batch, i)
     e, out = v[first * TILE :], slopes[slot]
     t1 = t1y = t2 = y1 = y2 = so = F(0.0)
     for p in range((end - first) * TILE):
@@ -645,7 +654,7 @@ def _unweigh(v, first, end, batch, i, slopes, slot):
         coming = e[p + COMING] - seen
         e[p + COMING] = coming
         slope = seen - coming * (alpha / (F(1.0) - alpha))
-        slope = slope if o * e[p + FALL] <= MAX_ALPHA else F(0.0)
+        slope = slope if e[p + SEEN] <= MAX_ALPHA else F(0.0)
         dy = e[p + PY] - w
         t = e[p + PX] - u + k * dy
         across, down = slope * t, slope * dy
