@@ -37,6 +37,8 @@ FEW = 50_000
 """So many Gaussians and fewer are sorted by one thread."""
 QUARTER = F(1 / 4)
 MAX_ALPHA, MIN_ALPHA, MIN_LEFT = F(0.999), F(1 / 255), F(1e-4)
+STOPPED = F(0.5e-4)
+"""Light that the derivatives take for what is left at a pixel that has stopped: not 0, since it divides."""
 
 fast = {"cache": True, "fastmath": {"contract", "reassoc", "nsz", "arcp", "afn"}, "error_model": "numpy", "nogil": True}
 
@@ -308,9 +310,9 @@ E1, E2, E3, E4, E5, E6 = F(0.9999985), F(0.4999687), F(0.16646), F(0.04106947), 
 
 
 @numba.njit(**fast)
-def _seen(t, base, a, o, lowest):
-    """Alpha exp(4 (a t^2 + base)) o of a Gaussian, 0 where the exponent is below `lowest`: where it is faint."""
-    y = a * t * t + base
+def _seen(t, base, o, lowest):
+    """Alpha exp(4 (base - t^2)) o of a Gaussian, 0 where the exponent is below `lowest`: where it is faint."""
+    y = base - t * t
     yy = y * y
     p = ((F(1.0) + y * E1) + yy * (E2 + y * E3)) + (yy * yy) * ((E4 + y * E5) + yy * E6)
     p = p * p
@@ -319,29 +321,33 @@ def _seen(t, base, a, o, lowest):
 
 @numba.njit(**fast)
 def _form(batch, i):
-    """Mean, shape, opacity and least exponent of Gaussian i."""
-    return batch[i, 0], batch[i, 1], batch[i, 3], batch[i, 4], batch[i, 5], batch[i, 6], batch[i, 8]
+    """Mean, shape (a, k, c), opacity and least exponent of Gaussian i: its exponent is -4 (t^2 + d^2) with d = c dy and
+    t = a dx + k d.
+    """
+    A, k, c = batch[i, 3], batch[i, 4], batch[i, 5]
+    a, c = math.sqrt(F(0.125) * A), math.sqrt(F(0.125) * c)
+    return batch[i, 0], batch[i, 1], a, k * a / c, c, batch[i, 6], batch[i, 8]
 
 
 def _blend_of(four, clipped):
     """The kernel that blends Gaussian i of a batch, with three features or with four, over a buffer's rows from `first`
-    to before `end`; `top` is the y of row 0.
+    to before `end`.
 
     Row by row, since most of the form is the same along a row. Features one by one: a loop over them takes twice as
     long.
     """
 
     @numba.njit(**fast)
-    def blend_one(v, first, end, top, batch, i):
-        u, w, A, k, c, o, lowest = _form(batch, i)
+    def blend_one(v, first, end, batch, i):
+        u, w, a, k, c, o, lowest = _form(batch, i)
         f0, f1, f2 = batch[i, RECORD], batch[i, RECORD + 1], batch[i, RECORD + 2]
         f3 = batch[i, RECORD + 3] if four else F(0.0)
-        a, dy = F(-0.5) * QUARTER * A, top + F(first) + F(0.5) - w
+        d, shift = c * (F(first) + F(0.5) - w), -a * u
         for row in range(first, end):
-            e, shift, base = v[row * TILE :], u - k * dy, F(-0.5) * QUARTER * c * dy * dy
-            dy += F(1.0)
+            e, start, base = v[row * TILE :], shift + k * d, -d * d
+            d += c
             for p in range(TILE):
-                alpha = _seen(e[p + PX] - shift, base, a, o, lowest)
+                alpha = _seen(a * e[p + PX] + start, base, o, lowest)
                 if clipped:
                     alpha = min(alpha, MAX_ALPHA)
                 left = e[p]
@@ -366,11 +372,11 @@ _blend_four, _blend_four_clipped = _blend_of(True, False), _blend_of(True, True)
 @numba.njit(**fast)
 def _weigh(v, first, end, batch, i):
     """As `_blend_of`, but only the weight, falloff and alpha are kept, for features in several groups."""
-    u, w, A, k, c, o, lowest = _form(batch, i)
-    a, c, e = F(-0.5) * QUARTER * A, F(-0.5) * QUARTER * c, v[first * TILE :]
+    u, w, a, k, c, o, lowest = _form(batch, i)
+    e = v[first * TILE :]
     for p in range((end - first) * TILE):
-        dy = e[p + PY] - w
-        seen = _seen(e[p + PX] - u + k * dy, c * dy * dy, a, o, lowest)
+        d = c * e[p + PY] - c * w
+        seen = _seen((a * e[p + PX] - a * u) + k * d, -d * d, o, lowest)
         alpha = min(seen, MAX_ALPHA)
         left = e[p]
         weight = left * alpha
@@ -397,37 +403,41 @@ def _add_four(v, first, end, batch, i, n):
 
 
 @numba.njit(**fast)
-def _collect(entries, begin, many, records, batch):
-    """Copies the records of so many entries: the processor waits for their memory together, not in turn."""
+def _collect(entries, begin, many, records, row, column, batch):
+    """Copies the records of so many entries, their means as seen from the tile's corner: the processor waits for their
+    memory together, not in turn.
+    """
     for i in range(many):
         g = entries[begin + i, 0]
         for k in range(records.shape[1]):
             batch[i, k] = records[g, k]
+        batch[i, 0] -= F(column * TILE)
+        batch[i, 1] -= F(row * TILE)
 
 
 @numba.njit(**fast)
-def _rows_between(high, low, top):
-    """Pixel rows of a tile, first and last + 1, whose centres lie between two heights on the picture."""
-    first = np.int64(min(max(high - top + F(0.499), F(0.0)), F(TILE)))
-    return first, np.int64(min(max(low - top + F(0.501), F(0.0)), F(TILE)))
+def _rows_between(high, low):
+    """Pixel rows of a tile, first and last + 1, whose centres lie between two heights."""
+    first = np.int64(min(max(high + F(0.499), F(0.0)), F(TILE)))
+    return first, np.int64(min(max(low + F(0.501), F(0.0)), F(TILE)))
 
 
 @numba.njit(**fast)
-def _rows_within(batch, i, beside, top):
+def _rows_within(batch, i):
     """Pixel rows of a tile, first and last + 1, that an ellipse can reach within the tile's columns.
 
-    The ellipse A (x + k y)^2 + c y^2 <= c radius_y^2 is lowest on the picture at x = -k radius_y, highest at the opposite
-    point; where that is beside the tile, at the tile's nearer edge.
+    The ellipse A (x + k y)^2 + c y^2 <= c radius_y^2 is lowest on the picture at x = -k radius_y, highest at the
+    opposite point; where that is beside the tile, at the tile's nearer edge.
     """
-    u, w, A, k, c, _, _ = _form(batch, i)
-    ry, low, high = batch[i, 2], beside + F(0.499) - u, beside + F(TILE) - F(0.499) - u
+    u, w, ry, A, k, c = batch[i, 0], batch[i, 1], batch[i, 2], batch[i, 3], batch[i, 4], batch[i, 5]
+    low, high = F(0.499) - u, F(TILE) - F(0.499) - u
     yy, slope = c + A * k * k, A * k
     reach, inverse = yy * c * ry * ry, F(1.0) / yy
     x = min(max(-k * ry, low), high)
     down = (math.sqrt(max(reach - A * c * x * x, F(0.0))) - slope * x) * inverse
     x = min(max(k * ry, low), high)
     up = (math.sqrt(max(reach - A * c * x * x, F(0.0))) + slope * x) * inverse
-    return _rows_between(w - up, w + down, top)
+    return _rows_between(w - up, w + down)
 
 
 @numba.njit(**fast)
@@ -439,14 +449,13 @@ def _buffer(planes):
 
 
 @numba.njit(**fast)
-def _place(v, row, column):
-    """Starts a tile's buffer: all light left, pixel centres, nothing seen."""
+def _place(v):
+    """Starts a tile's buffer: all light left, pixel centres from the tile's corner, nothing seen."""
     v[:] = F(0.0)
-    x = F(column * TILE) + F(0.5)
     for line in range(TILE):
-        e, y = v[line * TILE :], F(row * TILE + line) + F(0.5)
+        e = v[line * TILE :]
         for p in range(TILE):
-            e[p], e[p + PX], e[p + PY] = F(1.0), x + F(p), y
+            e[p], e[p + PX], e[p + PY] = F(1.0), F(p) + F(0.5), F(line) + F(0.5)
 
 
 @numba.njit(**fast)
@@ -473,7 +482,7 @@ def _all_stopped(v):
     most = F(-1.0)
     for p in range(PIXELS):
         most = max(most, v[p])
-    return most <= F(0.0)
+    return most <= MIN_LEFT
 
 
 @numba.njit(**fast)
@@ -488,26 +497,26 @@ def _turns(down):
 
 
 @numba.njit(**fast)
-def _blend_tile(v, batch, records, entries, begin, end_of_tile, row):
+def _blend_tile(v, batch, records, entries, begin, end_of_tile, row, column):
     """Blends the entries of a tile into its buffer."""
-    d, top = records.shape[1] - RECORD, F(row * TILE)
+    d = records.shape[1] - RECORD
     for begin_of_batch in range(begin, end_of_tile, BATCH):
         many = min(BATCH, end_of_tile - begin_of_batch)
-        _collect(entries, begin_of_batch, many, records, batch)
+        _collect(entries, begin_of_batch, many, records, row, column, batch)
         for i in range(many):
             # Not `_rows_within`: that costs more than it saves where a row is as cheap as here.
-            first, end = _rows_between(batch[i, 1] - batch[i, 2], batch[i, 1] + batch[i, 2], top)
+            first, end = _rows_between(batch[i, 1] - batch[i, 2], batch[i, 1] + batch[i, 2])
             if first >= end:
                 continue
             clipped = batch[i, 6] > MAX_ALPHA
             if d == 3 and clipped:
-                _blend_three_clipped(v, first, end, top, batch, i)
+                _blend_three_clipped(v, first, end, batch, i)
             elif d == 3:
-                _blend_three(v, first, end, top, batch, i)
+                _blend_three(v, first, end, batch, i)
             elif d == GROUP and clipped:
-                _blend_four_clipped(v, first, end, top, batch, i)
+                _blend_four_clipped(v, first, end, batch, i)
             elif d == GROUP:
-                _blend_four(v, first, end, top, batch, i)
+                _blend_four(v, first, end, batch, i)
             else:
                 _weigh(v, first, end, batch, i)
                 for n in range(0, d, GROUP):
@@ -538,8 +547,8 @@ def blend(records, entries, start, width, height, behind):
                     if behind[k] != F(0.0):
                         picture[k, row * TILE : (row + 1) * TILE, beside : beside + n] = behind[k]
                 continue
-            _place(v, row, column)
-            _blend_tile(v, batch, records, entries, start[tile], start[tile + 1], row)
+            _place(v)
+            _blend_tile(v, batch, records, entries, start[tile], start[tile + 1], row, column)
             for y in range(min(TILE, height - row * TILE)):
                 above, light = row * TILE + y, v[y * TILE :]
                 _copy_size(light, n, left[above, beside:])
@@ -553,44 +562,45 @@ def blend(records, entries, start, width, height, behind):
 
 
 @numba.njit(**fast)
-def _write_slopes(A, k, c, opacity, t1, t1y, t2, y1, y2, out):
-    """Derivatives by mean, shape and opacity from sums of the slope of ln alpha times t, t dy, t^2, dy, dy^2.
+def _write_slopes(batch, i, seen, t1, t1d, t2, d1, d2, out):
+    """Derivatives by mean, shape and opacity from sums of the slope of ln alpha, of it times t, t d, t^2, d and d^2.
 
-    ln alpha = -(A t^2 + c dy^2) / 2 with t = dx + k dy.
+    ln alpha = ln opacity - (A (dx + k dy)^2 + c dy^2) / 2; see `_form` for t and d.
     """
-    out[0], out[1] = A * t1, k * A * t1 + c * y1
-    out[2], out[3], out[4], out[5] = F(-0.5) * t2, -A * t1y, F(-0.5) * y2, opacity
+    A, k, c, o = batch[i, 3], batch[i, 4], batch[i, 5], batch[i, 6]
+    by_t, by_d = math.sqrt(F(8.0) * A), math.sqrt(F(8.0) * c)
+    out[0], out[1] = by_t * t1, k * by_t * t1 + by_d * d1
+    out[2], out[3], out[4], out[5] = F(-4.0) * t2 / A, F(-8.0) * by_t / by_d * t1d, F(-4.0) * d2 / c, seen / o
 
 
 def _unblend_of(four, clipped):
     """The kernel of the derivatives of Gaussian i of a batch, with three features or with four.
 
     Over a buffer's rows from `first` to before `end`, summed into row `slot` of `slopes` (m, GRADIENTS + features); the
-    gradients of the pictures stand in the buffer where blending has the pictures. Front to back like the blending itself: with q = gradient dot features and
-    S = gradient dot all that lies behind, d L / d ln alpha = weight q - S alpha / (1 - alpha). Where alpha is clipped,
-    shape and opacity have no slope: the more costly kernel, for opacities above MAX_ALPHA alone.
+    gradients of the pictures stand in the buffer where blending has the pictures. Front to back like the blending
+    itself: with q = gradient dot features and S = gradient dot all that lies behind, which `rest` of the light reaches,
+    d L / d ln alpha = weight (q - S / rest). Where alpha is clipped, shape and opacity have no slope: the more costly
+    kernel, for opacities above MAX_ALPHA alone.
     """
 
     @numba.njit(**fast)
     def unblend_one(v, first, end, batch, i, slopes, slot):
-        u, w, A, k, c, o, lowest = _form(batch, i)
+        u, w, a, k, c, o, lowest = _form(batch, i)
         f0, f1, f2 = batch[i, RECORD], batch[i, RECORD + 1], batch[i, RECORD + 2]
         f3 = batch[i, RECORD + 3] if four else F(0.0)
         e, out = v[first * TILE :], slopes[slot]
-        t1 = t1y = t2 = y1 = y2 = so = s0 = s1 = s2 = s3 = F(0.0)
-        a, low = F(-0.5) * QUARTER * A, F(-0.5) * QUARTER * c
+        t1 = t1d = t2 = d1 = d2 = so = s0 = s1 = s2 = s3 = F(0.0)
         for p in range((end - first) * TILE):
-            dy = e[p + PY] - w
-            t = e[p + PX] - u + k * dy
-            seen = _seen(t, low * dy * dy, a, o, lowest)
+            d = c * e[p + PY] - c * w
+            t = (a * e[p + PX] - a * u) + k * d
+            seen = _seen(t, -d * d, o, lowest)
             alpha = min(seen, MAX_ALPHA) if clipped else seen
             left = e[p]
             weight = left * alpha
             rest = left - weight
             goes_on = rest > MIN_LEFT
-            alpha = alpha if goes_on else F(0.0)
             weight = weight if goes_on else F(0.0)
-            e[p] = rest if goes_on else F(0.0)
+            e[p] = rest if goes_on else STOPPED
             g0, g1, g2 = e[p + FEATURES], e[p + FEATURES + PIXELS], e[p + FEATURES + 2 * PIXELS]
             q = g0 * f0 + g1 * f1 + g2 * f2
             if four:
@@ -599,20 +609,20 @@ def _unblend_of(four, clipped):
                 s3 += weight * g3
             coming = e[p + COMING] - weight * q
             e[p + COMING] = coming
-            slope = weight * q - coming * (alpha / (F(1.0) - alpha))
+            slope = weight * (q - coming / rest)
             if clipped:
                 slope = slope if seen <= MAX_ALPHA else F(0.0)
-            across, down = slope * t, slope * dy
+            across, down = slope * t, slope * d
             so += slope
             t1 += across
-            t1y += across * dy
+            t1d += across * d
             t2 += across * t
-            y1 += down
-            y2 += down * dy
+            d1 += down
+            d2 += down * d
             s0 += weight * g0
             s1 += weight * g1
             s2 += weight * g2
-        _write_slopes(A, k, c, so / o, t1, t1y, t2, y1, y2, out)
+        _write_slopes(batch, i, so, t1, t1d, t2, d1, d2, out)
         out[6], out[7], out[8] = s0, s1, s2
         if four:
             out[9] = s3
@@ -645,26 +655,26 @@ def _dot_four(v, first, end, batch, i, n, slopes, slot):
 @numba.njit(**fast)
 def _unweigh(v, first, end, batch, i, slopes, slot):
     """Derivatives of one Gaussian's shape and opacity from the planes of `_weigh` and `_dot_four`: as `_unblend_of`."""
-    u, w, A, k, c, o, lowest = _form(batch, i)
+    u, w, a, k, c, _, _ = _form(batch, i)
     e, out = v[first * TILE :], slopes[slot]
-    t1 = t1y = t2 = y1 = y2 = so = F(0.0)
+    t1 = t1d = t2 = d1 = d2 = so = F(0.0)
     for p in range((end - first) * TILE):
-        alpha, seen = e[p + ALPHA], e[p + WEIGHT] * e[p + DOT]
+        alpha, shown = e[p + ALPHA], e[p + WEIGHT] * e[p + DOT]
         e[p + DOT] = F(0.0)
-        coming = e[p + COMING] - seen
+        coming = e[p + COMING] - shown
         e[p + COMING] = coming
-        slope = seen - coming * (alpha / (F(1.0) - alpha))
+        slope = shown - coming * (alpha / (F(1.0) - alpha))
         slope = slope if e[p + SEEN] <= MAX_ALPHA else F(0.0)
-        dy = e[p + PY] - w
-        t = e[p + PX] - u + k * dy
-        across, down = slope * t, slope * dy
+        d = c * e[p + PY] - c * w
+        t = (a * e[p + PX] - a * u) + k * d
+        across, down = slope * t, slope * d
         so += slope
         t1 += across
-        t1y += across * dy
+        t1d += across * d
         t2 += across * t
-        y1 += down
-        y2 += down * dy
-    _write_slopes(A, k, c, so / o, t1, t1y, t2, y1, y2, out)
+        d1 += down
+        d2 += down * d
+    _write_slopes(batch, i, so, t1, t1d, t2, d1, d2, out)
 
 
 @numba.njit(**fast)
@@ -676,12 +686,12 @@ def _add_product(a, b, sign, n, out):
 @numba.njit(**fast)
 def _unblend_tile(v, batch, records, entries, begin, end_of_tile, row, column, slopes):
     """Walks a tile's entries again and writes the derivatives of every slot into its row of `slopes`."""
-    d, beside, top = records.shape[1] - RECORD, F(column * TILE), F(row * TILE)
+    d = records.shape[1] - RECORD
     for begin_of_batch in range(begin, end_of_tile, BATCH):
         many = min(BATCH, end_of_tile - begin_of_batch)
-        _collect(entries, begin_of_batch, many, records, batch)
+        _collect(entries, begin_of_batch, many, records, row, column, batch)
         for i in range(many):
-            first, end = _rows_within(batch, i, beside, top)
+            first, end = _rows_within(batch, i)
             slot, clipped = entries[begin_of_batch + i, 1], batch[i, 6] > MAX_ALPHA
             if first >= end:
                 continue
@@ -719,14 +729,14 @@ def unblend(records, entries, start, picture, left, d_picture, d_alpha, width, h
             tile = row * across + column
             if start[tile] == start[tile + 1]:
                 continue
-            _place(v, row, column)
+            _place(v)
             n = min(TILE, width - column * TILE)
             for y in range(TILE):
                 at, above, beside = y * TILE, row * TILE + y, column * TILE
                 if above >= height:
-                    v[at : at + TILE] = F(0.0)  # outside the picture
+                    v[at : at + TILE] = STOPPED  # outside the picture
                     continue
-                v[at + n : at + TILE] = F(0.0)
+                v[at + n : at + TILE] = STOPPED
                 for k in range(d):
                     g = v[at + FEATURES + k * PIXELS :]
                     _copy(d_picture[k, above, beside:], n, g)
