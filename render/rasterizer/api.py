@@ -15,7 +15,7 @@ from geo4d.core import threads
 from geo4d.core.errors import InputError
 from geo4d.core.memory import refuse_pictures_beyond_memory
 from render.rasterizer import reference, spherical_harmonics
-from render.rasterizer.cpu import View, colours, conics, rasterize
+from render.rasterizer.cpu import View, colours, rasterize, told
 
 RenderMode = Literal["RGB", "D", "ED", "RGB+D", "RGB+ED"]
 Backend = Literal["auto", "cpu", "reference", "cuda"]
@@ -197,11 +197,7 @@ def _draw_cpu(
     behind: Tensor, view: View,
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:  # fmt: skip
     picture, alpha, made = rasterize(means, quats, scales, opacities, features, viewmat, K, behind, view)
-    found = {
-        "means2d": made.mean, "conics": conics(made.shape), "depths": made.depth, "opacities": made.opacity,
-        "radii": np.ceil(made.radius).astype(np.int32),
-    }  # fmt: skip
-    return picture, alpha, {k: torch.from_numpy(v) for k, v in found.items()}
+    return picture, alpha, {k: torch.from_numpy(v) for k, v in told(made).items()}
 
 
 def _draw_reference(

@@ -33,31 +33,15 @@ class View:
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """Projected Gaussians, their records by depth, and the lists of the tiles; see the kernels that make them."""
+    """Projected Gaussians, their order by depth and records, and the lists of the tiles; see the kernels."""
 
     projected: np.ndarray
     depth: np.ndarray
-    records: np.ndarray
     order: np.ndarray
+    records: np.ndarray
     entries: np.ndarray
     start: np.ndarray
     slot_start: np.ndarray
-
-    @property
-    def mean(self) -> np.ndarray:
-        return self.projected[:, :2]
-
-    @property
-    def radius(self) -> np.ndarray:
-        return self.projected[:, [7, 2]]
-
-    @property
-    def shape(self) -> np.ndarray:
-        return self.projected[:, 3:6]
-
-    @property
-    def opacity(self) -> np.ndarray:
-        return self.projected[:, 6]
 
 
 def prepare(
@@ -80,7 +64,7 @@ def prepare(
     slot_start = _starts(count)
     across, down = -(-width // kernels.TILE), -(-height // kernels.TILE)
     entries, start = kernels.bins(rows, row_start, columns, slot_start, across, down)
-    return Prepared(projected, depth, records, order, entries, start, slot_start)
+    return Prepared(projected, depth, order, records, entries, start, slot_start)
 
 
 @functools.cache
@@ -90,10 +74,14 @@ def _begin() -> None:
     threads.launch()
 
 
-def conics(shape: np.ndarray) -> np.ndarray:
-    """Inverse covariances (xx, xy, yy) of `kernels.project`'s shapes, `(n, 3)`."""
+def told(prepared: Prepared) -> dict[str, np.ndarray]:
+    """What the caller is told of the projected Gaussians, by gsplat's names."""
+    mean, ry, shape, opacity, rx = np.split(prepared.projected[:, :8], [2, 3, 6, 7], axis=1)
     A, k, c = shape.T
-    return np.stack([A, k * A, c + k * k * A], -1)
+    return {
+        "means2d": mean, "conics": np.stack([A, k * A, c + k * k * A], -1), "depths": prepared.depth,
+        "opacities": opacity[:, 0], "radii": np.ceil(np.concatenate([rx, ry], 1)).astype(np.int32),
+    }  # fmt: skip
 
 
 def _starts(counts: np.ndarray) -> np.ndarray:
@@ -142,7 +130,9 @@ class _Rasterize(torch.autograd.Function):
         )  # fmt: skip
         colours = count - (view.depth_feature >= 0)
         d_features = sums[:, kernels.GRADIENTS : kernels.GRADIENTS + colours]
-        d_behind = (slope[:colours] * ctx.left).sum((1, 2)) if ctx.needs_input_grad[7] else np.zeros(colours, np.float32)
+        d_behind = (
+            (slope[:colours] * ctx.left).sum((1, 2)) if ctx.needs_input_grad[7] else np.zeros(colours, np.float32)
+        )
         whole_view, whole_K = np.zeros((4, 4), np.float32), np.zeros((3, 3), np.float32)
         whole_view[:3] = d_view
         whole_K[[0, 1, 0, 1], [0, 1, 2, 2]] = d_lens

@@ -1,9 +1,10 @@
 """Numba kernels of the CPU rasteriser: project, sort, bin into tiles, blend, and the derivatives of all of it.
 
 Written so that LLVM vectorises the loops over pixels: all per-pixel planes of a tile in one buffer at constant
-offsets, a polynomial exponential, selects instead of branches. Nothing is added by several threads to one place, so
-results do not depend on the number of threads. All kernels and what they call stand in this one file: Numba's cache on
-disk does not notice edits of callees elsewhere.
+offsets, a polynomial exponential, selects instead of branches. Functions that loop over Gaussians hand on whole arrays
+and indices: of a slice that they hand on, Numba counts the references, with two atomic operations each time. Nothing is
+added by several threads to one place, so results do not depend on the number of threads. All kernels and what they call
+stand in this one file: Numba's cache on disk does not notice edits of callees elsewhere.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ STRIP = 8
 BATCH = 16
 """Gaussians that a tile blends before it looks whether all of its pixels have stopped."""
 RECORD = 9
-"""What a record holds of a Gaussian before its features: mean x, y, radius y, shape (3), opacity, radius x, and a quarter
-of the exponent at which alpha falls to 1/255."""
+"""What a record holds of a Gaussian before its features: mean x, y, radius y, shape (3), opacity, radius x, and a
+quarter of the exponent at which alpha falls to 1/255."""
 CHUNKS = 32
 """Parts of a sum over Gaussians; fixed, so that its rounding does not depend on the number of threads."""
 SORT_PARTS = 8
@@ -92,8 +93,9 @@ def _determinant(a, b, c):
 def project(means, quats, scales, opacities, view, K, width, height, near, far, eps2d, antialiased, min_radius):
     """Gaussians on the picture: what RECORD says of each (n, RECORD), and depth (n,).
 
-    The opacity is that after compensation, the radius px at which alpha falls to 1/255, 0 where not kept. The shape (A, k, c) stands for the inverse covariance: its form is A (x + k y)^2 + c y^2, never negative however it
-    is rounded; with the covariance (xx, xy, yy): A = yy / det, k = -xy / yy, c = 1 / yy.
+    The opacity is that after compensation, the radius px at which alpha falls to 1/255, 0 where not kept. The shape
+    (A, k, c) stands for the inverse covariance: its form is A (x + k y)^2 + c y^2, never negative however it is
+    rounded; with the covariance (xx, xy, yy): A = yy / det, k = -xy / yy, c = 1 / yy.
     """
     n = len(means)
     projected, depth = np.zeros((n, RECORD), np.float32), np.zeros(n, np.float32)
@@ -145,8 +147,8 @@ def _smear(T, Rq, scale, M):
 
 @numba.njit(parallel=True, **fast)
 def arrange(order, projected, depth, features, depth_feature, d, height):
-    """What the tiles need of the Gaussians in `order`, one record each, (m, RECORD + d), and the tile rows that each may
-    touch (m, 2), as first and last + 1.
+    """What the tiles need of the Gaussians in `order`, one record each, (m, RECORD + d), and the tile rows that each
+    may touch (m, 2), as first and last + 1.
 
     From here on a Gaussian is known by its rank in `order`: neighbours in depth are neighbours in memory. Column
     `depth_feature` of the features is the depth (-1: none); those that are missing up to `d` are 0.
@@ -300,13 +302,19 @@ def bins(rows, row_start, columns, slot_start, across, down):
 
 
 # Planes of a tile's buffer, PIXELS apart: what is left of the light (negative once a pixel has stopped), pixel centres,
-# weight of the Gaussian at hand, and for derivatives: its falloff, its alpha, what is still to come (dot gradient),
-# gradient dot features. Then the features; for derivatives, their gradients.
+# weight of the Gaussian at hand, and for derivatives: its alpha before and after it is clipped, what is still to come
+# (dot gradient), gradient dot features. Then the features; for derivatives, their gradients.
 LEFT, PX, PY, WEIGHT, SEEN, ALPHA, COMING, DOT, FEATURES = (PIXELS * k for k in range(9))
 
-# exp(4 y) = p(y)^4 for 4 y in [LOWEST, 0], below ln(1/255): p(0) = 1, and the other coefficients are those of the least
-# greatest error of the power, 8e-8. Summed in pairs: the processor waits for a chain of operations, not for their number.
+# exp(4 y) = p(y)^4 for 4 y from ln(1/255) to 0: p(0) = 1, and the other coefficients are those of the least greatest
+# error of the power, 8e-8.
 E1, E2, E3, E4, E5, E6 = F(0.9999985), F(0.4999687), F(0.16646), F(0.04106947), F(0.00748264), F(0.00078282)
+
+
+@numba.njit(**{**fast, "fastmath": {"contract"}})
+def _line(slope, x, offset):
+    """One operation; where LLVM may reorder, it takes slope x - slope w for (x - w) slope, which is two."""
+    return slope * x + offset
 
 
 @numba.njit(**fast)
@@ -347,7 +355,7 @@ def _blend_of(four, clipped):
             e, start, base = v[row * TILE :], shift + k * d, -d * d
             d += c
             for p in range(TILE):
-                alpha = _seen(a * e[p + PX] + start, base, o, lowest)
+                alpha = _seen(_line(a, e[p + PX], start), base, o, lowest)
                 if clipped:
                     alpha = min(alpha, MAX_ALPHA)
                 left = e[p]
@@ -371,12 +379,12 @@ _blend_four, _blend_four_clipped = _blend_of(True, False), _blend_of(True, True)
 
 @numba.njit(**fast)
 def _weigh(v, first, end, batch, i):
-    """As `_blend_of`, but only the weight, falloff and alpha are kept, for features in several groups."""
+    """As `_blend_of`, but only weight and alpha are kept, for features in several groups."""
     u, w, a, k, c, o, lowest = _form(batch, i)
     e = v[first * TILE :]
     for p in range((end - first) * TILE):
-        d = c * e[p + PY] - c * w
-        seen = _seen((a * e[p + PX] - a * u) + k * d, -d * d, o, lowest)
+        d = _line(c, e[p + PY], -c * w)
+        seen = _seen(_line(k, d, _line(a, e[p + PX], -a * u)), -d * d, o, lowest)
         alpha = min(seen, MAX_ALPHA)
         left = e[p]
         weight = left * alpha
@@ -591,8 +599,8 @@ def _unblend_of(four, clipped):
         e, out = v[first * TILE :], slopes[slot]
         t1 = t1d = t2 = d1 = d2 = so = s0 = s1 = s2 = s3 = F(0.0)
         for p in range((end - first) * TILE):
-            d = c * e[p + PY] - c * w
-            t = (a * e[p + PX] - a * u) + k * d
+            d = _line(c, e[p + PY], -c * w)
+            t = _line(k, d, _line(a, e[p + PX], -a * u))
             seen = _seen(t, -d * d, o, lowest)
             alpha = min(seen, MAX_ALPHA) if clipped else seen
             left = e[p]
@@ -665,8 +673,8 @@ def _unweigh(v, first, end, batch, i, slopes, slot):
         e[p + COMING] = coming
         slope = shown - coming * (alpha / (F(1.0) - alpha))
         slope = slope if e[p + SEEN] <= MAX_ALPHA else F(0.0)
-        d = c * e[p + PY] - c * w
-        t = (a * e[p + PX] - a * u) + k * d
+        d = _line(c, e[p + PY], -c * w)
+        t = _line(k, d, _line(a, e[p + PX], -a * u))
         across, down = slope * t, slope * d
         so += slope
         t1 += across
