@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from geo4d.core import threads
+from geo4d.core import memory, threads
 from render.rasterizer import cpu_kernels as kernels
 
 F = np.float32
@@ -72,6 +72,7 @@ def _begin() -> None:
     """Once in a process, before the first kernel."""
     threads.announce_compilation("the CPU kernels", kernels.blend)
     threads.launch()
+    memory.keep_freed()
 
 
 def told(prepared: Prepared) -> dict[str, np.ndarray]:

@@ -260,6 +260,25 @@ def order_by_depth(depth, index):
     return order
 
 
+@numba.njit(cache=True, nogil=True)
+def _places(more):
+    """Where tiles begin (tiles + 1,), and each chunk's part of each tile (CHUNKS, tiles); `more` as in `bins`."""
+    down, across = more.shape[1], more.shape[2] - 1
+    start, place = np.zeros(down * across + 1, np.int64), np.zeros((CHUNKS, down * across), np.int64)
+    here, total = np.zeros(CHUNKS, np.int64), 0
+    for row in range(down):
+        here[:] = 0
+        for column in range(across):
+            tile = row * across + column
+            start[tile] = total
+            for chunk in range(CHUNKS):
+                here[chunk] += more[chunk, row, column]
+                place[chunk, tile] = total
+                total += here[chunk]
+    start[-1] = total
+    return start, place
+
+
 @numba.njit(parallel=True, cache=True, nogil=True)
 def bins(rows, row_start, columns, slot_start, across, down):
     """What every tile blends, front to back: entries (m, 2) of rank and slot, and where tiles begin (tiles + 1,).
@@ -275,18 +294,8 @@ def bins(rows, row_start, columns, slot_start, across, down):
                 at, row = row_start[g] + k, rows[g, 0] + k
                 more[chunk, row, columns[at, 0]] += 1
                 more[chunk, row, columns[at, 1]] -= 1
-    start, place = np.zeros(down * across + 1, np.int64), np.zeros((CHUNKS, down * across), np.int64)
-    total = 0
-    for row in range(down):
-        here = np.zeros(CHUNKS, np.int64)
-        for tile in range(row * across, (row + 1) * across):
-            start[tile] = total
-            for chunk in range(CHUNKS):
-                here[chunk] += more[chunk, row, tile - row * across]
-                place[chunk, tile] = total
-                total += here[chunk]
-    start[down * across] = total
-    entries = np.zeros((total, 2), np.int32)
+    start, place = _places(more)
+    entries = np.zeros((start[-1], 2), np.int32)
     for chunk in numba.prange(CHUNKS):
         for g in range(chunk * n // CHUNKS, (chunk + 1) * n // CHUNKS):
             slot = slot_start[g]
@@ -311,7 +320,7 @@ LEFT, PX, PY, WEIGHT, SEEN, ALPHA, COMING, DOT, FEATURES = (PIXELS * k for k in 
 E1, E2, E3, E4, E5, E6 = F(0.9999985), F(0.4999687), F(0.16646), F(0.04106947), F(0.00748264), F(0.00078282)
 
 
-@numba.njit(**{**fast, "fastmath": {"contract"}})
+@numba.njit(cache=True, fastmath={"contract"}, error_model="numpy", nogil=True)
 def _line(slope, x, offset):
     """One operation; where LLVM may reorder, it takes slope x - slope w for (x - w) slope, which is two."""
     return slope * x + offset
