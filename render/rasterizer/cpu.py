@@ -59,9 +59,9 @@ def prepare(
     total = features.shape[1] + (view.depth_feature >= 0)
     padded = 3 if total <= 3 else -(-total // kernels.GROUP) * kernels.GROUP
     records, rows = kernels.arrange(order, projected, depth, features, view.depth_feature, padded, height)
-    row_start = _starts(rows[:, 1] - rows[:, 0])
+    row_start = kernels.starts(rows[:, 1] - rows[:, 0])
     columns, count = kernels.spans(records, rows, row_start, width, height)
-    slot_start = _starts(count)
+    slot_start = kernels.starts(count)
     across, down = -(-width // kernels.TILE), -(-height // kernels.TILE)
     entries, start = kernels.bins(rows, row_start, columns, slot_start, across, down)
     return Prepared(projected, depth, order, records, entries, start, slot_start)
@@ -77,16 +77,11 @@ def _begin() -> None:
 
 def told(prepared: Prepared) -> dict[str, np.ndarray]:
     """What the caller is told of the projected Gaussians, by gsplat's names."""
-    mean, ry, shape, opacity, rx = np.split(prepared.projected[:, :8], [2, 3, 6, 7], axis=1)
-    A, k, c = shape.T
+    conics, radii = kernels.told(prepared.projected)
     return {
-        "means2d": mean, "conics": np.stack([A, k * A, c + k * k * A], -1), "depths": prepared.depth,
-        "opacities": opacity[:, 0], "radii": np.ceil(np.concatenate([rx, ry], 1)).astype(np.int32),
+        "means2d": prepared.projected[:, :2], "conics": conics, "depths": prepared.depth,
+        "opacities": prepared.projected[:, 6], "radii": radii,
     }  # fmt: skip
-
-
-def _starts(counts: np.ndarray) -> np.ndarray:
-    return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
 
 
 def _plain(tensor: Tensor) -> np.ndarray:

@@ -44,6 +44,12 @@ STOPPED = F(0.5e-4)
 fast = {"cache": True, "fastmath": {"contract", "reassoc", "nsz", "arcp", "afn"}, "error_model": "numpy", "nogil": True}
 
 
+@numba.njit(cache=True, nogil=True)
+def _unwritten(shape, kind):
+    """An array of whatever is in memory, for kernels that write all of it: to fill it first costs as much again."""
+    return np.empty(shape, kind)  # noqa: TID251
+
+
 @numba.njit(**fast)
 def _rotation(quat, out):
     """Rotation of a quaternion wxyz that need not be unit; returns 1 / its length."""
@@ -98,11 +104,14 @@ def project(means, quats, scales, opacities, view, K, width, height, near, far, 
     rounded; with the covariance (xx, xy, yy): A = yy / det, k = -xy / yy, c = 1 / yy.
     """
     n = len(means)
-    projected, depth = np.zeros((n, RECORD), np.float32), np.zeros(n, np.float32)
+    projected, depth = _unwritten((n, RECORD), np.float32), _unwritten(n, np.float32)
     for chunk in numba.prange(CHUNKS):
         Rq, J = np.zeros((3, 3), np.float32), np.zeros((2, 3), np.float32)
         T, M = np.zeros((2, 3), np.float32), np.zeros((2, 3), np.float32)
         for g in range(chunk * n // CHUNKS, (chunk + 1) * n // CHUNKS):
+            r, depth[g] = projected[g], F(0.0)
+            for k in range(RECORD):
+                r[k] = F(0.0)
             x, y, z = _camera_point(view, means[g])
             if not (z > near and z < far and math.isfinite(x + y)):
                 continue
@@ -120,7 +129,7 @@ def project(means, quats, scales, opacities, view, K, width, height, near, far, 
             o = opacities[g]
             if antialiased:
                 o *= math.sqrt(max(sharp / det, F(0.0)))
-            r, u, v = projected[g], K[0, 0] * x / z + K[0, 2], K[1, 1] * y / z + K[1, 2]
+            u, v = K[0, 0] * x / z + K[0, 2], K[1, 1] * y / z + K[1, 2]
             depth[g] = z
             r[0], r[1], r[3], r[4], r[5], r[6] = u, v, c / det, -b / c, F(1.0) / c, o
             if not o > MIN_ALPHA:
@@ -135,6 +144,19 @@ def project(means, quats, scales, opacities, view, K, width, height, near, far, 
                 continue
             r[2], r[7], r[8] = ry, rx, -QUARTER * exponent
     return projected, depth
+
+
+@numba.njit(parallel=True, **fast)
+def told(projected):
+    """Inverse covariances (n, 3) as xx, xy, yy, and radii (n, 2) in whole pixels, of what `project` gives."""
+    n = len(projected)
+    conics, radii = _unwritten((n, 3), np.float32), _unwritten((n, 2), np.int32)
+    for g in numba.prange(n):
+        r = projected[g]
+        A, k, c = r[3], r[4], r[5]
+        conics[g, 0], conics[g, 1], conics[g, 2] = A, k * A, c + k * k * A
+        radii[g, 0], radii[g, 1] = np.int32(math.ceil(r[7])), np.int32(math.ceil(r[2]))
+    return conics, radii
 
 
 @numba.njit(**fast)
@@ -154,7 +176,7 @@ def arrange(order, projected, depth, features, depth_feature, d, height):
     `depth_feature` of the features is the depth (-1: none); those that are missing up to `d` are 0.
     """
     m, given = len(order), features.shape[1]
-    records, rows = np.zeros((m, RECORD + d), np.float32), np.zeros((m, 2), np.int32)
+    records, rows = _unwritten((m, RECORD + d), np.float32), _unwritten((m, 2), np.int32)
     for i in numba.prange(m):
         g = order[i]
         r = records[i]
@@ -162,11 +184,24 @@ def arrange(order, projected, depth, features, depth_feature, d, height):
             r[k] = projected[g, k]
         for k in range(given):
             r[RECORD + k] = features[g, k]
+        for k in range(given, d):
+            r[RECORD + k] = F(0.0)
         if depth_feature >= 0:
             r[RECORD + depth_feature] = depth[g]
         rows[i, 0] = np.int32(max(r[1] - r[2], F(0.0))) // TILE
         rows[i, 1] = np.int32(min(r[1] + r[2], F(height - 1))) // TILE + 1
     return records, rows
+
+
+@numba.njit(cache=True, nogil=True)
+def starts(counts):
+    """Where each of a row of lists begins that are laid end to end, and where the last ends (n + 1,)."""
+    out, total = _unwritten(len(counts) + 1, np.int64), 0
+    for i in range(len(counts)):
+        out[i] = total
+        total += counts[i]
+    out[-1] = total
+    return out
 
 
 @numba.njit(parallel=True, **fast)
@@ -175,32 +210,32 @@ def spans(records, rows, row_start, width, height):
     of Gaussian g from `row_start[g]` on; and how many tiles that are (n,).
     """
     n = len(rows)
-    columns, count = np.zeros((row_start[n], 2), np.int32), np.zeros(n, np.int32)
+    columns, count = _unwritten((row_start[n], 2), np.int32), _unwritten(n, np.int32)
     for chunk in numba.prange(CHUNKS):
         for g in range(chunk * n // CHUNKS, (chunk + 1) * n // CHUNKS):
-            if rows[g, 0] == rows[g, 1]:
-                continue
-            r = records[g]
+            r, tiles = records[g], 0
             u, v, ry, A, k, c = r[0], r[1], r[2], r[3], r[4], r[5]
             reach = c * ry * ry
             # Where the ellipse is widest, y / x = covariance xy / xx.
             top = -A * k / (c + A * k * k) * r[7]
             for row in range(rows[g, 0], rows[g, 1]):
+                begin, end = 0, 0
                 low = max(F(row * TILE) + F(0.499) - v, -ry)
                 high = min(F(min(row * TILE + TILE, height)) - F(0.499) - v, ry)
-                if low > high:
-                    continue
-                y = min(max(top, low), high)
-                right = math.sqrt(max(reach - c * y * y, F(0.0)) / A) - k * y
-                y = min(max(-top, low), high)
-                left = -math.sqrt(max(reach - c * y * y, F(0.0)) / A) - k * y
-                # Pixel centres from left to right, with a hair to spare.
-                first = np.int32(min(max(u + left + F(0.499), F(0.0)), F(width)))
-                end = np.int32(min(max(u + right + F(0.501), F(0.0)), F(width)))
-                if first < end:
-                    at = row_start[g] + row - rows[g, 0]
-                    columns[at, 0], columns[at, 1] = first // TILE, (end - 1) // TILE + 1
-                    count[g] += columns[at, 1] - columns[at, 0]
+                if low <= high:
+                    y = min(max(top, low), high)
+                    right = math.sqrt(max(reach - c * y * y, F(0.0)) / A) - k * y
+                    y = min(max(-top, low), high)
+                    left = -math.sqrt(max(reach - c * y * y, F(0.0)) / A) - k * y
+                    # Pixel centres from left to right, with a hair to spare.
+                    first = np.int64(min(max(u + left + F(0.499), F(0.0)), F(width)))
+                    past = np.int64(min(max(u + right + F(0.501), F(0.0)), F(width)))
+                    if first < past:
+                        begin, end = first // TILE, (past - 1) // TILE + 1
+                at = row_start[g] + row - rows[g, 0]
+                columns[at, 0], columns[at, 1] = begin, end
+                tiles += end - begin
+            count[g] = tiles
     return columns, count
 
 
@@ -264,7 +299,7 @@ def order_by_depth(depth, index):
 def _places(more):
     """Where tiles begin (tiles + 1,), and each chunk's part of each tile (CHUNKS, tiles); `more` as in `bins`."""
     down, across = more.shape[1], more.shape[2] - 1
-    start, place = np.zeros(down * across + 1, np.int64), np.zeros((CHUNKS, down * across), np.int64)
+    start, place = np.zeros(down * across + 1, np.int64), _unwritten((CHUNKS, down * across), np.int64)
     here, total = np.zeros(CHUNKS, np.int64), 0
     for row in range(down):
         here[:] = 0
@@ -287,15 +322,18 @@ def bins(rows, row_start, columns, slot_start, across, down):
     """
     n = len(rows)
     # By how many more Gaussians of a chunk touch a tile than touch the tile to the left of it.
-    more = np.zeros((CHUNKS, down, across + 1), np.int32)
+    more = _unwritten((CHUNKS, down, across + 1), np.int32)
     for chunk in numba.prange(CHUNKS):
+        for row in range(down):
+            for column in range(across + 1):
+                more[chunk, row, column] = 0
         for g in range(chunk * n // CHUNKS, (chunk + 1) * n // CHUNKS):
             for k in range(row_start[g + 1] - row_start[g]):
                 at, row = row_start[g] + k, rows[g, 0] + k
                 more[chunk, row, columns[at, 0]] += 1
                 more[chunk, row, columns[at, 1]] -= 1
     start, place = _places(more)
-    entries = np.zeros((start[-1], 2), np.int32)
+    entries = _unwritten((start[-1], 2), np.int32)
     for chunk in numba.prange(CHUNKS):
         for g in range(chunk * n // CHUNKS, (chunk + 1) * n // CHUNKS):
             slot = slot_start[g]
@@ -482,6 +520,12 @@ def _copy(source, n, out):
 
 
 @numba.njit(**fast)
+def _fill(value, n, out):
+    for i in range(n):
+        out[i] = value
+
+
+@numba.njit(**fast)
 def _copy_before(source, left, behind, n, out):
     """A feature of pixels before a background."""
     for i in range(n):
@@ -551,7 +595,7 @@ def blend(records, entries, start, width, height, behind):
     """
     d = records.shape[1] - RECORD
     across, down = (width + TILE - 1) // TILE, (height + TILE - 1) // TILE
-    picture, left = np.zeros((d, height, width), np.float32), np.ones((height, width), np.float32)
+    picture, left = _unwritten((d, height, width), np.float32), _unwritten((height, width), np.float32)
     turns, strips = _turns(down), (across + STRIP - 1) // STRIP
     for task in numba.prange(down * strips):
         row, first_column = turns[task // strips], task % strips * STRIP
@@ -560,9 +604,10 @@ def blend(records, entries, start, width, height, behind):
             tile = row * across + column
             n, beside = min(TILE, width - column * TILE), column * TILE
             if start[tile] == start[tile + 1]:
-                for k in range(d):
-                    if behind[k] != F(0.0):
-                        picture[k, row * TILE : (row + 1) * TILE, beside : beside + n] = behind[k]
+                for y in range(row * TILE, min((row + 1) * TILE, height)):
+                    _fill(F(1.0), n, left[y, beside:])
+                    for k in range(d):
+                        _fill(behind[k], n, picture[k, y, beside:])
                 continue
             _place(v)
             _blend_tile(v, batch, records, entries, start[tile], start[tile + 1], row, column)
@@ -711,6 +756,7 @@ def _unblend_tile(v, batch, records, entries, begin, end_of_tile, row, column, s
             first, end = _rows_within(batch, i)
             slot, clipped = entries[begin_of_batch + i, 1], batch[i, 6] > MAX_ALPHA
             if first >= end:
+                _fill(F(0.0), slopes.shape[1], slopes[slot])
                 continue
             if d == 3 and clipped:
                 _unblend_three_clipped(v, first, end, batch, i, slopes, slot)
@@ -726,6 +772,8 @@ def _unblend_tile(v, batch, records, entries, begin, end_of_tile, row, column, s
                     _dot_four(v, first, end, batch, i, n, slopes, slot)
                 _unweigh(v, first, end, batch, i, slopes, slot)
         if _all_stopped(v):
+            for behind in range(begin_of_batch + many, end_of_tile):
+                _fill(F(0.0), slopes.shape[1], slopes[entries[behind, 1]])
             break
 
 
@@ -737,7 +785,7 @@ def unblend(records, entries, start, picture, left, d_picture, d_alpha, width, h
     """
     d = records.shape[1] - RECORD
     across, down = (width + TILE - 1) // TILE, (height + TILE - 1) // TILE
-    rows = np.zeros((len(entries), GRADIENTS + d), np.float32)
+    rows = _unwritten((len(entries), GRADIENTS + d), np.float32)
     turns, strips = _turns(down), (across + STRIP - 1) // STRIP
     for task in numba.prange(down * strips):
         row, first_column = turns[task // strips], task % strips * STRIP
@@ -786,8 +834,8 @@ def unproject(
     means (n, 3), quats (n, 4), scales (n, 3), opacities (n,), view (3, 4) and K as (fx, fy, cx, cy), float64.
     """
     n = len(means)
-    d_means, d_quats = np.zeros((n, 3), np.float32), np.zeros((n, 4), np.float32)
-    d_scales, d_opacities = np.zeros((n, 3), np.float32), np.zeros(n, np.float32)
+    d_means, d_quats = _unwritten((n, 3), np.float32), _unwritten((n, 4), np.float32)
+    d_scales, d_opacities = _unwritten((n, 3), np.float32), _unwritten(n, np.float32)
     cameras = np.zeros((CHUNKS, 16), np.float64)
     for chunk in numba.prange(CHUNKS):
         Rq, dR = np.zeros((3, 3), np.float32), np.zeros((3, 3), np.float32)
@@ -796,6 +844,9 @@ def unproject(
         dT, dJ = np.zeros((2, 3), np.float32), np.zeros((2, 3), np.float32)
         camera = cameras[chunk]
         for g in range(chunk * n // CHUNKS, (chunk + 1) * n // CHUNKS):
+            d_opacities[g], d_quats[g, 3] = F(0.0), F(0.0)
+            for k in range(3):
+                d_means[g, k], d_quats[g, k], d_scales[g, k] = F(0.0), F(0.0), F(0.0)
             if projected[g, 2] == F(0.0):
                 continue
             x, y, z = _camera_point(view, means[g])

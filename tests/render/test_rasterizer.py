@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -459,6 +465,35 @@ def test_torch_leaves_the_cores_to_the_kernels(monkeypatch: pytest.MonkeyPatch) 
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(known)
+
+
+def fingerprint() -> str:
+    """Of pictures, of what is told of Gaussians, and of gradients: few, and many opaque ones before which tiles stop."""
+    out = hashlib.sha256()
+    for mode, many, width in (("RGB", 1, WIDTH), ("RGB+D", 1, WIDTH), ("RGB+ED", 40, WIDTH), ("RGB", 40, 8 * WIDTH)):
+        given = {k: v.requires_grad_() for k, v in scene(120 if many == 1 else 4000, torch.float32).items()}
+        opacities = given["opacities"] if many == 1 else given["opacities"] * 0 + 0.9995
+        picture, alpha, meta = rasterization(
+            **{**given, "opacities": opacities}, width=width, height=HEIGHT, render_mode=mode
+        )
+        (picture.square().sum() + alpha.sum()).backward()
+        told = [meta[k] for k in ("means2d", "conics", "depths", "opacities", "radii")]
+        for tensor in (picture, alpha, *told, *(v.grad for v in given.values())):
+            out.update(tensor.detach().contiguous().numpy().tobytes())
+    return out.hexdigest()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc alone fills what it hands out")
+def test_nothing_depends_on_what_was_in_memory() -> None:
+    code = "import test_rasterizer; print(test_rasterizer.fingerprint())"
+    prints, found_in = set(), os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    for filled in ("1", "129"):  # bytes of 254 and 126: huge numbers of either sign, indices that lie nowhere
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+            env={**os.environ, "MALLOC_PERTURB_": filled, "PYTHONPATH": found_in},
+        )  # fmt: skip
+        prints.add(done.stdout)
+    assert prints == {fingerprint() + "\n"}
 
 
 def test_arguments_are_those_of_gsplat() -> None:
