@@ -468,7 +468,7 @@ def test_torch_leaves_the_cores_to_the_kernels(monkeypatch: pytest.MonkeyPatch) 
 
 
 def fingerprint() -> str:
-    """Of pictures, of what is told of Gaussians, and of gradients: few, and many opaque ones before which tiles stop."""
+    """Of pictures, of what is told of Gaussians, and of gradients: few, and many opaque ones where tiles stop."""
     out = hashlib.sha256()
     for mode, many, width in (("RGB", 1, WIDTH), ("RGB+D", 1, WIDTH), ("RGB+ED", 40, WIDTH), ("RGB", 40, 8 * WIDTH)):
         given = {k: v.requires_grad_() for k, v in scene(120 if many == 1 else 4000, torch.float32).items()}
