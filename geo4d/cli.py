@@ -59,7 +59,7 @@ def reconstruct(
     cuts: Literal["auto", "none"] = "auto",
     fps: float | None = None,
     align_times: bool = False,
-    motion: Literal["auto", "none"] = "auto",
+    motion: Literal["auto", "always", "none"] = "auto",
     tracker: Literal["flow", "cotracker"] = "flow",
     tracker_weights: Path | None = None,
     keep_all: bool = False,
@@ -114,7 +114,8 @@ def reconstruct(
             a video take so many per second, instead of by motion (things that move are looked for in 2 and more).
         align_times: move the clocks of cameras that stand still where what they show moving disagrees.
         motion: whether to look for what moves: auto does in datasets with times, and in pictures of a film that follow
-            each other within half a second.
+            each other within half a second, and calls a scene still in which hardly anything seems to move; always
+            keeps what seems to.
         tracker: what follows points that move: flow, or cotracker where that package is installed.
         tracker_weights: file with the tracker's weights.
         keep_all: keep blurred and duplicate photos too.
@@ -657,7 +658,7 @@ def main(argv: list[str] | None = None) -> int:
     except (KeyboardInterrupt, Exception) as error:
         if not _is_interruption(error):
             raise
-        kept = args[:1] in (["reconstruct"], ["train"]) or (args[:1] == ["fit"] and _has_checkpoint(args))
+        kept = _is_kept(args)
         then = "what was finished is kept: the same command with --resume goes on" if kept else "nothing was written"
         sys.stderr.write(f"geo4d: interrupted; {then}\n")
         return 130
@@ -673,10 +674,18 @@ def _is_interruption(error: BaseException | None) -> bool:
     return error is not None
 
 
-def _has_checkpoint(args: Sequence[str]) -> bool:
-    from geo4d.pipeline.fitting import CHECKPOINT
+def _is_kept(args: Sequence[str]) -> bool:
+    """Whether an interrupted verb left something to go on with.
 
-    return any(Path(arg, CHECKPOINT).is_file() for arg in args)
+    A package may be half imported here: what is not there has done nothing.
+    """
+    verb, values = args[0], [arg.rpartition("=")[2] for arg in args[1:]]
+    if verb == "fit":
+        name = getattr(sys.modules.get("geo4d.pipeline.fitting"), "CHECKPOINT", None)
+        return name is not None and any(Path(value, name).is_file() for value in values)
+    if verb == "reconstruct":
+        return any(Path(f"{Path(value)}.partial").is_dir() for value in values)
+    return verb == "train"
 
 
 if __name__ == "__main__":

@@ -369,7 +369,7 @@ def _with_motion(scene: Scene, solution: CameraSolution, options: ReconstructOpt
     stands = not any(d is not None for d in solution.depth.values())
     tracker = follower(options, progress)
     moved = with_motion(scene, stands=stands, tracker=tracker, threads=options.num_threads, progress=progress)
-    return judged(scene, moved, progress=progress)
+    return judged(scene, moved, sure=options.motion == "always", progress=progress)
 
 
 def _with_points(scene: Scene, progress: Progress) -> Scene:

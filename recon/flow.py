@@ -10,8 +10,11 @@ import cv2
 import numpy as np
 
 from geo4d.core import pictures
+from geo4d.core.errors import InputError
 from geo4d.core.types import Frame
 
+SMALLEST_PX = 16
+"""Pictures of which OpenCV tells the flow, whatever their shape."""
 FLOW_PX = 512
 """Longer side at which flow is found; it is exact to a fraction of a pixel, and of a smaller picture as good."""
 RETURNS_PX, RETURNS_SHARE = 0.7, 0.02
@@ -88,10 +91,24 @@ def clip(frames: Sequence[Frame], index: Sequence[int], threads: int, advance: C
 
 
 def flow(grey_a: np.ndarray, grey_b: np.ndarray) -> np.ndarray:
-    """Flow `(h, w, 2)` in pixels from one picture to another by dense inverse search (Kroeger et al. 2016)."""
+    """Flow `(h, w, 2)` in pixels from one picture to another by dense inverse search (Kroeger et al. 2016).
+
+    Raises:
+        InputError: the pictures are tiny.
+    """
     finder = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     finder.setFinestScale(0)
-    return finder.calc(grey_a, grey_b, None)  # type: ignore[call-overload]
+    try:
+        return finder.calc(grey_a, grey_b, None)  # type: ignore[call-overload]
+    except cv2.error as error:
+        h, w = grey_a.shape
+        if min(h, w) >= SMALLEST_PX:
+            raise
+        raise InputError(
+            "cannot tell how pictures so small flow",
+            found=f"{w}x{h}",
+            accepted=f"{SMALLEST_PX} pixels or more each way",
+        ) from error
 
 
 def follow_once(uv_px: np.ndarray, there_flow: np.ndarray, back_flow: np.ndarray) -> np.ndarray:

@@ -32,7 +32,8 @@ class ReconstructOptions:
     device: str = "auto"
     """Where a network computes: `auto`, `cpu` or `cuda`; all else runs on the CPU."""
     motion: str = "auto"
-    """Whether to look for what moves: `none`, or `auto`, in pictures that follow each other within half a second."""
+    """Whether to look for what moves: `none`, or `auto`, in pictures that follow each other within half a second;
+    `always` there too, and what seems to move is kept, however little it is."""
     tracker: str = "flow"
     """What follows points that move: a key of `recon.trackers.TRACKERS`."""
     tracker_weights: str | None = None

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from geo4d.core import pictures
-from geo4d.core.errors import InputError
+from geo4d.core.errors import InputError, ReconstructionError
 from geo4d.core.io.moving import PosedCapture
 from geo4d.core.memory import refuse_beyond_memory
 from geo4d.core.progress import Progress
@@ -55,6 +55,7 @@ def reconstruct_posed(
 
     Raises:
         InputError: fewer than two pictures to learn from, cameras with skew, or more pictures than memory holds.
+        ReconstructionError: no two pictures tell how far away anything is.
     """
     train = [i for i, part in enumerate(capture.split) if part == TRAIN]
     if len(train) < 2:
@@ -112,11 +113,26 @@ def _learnt(scene: Scene, options: ReconstructOptions, work_dir: Path, progress:
         depth, confidence = dense_depth(scene, _measured(scene), options, work_dir, progress)
         scene = replace(scene, depth=tuple(depth), confidence=tuple(confidence))
         scene = with_dynamic(scene) if moves else scene
+    if scene.median_depth() is None:
+        raise ReconstructionError(
+            "no depth could be found", found=_views(scene),
+            accepted="pictures that show the same from two places or more",
+            hint="geo4d doctor says what is wrong with the dataset",
+        )  # fmt: skip
     if moves:
         tracker = follower(options, progress)
         moved = with_motion(scene, stands=not rig, tracker=tracker, threads=options.num_threads, progress=progress)
-        scene = judged(scene, moved, given=True, rig=rig, progress=progress)
+        sure = options.motion == "always"
+        scene = judged(scene, moved, given=True, rig=rig, sure=sure, progress=progress)
     return replace(scene, points=dense_points(scene, progress))
+
+
+def _views(scene: Scene) -> str:
+    """Pictures and places of a scene in which there is nothing to compare, in words."""
+    centre = torch.stack([c.world_from_cam[:3, 3] for c in scene.camera])
+    apart = float((centre - centre[0]).norm(dim=-1).max())
+    where = "from one place" if apart < 1e-9 else f"within {apart:.3g} of each other, which show too little"
+    return f"{len(scene.frames)} pictures {where}"
 
 
 def _check_memory(scene: Scene, options: ReconstructOptions, *, rig: bool) -> None:

@@ -8,6 +8,7 @@ pictures that nothing at rest holds together.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +19,7 @@ from geo4d.core import pictures
 from geo4d.core.progress import Progress
 from geo4d.core.types import Camera, PointTracks, Scene
 from recon.flow import at, flow, flow_hw, follow_once, grey_of
-from recon.motion import CELL_PX, clips_of
+from recon.motion import CELL_PX, FEWEST_FILMED, clips_of
 from recon.still_points import StillPoints
 
 CORNER = 50.0
@@ -27,6 +28,8 @@ cupboards, flow is a guess, or of what they mirror."""
 LEAST_SHARE, LEAST = 5e-3, 4.0
 """Points that move, on average in a picture: as a share of the cells from which points are followed, and at least so
 many. Of films of a still kitchen it was up to 0.0034, of a street with cars 0.04, of generated scenes 0.12."""
+NEARLY = 0.25
+"""Of so large a share of them it is said that they were not enough."""
 ACROSS_PX = 1.5
 """Flow that misses its epipolar line by no more may be of a scene that stands still."""
 LEAST_EXPLAINED = 0.5
@@ -37,16 +40,19 @@ RETURNS = 0.3
 """Share of a picture whose flow has to return: two pictures of less in common do not follow each other."""
 
 
-def judged(before: Scene, scene: Scene, *, given: bool = False, rig: bool = False, progress: Progress) -> Scene:
+def judged(
+    before: Scene, scene: Scene, *, given: bool = False, rig: bool = False, sure: bool = False, progress: Progress
+) -> Scene:
     """A scene after `recon.motion.with_motion`, with what its motion amounts to in `report["motion"]`, and said.
 
-    Where nothing moves, it is the scene as it was before, with no tracks.
+    Where nothing moves, or too few pictures cannot tell, it is the scene as it was before, with no tracks.
 
     Args:
         before: the scene before motion was looked for.
         scene: the same with `tracks`.
         given: whether its cameras were given.
         rig: whether depth is of several cameras at one time, which nothing at rest has to hold together.
+        sure: things are known to move: what was followed stays, however little it is.
         progress: hears what moves.
     """
     clips = clips_of(scene)
@@ -78,9 +84,10 @@ def judged(before: Scene, scene: Scene, *, given: bool = False, rig: bool = Fals
             f"nearly everything seems to move: only {100 * explained:.0f} % of the pictures' motion fits the cameras "
             f"and a scene that stands still, so that cameras and depth are not to be trusted; {mend}"
         )
-    elif tracks is None or not anything_moves(scene, tracks):
-        facts = {"share": 0.0, "tracks": 0, "explained": explained, "words": "nothing moves"}
-        progress.note("nothing moves: it is a still scene")
+    elif tracks is None or not (sure or anything_moves(scene, tracks)):
+        words, more = _stillness(scene, clips, rig=rig)
+        facts = {"share": 0.0, "tracks": 0, "explained": explained, "words": words}
+        progress.note(words + more)
         scene = replace(before, tracks=None)
     else:
         facts["words"] = f"{100 * share:.1f} % of the pixels move"
@@ -88,10 +95,31 @@ def judged(before: Scene, scene: Scene, *, given: bool = False, rig: bool = Fals
     return replace(scene, report={**scene.report, "motion": facts})
 
 
+def _stillness(scene: Scene, clips: Sequence[Sequence[int]], *, rig: bool) -> tuple[str, str]:
+    """In words that nothing was found to move, and what more there is to say of it."""
+    most = max(map(len, clips))
+    if not rig and most < FEWEST_FILMED:
+        return "what moves cannot be told", (
+            f" from {most} pictures: {FEWEST_FILMED} or more of a camera are needed, or several cameras that stand"
+        )
+    found = 0.0 if scene.tracks is None else moving_count(scene, scene.tracks)
+    if found < NEARLY * moving_needed(scene):
+        return "nothing moves", ": it is a still scene"
+    return "nothing moves", (
+        f", as far as can be told: of the points that seem to, {found:.0f} in a picture stand out, and "
+        f"{moving_needed(scene):.0f} would have to; where something does, --motion always keeps them"
+    )
+
+
 def anything_moves(scene: Scene, tracks: PointTracks) -> bool:
     """Whether more points move than are followed wrongly in a scene that stands still."""
+    return moving_count(scene, tracks) >= moving_needed(scene)
+
+
+def moving_needed(scene: Scene) -> float:
+    """How many points of a picture have to move for anything to."""
     cells = max(h * w for h, w in (flow_hw(scene.frames[i].hw) for i in range(len(scene.frames)))) / CELL_PX**2
-    return moving_count(scene, tracks) >= max(LEAST, LEAST_SHARE * cells)
+    return max(LEAST, LEAST_SHARE * cells)
 
 
 def moving_count(scene: Scene, tracks: PointTracks) -> float:

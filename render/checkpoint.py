@@ -52,11 +52,41 @@ def save_checkpoint(path: Path, fitter: Fitter) -> None:
         arrays[key] = state[key].numpy()
     header = {
         "format": FORMAT, "version": VERSION, "seconds": fitter.seconds, "first": fitter.first,
-        "run": _fingerprint(fitter), "state": numbers,
+        "run": _fingerprint(fitter), "options": _lasting(fitter.options), "state": numbers,
     }  # fmt: skip
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, header=np.array(json.dumps(atomic.to_json(header))), **arrays)
     atomic.write_bytes(path, buffer.getbuffer())
+
+
+def refuse_other_options(path: Path, options: FitOptions) -> None:
+    """Raise `InputError` where the fit that wrote `path` had other options, before anything is loaded.
+
+    What else a checkpoint may have wrong, `load_checkpoint` says.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            before, now = json.loads(str(file["header"]))["options"], json.loads(json.dumps(_lasting(options)))
+        differ = [
+            f"{k} {before.get(k)!r} before, {now.get(k)!r} now" for k in before | now if before.get(k) != now.get(k)
+        ]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error):
+        return
+    if differ:
+        raise _other(f"{path} was made with other options: {', '.join(differ)}")
+
+
+def _lasting(options: FitOptions) -> dict[str, Any]:
+    """Options that must be the same for a fit to go on."""
+    return {k: v for k, v in asdict(options).items() if k not in ENDS}
+
+
+def _other(found: str) -> InputError:
+    return InputError(
+        "cannot go on with the fit", found=found,
+        accepted="the same command with --resume; only --minutes and --steps may differ",
+        hint="give the options of before, or begin again, without what was reached: --overwrite instead of --resume",
+    )  # fmt: skip
 
 
 def load_checkpoint(path: Path, fitter: Fitter) -> None:
@@ -82,11 +112,7 @@ def load_checkpoint(path: Path, fitter: Fitter) -> None:
             hint="begin again: --overwrite instead of --resume",
         ) from error  # fmt: skip
     if not same:
-        raise InputError(
-            "cannot go on with the fit", found=f"{path} is of another scene, or was made with other options",
-            accepted="the same command with --resume; only --minutes and --steps may differ",
-            hint="begin again: --overwrite instead of --resume",
-        )  # fmt: skip
+        raise _other(f"{path} is of another scene, or was made with other options")
     fitter.restore(state)
     fitter.spent, fitter.first = seconds, first
 
@@ -138,12 +164,11 @@ def _fingerprint(fitter: Fitter) -> str:
 
 
 def _fingerprint_of(scene: Scene, options: FitOptions, relative: Mapping[str, int]) -> str:
-    chosen = {k: v for k, v in asdict(options).items() if k not in ENDS}
     photos = [
         (f.name, _checksum(f.read), _checksum(f.read_mask), c.hw, c.K.tolist(), c.world_from_cam.tolist())
         for f, c in zip(scene.frames, scene.camera, strict=True)
     ]
-    return hashlib.sha256(json.dumps([chosen, photos, relative], default=str).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([_lasting(options), photos, relative], default=str).encode()).hexdigest()
 
 
 def _checksum(source: object) -> int | None:

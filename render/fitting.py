@@ -16,6 +16,7 @@ from geo4d.core.errors import Geo4DError, InputError
 from geo4d.core.memory import peak_memory_gib
 from geo4d.core.progress import Progress
 from geo4d.core.types import SH_C0, Camera, Gaussians, Scene
+from geo4d.core.undated import dated
 from render.density import MCMC
 from render.fit_options import FitOptions
 from render.initialise import initial_gaussians
@@ -212,7 +213,8 @@ class Fitter:
             if o.motion != "auto":
                 raise InputError(
                     f"cannot fit motion {o.motion!r}", found="a scene in which nothing was found to move",
-                    accepted="a scene whose frames have times and that has tracks", hint="leave out --motion",
+                    accepted="a scene whose frames have times and that has tracks",
+                    hint="leave out --motion, or make the scene with geo4d reconstruct --motion always",
                 )  # fmt: skip
             return None
         share = min(MOVING_SHARE, 2 * self.scene.moving_share(self.train))
@@ -242,14 +244,13 @@ class Fitter:
 
     def _leave_out_undated(self) -> None:
         """Photos without a time neither tell of things that move nor can be compared with them."""
-        frames, count = self.scene.frames, len(self.train) + len(self.test)
-        undated = {i for i in (*self.train, *self.test) if frames[i].time_s is None}
-        self.train, self.test = ([i for i in part if i not in undated] for part in (self.train, self.test))
-        if undated:
-            self.progress.note(
-                f"things move, so that {len(undated)} of {count} photos, whose time is not known, are left out: the "
-                f"first is {frames[min(undated)].name!r} (--motion none takes all to stand still)"
-            )
+        kept = dated(
+            self.scene.frames,
+            [*self.train, *self.test],
+            self.progress,
+            hint=" (--motion none takes all to stand still)",
+        )
+        self.train, self.test = ([i for i in part if i in set(kept)] for part in (self.train, self.test))
 
     def _begin_motion(self, start: Beginning) -> None:
         times = start.paths.time_s.tolist()

@@ -22,6 +22,8 @@ from geo4d.core.types import Edited, Gaussians, Motion
 
 RIGID_TOLERANCE = 1e-4
 """By which a number of R^T R may miss that of the identity: transforms that were printed are still rigid."""
+SMALLEST_GROUP = 0.01
+"""Share of the Gaussians that move which a basis has to lead to make a group: fits leave bases that lead a handful."""
 LISTED = 20
 """Ids that an error names at most."""
 
@@ -31,8 +33,9 @@ About = Tensor | Literal["origin", "objects"]
 def motion_groups(gaussians: Gaussians) -> Tensor:
     """Object ids int64 `(g,)` by what moves together: that of a Gaussian is the number of its heaviest basis.
 
-    0 stands still. Bases count from 1, in their order, without those that are nowhere the heaviest or never move. What
-    bends, or hangs together by hinges, is several groups, which `Gaussians.edit` takes together.
+    0 stands still. Bases count from 1, in their order, without those that never move, and those that are the heaviest
+    of less than `SMALLEST_GROUP` of what moves: there the heaviest of the others counts. What bends, or hangs together
+    by hinges, is several groups, which `Gaussians.edit` takes together.
 
     Raises:
         InputError: a motion that has no groups.
@@ -47,7 +50,11 @@ def motion_groups(gaussians: Gaussians) -> Tensor:
             hint="geo4d fit SCENE --motion bases, or name the objects by geo4d segment SCENE",
         )  # fmt: skip
     moving = motion.moving
-    heaviest = motion.weights.detach()[moving].argmax(-1)
+    weights = motion.weights.detach()[moving]
+    heaviest = weights.argmax(-1)
+    led = torch.bincount(heaviest, minlength=weights.shape[1])
+    few = led < SMALLEST_GROUP * len(heaviest)
+    heaviest = weights.masked_fill(few, -1.0).argmax(-1)
     still = (motion.world_from_rest - torch.eye(4).to(motion.world_from_rest)).abs().amax((1, 2, 3)) == 0
     number = torch.zeros(len(still), dtype=torch.int64, device=ids.device)
     found = torch.unique(heaviest)

@@ -288,19 +288,20 @@ class Frames(Sequence[Frame]):
         """Indices of the frames that a fit holds back: of the sorted names 0, `every`, 2 `every`, ...; or all frames of
         so many of the sorted cameras (`Frame.sensor`); or of the sorted times, from the `every // 2`th on and
         without the last, since nothing was learnt of what moves before the first that is kept and after the last.
+        Frames without a time are of none that is held out.
 
         Raises:
-            InputError: `every` is less than 1, or times are not known.
+            InputError: `every` is less than 1, or no time is known.
         """
         if every < 1:
             raise InputError("cannot hold out", found=f"every {every}th {by}", accepted="1 or more, usually 8")
-        if by == "time" and any(f.time_s is None for f in self):
+        if by == "time" and all(f.time_s is None for f in self):
             raise InputError(
                 "cannot hold out by time", found="photos whose time is not known",
                 accepted="a scene whose frames have times", hint="--holdout-by photo",
             )  # fmt: skip
         keys: list[Any] = [{"photo": f.name, "time": f.time_s, "camera": f.sensor}[by] for f in self]
-        ordered, first = sorted(set(keys)), 0
+        ordered, first = sorted({key for key in keys if key is not None}), 0
         if by == "time":  # neither before the first nor after the last that is kept
             first = min(every // 2, (len(ordered) - 1) // 2)
             ordered = ordered[:-1] or ordered

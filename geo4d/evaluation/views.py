@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,12 @@ import torch
 from geo4d.core import colouring, pictures, threads
 from geo4d.core.errors import InputError
 from geo4d.core.io import atomic
-from geo4d.core.io.gaussians import GAUSSIANS, read_gaussians, read_scene_gaussians
+from geo4d.core.io.gaussians import GAUSSIANS, read_gaussians_file, read_scene_gaussians
 from geo4d.core.io.ply import to_uint8
 from geo4d.core.io.scene import load_scene
 from geo4d.core.progress import Progress
 from geo4d.core.types import Scene
+from geo4d.core.undated import dated
 from geo4d.evaluation import lpips
 from geo4d.evaluation.view_scores import mean_scores, moving_pixels, render_like, score_view
 from geo4d.evaluation.views_page import Comparison, write_views_page
@@ -76,9 +77,16 @@ def evaluate_views(
     file = gaussians or folder / GAUSSIANS
     if gaussians is None and not file.is_file():
         raise InputError("the scene has no Gaussians", found=f"no {file}", hint=f"geo4d fit {folder}")
-    splats = (read_scene_gaussians(folder) if gaussians is None else read_gaussians(file)).to(device)
+    splats = (read_scene_gaussians(folder) if gaussians is None else read_gaussians_file(file)).to(device)
     fitted = fit_metrics(folder) if gaussians is None else {}
     choice = choose(scene, fitted, holdout=holdout, every=every)
+    if splats.motion is not None:
+        choice = replace(choice, index=dated(scene.frames, choice.index, progress))
+        if not choice.index:
+            raise InputError(
+                "cannot compare what moves with photos", found="no photo with a time", accepted="photos with times",
+                hint="--all, or --holdout 8",
+            )  # fmt: skip
     size = _image_size(fitted, image_size)
     network = lpips.load_network(device)
     comparisons: list[Comparison] = []

@@ -22,7 +22,7 @@ from geo4d.core.io.gaussians import (
     GAUSSIANS,
     SUFFIXES,
     gaussian_format,
-    read_gaussians,
+    read_gaussians_file,
     read_scene_gaussians,
     read_up_world,
 )
@@ -90,10 +90,10 @@ def read_noted(path: Path, progress: Progress) -> Gaussians:
     """Read Gaussians; what the reader warns of becomes notes.
 
     Raises:
-        InputError: as `read_gaussians`.
+        InputError: as `read_gaussians_file`.
     """
     with _noted(progress):
-        return read_gaussians(path)
+        return read_gaussians_file(path)
 
 
 def export(
@@ -136,10 +136,9 @@ def export(
         return _export_in_time(source, scene, format, out, overwrite=overwrite, progress=progress)
     wanted = format in (*GAUSSIAN_EXPORTS, "rerun") and (source / GAUSSIANS).is_file()
     gaussians = read_scene_noted(source, progress) if wanted else None
-    if gaussians is not None and gaussians.motion is not None:
-        time_s = times_of(gaussians.motion)
+    if gaussians is not None:
         more = f" (a file per time: --format {format} --times 24 -o FOLDER)" if format in PER_TIME else ""
-        progress.note(f"this scene moves from {time_s[0]:g} to {time_s[-1]:g} s; {out} has it at rest{more}")
+        _say_at_rest(gaussians, out, progress, more)
     if format == "mesh":
         if any(source.glob("motion.*")):
             progress.note("this scene moves, and its depth maps are of several times (a mesh per time: --times 24)")
@@ -170,8 +169,8 @@ def _check(source: Path, format: str, out: Path, times: str | None) -> None:
         )  # fmt: skip
     if times is not None and source.is_file():
         raise InputError(
-            "a file of Gaussians does not move", found=f"--times {times} for {source}",
-            accepted="a scene folder, which has their motion beside them", hint=f"geo4d export {source.parent} ...",
+            "files per time are made of scenes", found=f"--times {times} for {source}",
+            accepted="a scene folder, which has the motion of its Gaussians", hint=f"geo4d export {source.parent} ...",
         )  # fmt: skip
 
 
@@ -262,9 +261,16 @@ def _convert(source: Path, format: str, out: Path, *, overwrite: bool, progress:
             accepted=f"{', '.join(GAUSSIAN_EXPORTS)}, html; or a scene folder for {format}",
         )  # fmt: skip
     gaussians = read_noted(source, progress)
+    _say_at_rest(gaussians, out, progress, f" (a file per time: geo4d export {source.parent} --times 24 -o FOLDER)")
     with _noted(progress), progress.stage(f"export {format}"):
         export_gaussians(gaussians, format, out, up_world=read_up_world(source), overwrite=overwrite)
     return {"exported": str(out), "format": format} | _count(gaussians)
+
+
+def _say_at_rest(gaussians: Gaussians, out: Path, progress: Progress, more: str) -> None:
+    if gaussians.motion is not None:
+        time_s = times_of(gaussians.motion)
+        progress.note(f"this scene moves from {time_s[0]:g} to {time_s[-1]:g} s; {out} has it at rest{more}")
 
 
 def _count(gaussians: Gaussians | None) -> dict[str, int]:

@@ -25,7 +25,7 @@ from geo4d.core.types import Scene
 from geo4d.evaluation import lpips
 from geo4d.evaluation.view_scores import score_views
 from geo4d.evaluation.views import METRICS
-from render.checkpoint import load_checkpoint, save_checkpoint
+from render.checkpoint import load_checkpoint, refuse_other_options, save_checkpoint
 from render.fit_options import FitOptions
 from render.fitting import SNAPSHOT_EVERY, Fit, Fitter
 
@@ -59,6 +59,8 @@ def fit_folder(
     options, progress = options or FitOptions(), progress or Progress()
     checkpoint = folder / CHECKPOINT
     _check(folder, checkpoint, overwrite=overwrite, resume=resume)
+    if resume:
+        refuse_other_options(checkpoint, options)
     with progress.stage("load the scene"), threads.kernels_only():
         scene = load_scene(folder)
         network = lpips.load_network()  # for the end, but a damaged file should not cost a fit

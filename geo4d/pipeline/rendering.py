@@ -15,12 +15,14 @@ from geo4d.core.errors import InputError
 from geo4d.core.io import atomic
 from geo4d.core.io.buffers import MODALITIES, NEEDED_BUFFERS, BufferWriter
 from geo4d.core.io.camera_path import CameraPath, read_trajectory, write_camera_path
-from geo4d.core.io.gaussians import GAUSSIANS, read_gaussians, read_scene_gaussians
+from geo4d.core.io.gaussians import GAUSSIANS
 from geo4d.core.io.nerfstudio import write_transforms
 from geo4d.core.io.scene import command_line, load_scene, package_version
 from geo4d.core.progress import Progress
 from geo4d.core.types import USUAL_HOLDOUT, Camera, Gaussians, Scene, single_cameras, stack_cameras
+from geo4d.core.undated import dated
 from geo4d.evaluation.views import METRICS, choose, fit_metrics
+from geo4d.pipeline.exporting import read_noted, read_scene_noted
 from geo4d.pipeline.times import check_moves, span_of
 from render import trajectories
 from render.rasterizer.cuda import choose_device
@@ -79,12 +81,16 @@ def render_folder(
     atomic.check_replaceable(out, overwrite=overwrite, marker=MARKER)
     with progress.stage("load the scene"):
         scene = load_scene(folder)
-        gaussians = load_gaussians(folder, options.gaussians)
+        gaussians = load_gaussians(folder, options.gaussians, progress)
         device = choose_device(options.device)
         clock = _clock(scene, gaussians, options)
         given = _path(folder, scene, options, clock, progress)
-        path = _in_time(given, clock, options)
+        path = _in_time(given, clock, options, progress)
         shown = _time_facts(given, path, clock, options)
+    if "flow" in modalities and len(path.camera.K) == 1:
+        raise InputError(
+            "flow leads from one frame to the next", found="1 frame", accepted="2 frames or more", hint="--frames 2"
+        )
     if "segmentation" in modalities and gaussians.object_id is None:
         raise InputError(
             "cannot render a segmentation", found="Gaussians without object ids", hint=f"geo4d segment {folder}"
@@ -135,21 +141,21 @@ def parse_colour(text: str) -> tuple[float, float, float]:
     return parts[0] / most, parts[1] / most, parts[2] / most
 
 
-def load_gaussians(folder: Path, file: Path | None = None) -> Gaussians:
+def load_gaussians(folder: Path, file: Path | None, progress: Progress) -> Gaussians:
     """The Gaussians of a scene folder, or of any file.
 
     Raises:
         InputError: there are none, or the file cannot be read.
     """
     if file is not None:
-        return read_gaussians(file)
+        return read_noted(file, progress)
     if not (folder / GAUSSIANS).is_file():
         raise InputError(
             "the scene has no Gaussians",
             found=f"no {folder / GAUSSIANS}",
             hint=f"geo4d fit {folder}, or give --gaussians FILE",
         )
-    return read_scene_gaussians(folder)
+    return read_scene_noted(folder, progress)
 
 
 # The time
@@ -179,7 +185,7 @@ def _clock(scene: Scene, gaussians: Gaussians, options: RenderOptions) -> _Clock
     return clock
 
 
-def _in_time(path: CameraPath, clock: _Clock | None, options: RenderOptions) -> CameraPath:
+def _in_time(path: CameraPath, clock: _Clock | None, options: RenderOptions, progress: Progress) -> CameraPath:
     """The path with the second that every camera sees, where the scene moves."""
     if clock is None:
         return path
@@ -188,6 +194,11 @@ def _in_time(path: CameraPath, clock: _Clock | None, options: RenderOptions) -> 
         check_times(list(own), clock.span_s, "--time play, or a second")
     timing = clock.timing or Timing()
     times = own or timing.times(clock.span_s, len(path.camera.K), path.fps or 30.0)
+    lasting = timing.frames(clock.span_s, path.fps or 30.0)
+    if own is None and lasting is not None and lasting > len(times):
+        progress.note(
+            f"{len(times)} cameras show {times[0]:.2f} to {times[-1]:.2f} s; all of it takes {lasting} frames"
+        )
     return replace(path, time_s=times)
 
 
@@ -254,18 +265,18 @@ def _photos(
         index = sorted(set(range(len(scene.frames))) - set(index))
         if not index:
             raise InputError("there are no training photos", found="all held out", hint="--trajectory held-out")
+    own_times = clock is not None and clock.timing is None
+    if own_times:
+        index = dated(scene.frames, index, progress, hint=" (--time takes all)")
+        if not index:
+            raise InputError(
+                "cannot tell when photos were taken", found="no photo with a time", accepted="photos with times",
+                hint="--time play, or a second",
+            )  # fmt: skip
     cameras = stack_cameras([trajectories.refit(scene.camera[i], hw) for i in index])
     path = CameraPath(cameras, fps=30.0 if options.fps is None else options.fps)
-    if clock is None or clock.timing is not None:
-        return path
-    times = [scene.frames[i].time_s for i in index]
-    if None in times:
-        name = scene.frames[index[times.index(None)]].name
-        raise InputError(
-            "cannot tell when photos were taken", found=f"no time of {name!r}", accepted="photos with times",
-            hint="--time play, or a second",
-        )  # fmt: skip
-    return replace(path, time_s=tuple(t for t in times if t is not None))
+    times = [t for i in index if (t := scene.frames[i].time_s) is not None]
+    return replace(path, time_s=tuple(times)) if own_times else path
 
 
 def _held_out(folder: Path, scene: Scene, options: RenderOptions, progress: Progress) -> list[int]:

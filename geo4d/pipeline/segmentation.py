@@ -75,7 +75,7 @@ def segment_folder(
     _check(options)
     with progress.stage("load the scene"):
         scene = load_scene(folder)
-        gaussians = load_gaussians(folder)
+        gaussians = load_gaussians(folder, None, progress)
     if gaussians.object_id is not None and not overwrite:
         raise InputError(
             "the Gaussians have object ids already",

@@ -52,9 +52,11 @@ def write_page(source: Path, *, out: Path | None = None, progress: Progress | No
     if source.is_file() and gaussian_format(source) is not None:
         page = out or source.with_name(_stem(source) + ".html")
         check_page(page)
-        gaussians = read_noted(source, progress)
+        gaussians, notes = _playable(read_noted(source, progress), progress)
         with progress.stage("player"):
-            held = write_player(page, gaussians=gaussians, name=_stem(source), up_world=read_up_world(source))
+            held = write_player(
+                page, gaussians=gaussians, name=_stem(source), up_world=read_up_world(source), notes=notes
+            )
     else:
         page = out or source / PAGE
         held = _write_scene_page(source, page, progress)
@@ -72,8 +74,8 @@ def _write_scene_page(folder: Path, page: Path, progress: Progress) -> dict[str,
     check_page(page)
     gaussians = read_scene_noted(folder, progress) if (folder / GAUSSIANS).is_file() else None
     notes: tuple[str, ...] = ()
-    if gaussians is not None and not isinstance(gaussians.motion, BasesMotion | None):
-        gaussians, notes = _at_first(gaussians, progress)
+    if gaussians is not None:
+        gaussians, notes = _playable(gaussians, progress)
     if gaussians is None:
         progress.note(f"not fitted yet, so the page shows points; for a picture: geo4d fit {folder}")
         notes = ("Points only: this scene has no Gaussians yet.",)
@@ -90,8 +92,10 @@ def _write_scene_page(folder: Path, page: Path, progress: Progress) -> dict[str,
     return held
 
 
-def _at_first(gaussians: Gaussians, progress: Progress) -> tuple[Gaussians, tuple[str, ...]]:
-    """Gaussians whose motion the player cannot play, where they are first, and what is said about it."""
+def _playable(gaussians: Gaussians, progress: Progress) -> tuple[Gaussians, tuple[str, ...]]:
+    """Gaussians, where they are first if the player cannot play their motion, and what is said about it."""
+    if isinstance(gaussians.motion, BasesMotion | None):
+        return gaussians, ()
     known = getattr(gaussians.motion, "time_s", None)
     first_s = 0.0 if known is None else float(known[0])
     kind = type(gaussians.motion).__name__

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from geo4d import cli
 from geo4d.cli import VERBS, main
 
 
@@ -247,3 +249,17 @@ def test_interrupted_run_resumes(room: Path, tmp_path: Path, how: signal.Signals
     assert (out / "scene.json").exists()
     assert "feature" not in done.stderr, "the cameras were found again"
     assert not (tmp_path / "out.partial").exists()
+
+
+def test_an_interruption_says_whether_something_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "fit.checkpoint.npz").touch()
+    out = tmp_path / "scene"
+    monkeypatch.setitem(sys.modules, "geo4d.pipeline.fitting", types.ModuleType("half imported"))
+    assert not cli._is_kept(["fit", str(tmp_path)]), "a package that is half imported has done nothing"
+    monkeypatch.setattr(sys.modules["geo4d.pipeline.fitting"], "CHECKPOINT", "fit.checkpoint.npz", raising=False)
+    assert cli._is_kept(["fit", str(tmp_path)])
+    assert not cli._is_kept(["reconstruct", "photos", "-o", str(out)])
+    out.with_name("scene.partial").mkdir()
+    for given in (["-o", str(out)], [f"--out={out}"], ["-o", f"{out}/"]):
+        assert cli._is_kept(["reconstruct", "photos", *given])
+    assert not cli._is_kept(["render", str(tmp_path), "-o", str(out)])

@@ -19,7 +19,7 @@ from geo4d import doctor
 from geo4d.core import procedural
 from geo4d.core.io import atomic
 from geo4d.core.io.gaussians import write_scene_gaussians
-from geo4d.core.io.scene import save_scene
+from geo4d.core.io.scene import load_scene, save_scene
 from geo4d.core.motion import BasesMotion
 from geo4d.core.types import Camera, Frame, Frames, Gaussians, Observations, PointCloud, Scale, Scene
 from geo4d.doctor import environment, photos, scenes
@@ -238,6 +238,17 @@ def whole_scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_scene(scene, folder, command="geo4d reconstruct photos -o whole")
     (folder / "report.html").write_text("<!doctype html>")
     return folder
+
+
+def test_only_where_cameras_were_found_are_observations_missed(whole_scene: Path, tmp_path: Path) -> None:
+    scene = load_scene(whole_scene)
+    nothing = Observations(*(t[:0] for t in vars(scene.observations).values()))
+    for report, missed in (({}, True), ({"layout": "D-NeRF"}, False)):
+        folder = tmp_path / str(missed)
+        save_scene(replace(scene, observations=nothing, report=report), folder)
+        (folder / "report.html").write_text("<!doctype html>")
+        _, findings = scenes.look_at_scene(folder)
+        assert [f.what.startswith("no observations") for f in findings] == [True] * missed
 
 
 def test_a_whole_scene_has_nothing_wrong(whole_scene: Path) -> None:

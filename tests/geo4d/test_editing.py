@@ -121,6 +121,20 @@ def test_groups_are_numbered_by_their_heaviest_bases_that_carry_something() -> N
     assert motion_groups(still).tolist() == [0] * 40
 
 
+def test_a_basis_that_leads_a_handful_is_no_group() -> None:
+    g = things()
+    g = g.subset(torch.arange(len(g)).repeat(20))
+    groups = motion_groups(g)
+    assert isinstance(g.motion, BasesMotion)
+    lone = int(torch.nonzero(groups == 1)[0])
+    weights = torch.cat([g.motion.weights, torch.zeros(len(g), 1)], 1)
+    weights[lone] *= 0.4
+    weights[lone, -1] = 0.6
+    poses, anchors = (torch.cat([t, t[-1:]]) for t in (g.motion.world_from_rest, g.motion.anchors))
+    motion = replace(g.motion, weights=weights, world_from_rest=poses, anchor_rest=anchors)
+    assert torch.equal(motion_groups(replace(g, motion=motion)), groups)
+
+
 def test_bodies_of_a_generated_scene_are_the_groups() -> None:
     world, g = generated()
     assert torch.equal(motion_groups(g), world.body)

@@ -135,7 +135,7 @@ def test_what_does_not_move_has_no_times(moving_folder: Path, photographed: Path
     for source, format, times, said in (
         (photographed, "ply", "3", "this scene does not move"),
         (photographed, "mesh", "3", "leave --times out"),
-        (moving_folder / "gaussians.ply", "ply", "3", "a file of Gaussians does not move"),
+        (moving_folder / "gaussians.ply", "ply", "3", "files per time are made of scenes"),
         (bare, "ply", "3", "geo4d fit"),
         (photographed, "tracks", None, "the scene has no tracks"),
         (photographed, "glb-motion", None, "--format glb"),

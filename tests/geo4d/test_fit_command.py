@@ -214,7 +214,8 @@ def test_ctrl_c_saves_and_resume_goes_on(folder: Path, geo4d: Geo4d, how: signal
     assert len(read_gaussians(folder / "gaussians.ply")) > 100
 
     assert "--resume" in fails(geo4d("fit", folder, *SMALL)), "the other way to go on is named"
-    assert "other options" in fails(geo4d("fit", folder, *SMALL, "--seed", "9", "--resume"))
+    other = fails(geo4d("fit", folder, *SMALL, "--seed", "9", "--resume"))
+    assert "other options: seed 0 before, 9 now" in other, "at once, and by name"
     assert results(folder) == list(RESULTS)
 
     done = geo4d("fit", folder, "--steps", str(found["steps"] + 25), *SMALL[2:], "--resume", "--json")

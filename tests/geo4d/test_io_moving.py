@@ -893,6 +893,13 @@ def test_contradictions_between_pairs_are_taken_out() -> None:
     assert moving_offsets._solved("abcd", {}, 0.03) == {}
 
 
+def test_coarse_times_tell_nothing_of_clocks(danced: Danced) -> None:
+    capture = danced.rig({"a": "a", "b": "late", "c": "c"})
+    frames = [replace(f, time_s=float(round(t))) for f, t in zip(capture.frames, capture.time_s, strict=True)]
+    offsets = estimate_time_offsets(replace(capture, frames=Frames(frames)))
+    assert all(math.isnan(o) for o in offsets.values())
+
+
 def test_cameras_that_move_tell_nothing_of_clocks(filmed: Filmed, tmp_path: Path) -> None:
     write_dnerf(tmp_path, filmed)
     assert all(math.isnan(o) for o in estimate_time_offsets(load_moving(tmp_path)).values())

@@ -18,8 +18,10 @@ from geo4d.core.io.camera_path import read_camera_path
 from geo4d.core.io.gaussians import read_scene_gaussians
 from geo4d.core.io.nerfstudio import read_transforms
 from geo4d.core.io.scene import load_scene
+from geo4d.core.progress import Progress
 from geo4d.core.types import Camera
-from geo4d.pipeline.rendering import RenderOptions, render_folder
+from geo4d.evaluation import evaluate_views
+from geo4d.pipeline.rendering import RenderOptions, load_gaussians, render_folder
 from render import render_views
 
 Geo4D = Callable[..., Any]
@@ -189,10 +191,47 @@ def test_what_stands_still_has_no_time(photographed: Path, tmp_path: Path, geo4d
     assert "leave --time out" in done.stderr
 
 
+def test_photos_without_a_time_are_left_out_before_what_moves(moving_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(moving_folder, tmp_path / "scene"))
+    facts = json.loads((folder / "scene.json").read_text())
+    undated = load_scene(folder).frames[1].name
+    facts["frames"][1]["time_s"] = None
+    (folder / "scene.json").write_text(json.dumps(facts))
+    progress = Progress()
+    render_folder(folder, tmp_path / "out", RenderOptions("training", holdout=8), progress=progress)
+    held_out = load_scene(folder).held_out(8)
+    assert 1 not in held_out
+    assert len(times(tmp_path / "out")) == len(facts["frames"]) - len(held_out) - 1
+    assert sum(f"left out: the first is {undated!r} (--time takes all)" in note for note in progress.notes) == 1
+    progress = Progress()
+    result = evaluate_views(folder, every=True, progress=progress)
+    assert undated not in [image["name"] for image in result["images"]]
+    assert len(result["images"]) == len(facts["frames"]) - 1
+    assert sum("whose time is not known, are left out" in note for note in progress.notes) == 1
+
+
+def test_flow_of_one_frame_is_refused(moving_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"flow leads from one frame to the next(.|\n)*--frames 2"):
+        render_folder(moving_folder, tmp_path / "out", RenderOptions("orbit", frames=1, modalities="rgb,flow"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_gaussians_given_by_their_file_move_where_their_motion_is_beside_them(
+    moving_folder: Path, tmp_path: Path
+) -> None:
+    own, alone = moving_folder / "gaussians.ply", tmp_path / "alone.ply"
+    shutil.copy(own, alone)
+    for file, moves in ((own, True), (alone, False)):
+        progress = Progress()
+        gaussians = load_gaussians(moving_folder, file, progress)
+        assert (gaussians.motion is not None) is moves
+        assert any("taken at rest: motion.npz, which it names, is not beside it" in n for n in progress.notes) != moves
+
+
 def test_photos_without_times_are_told(moving_folder: Path, photographed: Path, tmp_path: Path) -> None:
     """Photos of another scene, which have none, before Gaussians that move."""
     folder = Path(shutil.copytree(photographed, tmp_path / "scene"))
     for name in ("gaussians.ply", "motion.npz"):
         shutil.copy(moving_folder / name, folder / name)
-    with pytest.raises(InputError, match=r"no time of 'photo 0.png'(.|\n)*--time play"):
+    with pytest.raises(InputError, match=r"no photo with a time(.|\n)*--time play"):
         render_folder(folder, tmp_path / "out", RenderOptions("held-out"))

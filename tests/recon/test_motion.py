@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from geo4d.core import moving, procedural
+from geo4d.core.errors import InputError
 from geo4d.core.types import Camera, Frame, Frames, Observations, PointCloud, Scale, Scene
 from recon import flow as flows
 from recon.moments import is_rig, moments_of
@@ -213,3 +214,9 @@ def test_points_are_lost_where_they_leave_or_are_hidden() -> None:
     assert np.isnan(places[3:, 1]).all()  # it has left the picture
     back = clip.follow(places[4, :1], 4)
     np.testing.assert_allclose(back[0, 0], [80.5, 50.5], atol=0.3)
+
+
+def test_flow_of_tiny_pictures_is_refused_in_words() -> None:
+    tiny = np.zeros((6, 8), np.uint8)
+    with pytest.raises(InputError, match=r"pictures so small flow(.|\n)*8x6(.|\n)*16 pixels or more"):
+        flows.flow(tiny, tiny)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from geo4d.core import moving, procedural
-from geo4d.core.errors import InputError
+from geo4d.core.errors import InputError, ReconstructionError
 from geo4d.core.io.moving import PosedCapture
 from geo4d.core.progress import Progress
 from geo4d.core.types import MOVES, Camera, DepthPrior, Frame, Frames
@@ -50,6 +50,15 @@ def test_cameras_with_skew_are_refused_before_any_work(tmp_path: Path) -> None:
         reconstruct_posed(
             replace(capture, camera=cameras), options=ReconstructOptions(), work_dir=tmp_path, progress=Progress()
         )
+
+
+def test_pictures_from_one_place_are_not_called_a_scene(tmp_path: Path) -> None:
+    capture, _, _ = carried_camera(measured=False)
+    standing = replace(capture, camera=(capture.camera[0],) * COUNT, frames=Frames([
+        replace(capture.frames[0], name=f.name, time_s=f.time_s) for f in capture.frames
+    ]))  # fmt: skip
+    with pytest.raises(ReconstructionError, match=r"no depth could be found(.|\n)*16 pictures from one place"):
+        reconstruct_posed(standing, options=ReconstructOptions(), work_dir=tmp_path, progress=Progress())
 
 
 def test_depth_images_of_a_dataset_tell_where_things_are_that_move(tmp_path: Path) -> None:

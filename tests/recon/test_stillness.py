@@ -102,6 +102,24 @@ def test_points_that_are_followed_wrongly_do_not_make_a_still_scene_move() -> No
     assert judged(wall, many, progress=progress).tracks is many.tracks
 
 
+def test_what_is_hardly_enough_is_said_and_kept_where_one_is_sure() -> None:
+    wall = scene_of([along_the_wall(k) for k in range(COUNT)])
+    few, progress = replace(wall, tracks=tracks(COUNT, 25)), Progress()
+    assert judged(wall, few, progress=progress).tracks is None
+    (said,) = progress.notes
+    assert "nothing moves, as far as can be told: of the points that seem to, " in said
+    assert "--motion always" in said
+    assert judged(wall, few, sure=True, progress=progress).tracks is few.tracks
+
+
+def test_few_pictures_of_one_camera_cannot_tell() -> None:
+    _, scene, said = result(along_the_wall, 3)
+    assert said == (
+        "what moves cannot be told from 3 pictures: 8 or more of a camera are needed, or several cameras that stand"
+    )
+    assert scene.report["motion"]["words"] == "what moves cannot be told"
+
+
 def tracks(times: int, count: int, standing: bool = False) -> PointTracks:
     """Points that jump about, or points of the wall."""
     g = torch.Generator().manual_seed(0)

@@ -217,6 +217,10 @@ def test_what_is_held_out_by_time_or_camera(scene: Scene) -> None:
     undated = Frames([replace(f, time_s=None) for f in frames])
     with pytest.raises(InputError, match="by time"):
         undated.held_out(3, "time")
+    partly = Frames([replace(f, time_s=None if i < 2 else f.time_s) for i, f in enumerate(frames)])
+    held = partly.held_out(3, "time")
+    assert held
+    assert not {0, 1} & set(held), "what has no time is of none that is held out"
     with pytest.raises(InputError, match="unknown holdout_by"):
         replace(FAST, holdout_by="colour")
 

@@ -143,6 +143,24 @@ def read_scene_gaussians(folder: Path) -> Gaussians:
     return replace(gaussians, motion=read_motion(folder / found[0], len(gaussians))) if found else gaussians
 
 
+def read_gaussians_file(path: Path) -> Gaussians:
+    """Read a file of Gaussians with the motion that it names where that lies beside it, as in a scene folder.
+
+    Where it does not, they are at rest, with a warning.
+
+    Raises:
+        InputError: as `read_gaussians`, or a motion that is damaged or of other Gaussians.
+    """
+    path = Path(path)
+    gaussians, named = read_gaussians(path), read_motion_name(path)
+    if named is None:
+        return gaussians
+    if not path.with_name(named).is_file():
+        warnings.warn(f"{path} is taken at rest: {named}, which it names, is not beside it", stacklevel=2)
+        return gaussians
+    return replace(gaussians, motion=read_motion(path.with_name(named), len(gaussians)))
+
+
 def read_up_world(path: Path) -> torch.Tensor | None:
     """The direction against gravity that `write_gaussians` noted in a .ply: `(3,)`, unit, float64.
 

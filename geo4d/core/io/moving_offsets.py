@@ -73,6 +73,8 @@ def estimate_time_offsets(
             changes[sensor] = _changes([capture.frames[i] for i in ordered], capture.camera[indices[0]])
             advance()
     names = [s for s in still if len(changes[s].time_s) >= _FEWEST - 1]
+    if len(names) < 2:
+        return unknown
     pairs = {(a, b): _lag(changes[a], changes[b], step) for i, a in enumerate(names) for b in names[i + 1 :]}
     clear = {pair: lag for pair, lag in pairs.items() if lag is not None}
     return unknown | _solved(names, clear, step)
