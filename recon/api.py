@@ -64,7 +64,7 @@ class Backend:
 
 
 MAPPERS = ("auto", "incremental", "global")
-MOTIONS = ("auto", "none")
+MOTIONS = ("auto", "always", "none")
 CAMERAS, DEPTH, CAMERAS_AGAIN, DEPTH_AGAIN = "cameras", "depth", "cameras again", "depth again"
 """Folders of finished stages in a work folder."""
 KNOWN = ("intrinsics", "poses", "positions", "depth", "masks")
