@@ -239,6 +239,16 @@ def geo4d_s() -> str:
     return markdown(rows)
 
 
+def geo4d_s_ablations() -> str:
+    """Trainings that differ in one thing, on scenes that no training saw."""
+    rows = [["network, training", "pictures", "AUC@30", "depth AbsRel", "descriptors that match"]]
+    for network, run in result("geo4d_s_ablations")["networks"].items():
+        for name, scores in run["rows"].items():
+            figures = [f"{scores['auc@30']:.1f}", f"{scores['abs_rel']:.3f}", f"{100 * scores['matched']:.0f} %"]
+            rows.append([f"{network}, {name}", f"{scores['pictures']:,}", *figures])
+    return markdown(rows)
+
+
 def geo4d_s_speed() -> str:
     """How fast scenes are made and views predicted, by device."""
     data, rows = result("geo4d_s"), [["what", "device", "figure"]]
@@ -255,7 +265,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cameras": cameras, "depth": depth, "scale": scale, "rasterizer": rasterizer, "fit": fit,
     "sparse_views": sparse_views,
     "feedforward": feedforward,
-    "geo4d_s": geo4d_s, "geo4d_s_speed": geo4d_s_speed,
+    "geo4d_s": geo4d_s, "geo4d_s_ablations": geo4d_s_ablations, "geo4d_s_speed": geo4d_s_speed,
     "dynamic": dynamic, "dynamic_models": dynamic_models, "dynamic_others": dynamic_others,
 }  # fmt: skip
 
