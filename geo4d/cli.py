@@ -679,13 +679,13 @@ def _is_kept(args: Sequence[str]) -> bool:
 
     A package may be half imported here: what is not there has done nothing.
     """
-    verb, values = args[0], [arg.rpartition("=")[2] for arg in args[1:]]
-    if verb == "fit":
+    verb, values = args[:1], [value for arg in args[1:] for value in (arg, arg.partition("=")[2]) if value]
+    if verb == ["fit"]:
         name = getattr(sys.modules.get("geo4d.pipeline.fitting"), "CHECKPOINT", None)
         return name is not None and any(Path(value, name).is_file() for value in values)
-    if verb == "reconstruct":
-        return any(Path(f"{Path(value)}.partial").is_dir() for value in values)
-    return verb == "train"
+    if verb == ["reconstruct"]:
+        return any(Path(f"{Path(value).resolve()}.partial").is_dir() for value in values)
+    return verb == ["train"]
 
 
 if __name__ == "__main__":

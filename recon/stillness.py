@@ -71,6 +71,7 @@ def judged(
     share, explained = scene.moving_share(), None if rig else explained_share(scene)
     tracks = scene.tracks
     count = 0 if tracks is None else len(tracks)
+    found = 0.0 if tracks is None else moving_count(scene, tracks)
     facts: dict[str, Any] = {"share": share, "tracks": count, "explained": explained}
     if explained is not None and explained < LEAST_EXPLAINED:
         facts |= {"words": "nearly everything moves", "trusted": False}
@@ -84,8 +85,8 @@ def judged(
             f"nearly everything seems to move: only {100 * explained:.0f} % of the pictures' motion fits the cameras "
             f"and a scene that stands still, so that cameras and depth are not to be trusted; {mend}"
         )
-    elif tracks is None or not (sure or anything_moves(scene, tracks)):
-        words, more = _stillness(scene, clips, rig=rig)
+    elif not (sure and count) and found < moving_needed(scene):
+        words, more = _stillness(scene, found, clips, rig=rig)
         facts = {"share": 0.0, "tracks": 0, "explained": explained, "words": words}
         progress.note(words + more)
         scene = replace(before, tracks=None)
@@ -95,14 +96,13 @@ def judged(
     return replace(scene, report={**scene.report, "motion": facts})
 
 
-def _stillness(scene: Scene, clips: Sequence[Sequence[int]], *, rig: bool) -> tuple[str, str]:
-    """In words that nothing was found to move, and what more there is to say of it."""
+def _stillness(scene: Scene, found: float, clips: Sequence[Sequence[int]], *, rig: bool) -> tuple[str, str]:
+    """In words that nothing moves, of `found` points that do in a picture, and what more there is to say of it."""
     most = max(map(len, clips))
     if not rig and most < FEWEST_FILMED:
         return "what moves cannot be told", (
             f" from {most} pictures: {FEWEST_FILMED} or more of a camera are needed, or several cameras that stand"
         )
-    found = 0.0 if scene.tracks is None else moving_count(scene, scene.tracks)
     if found < NEARLY * moving_needed(scene):
         return "nothing moves", ": it is a still scene"
     return "nothing moves", (
@@ -111,13 +111,8 @@ def _stillness(scene: Scene, clips: Sequence[Sequence[int]], *, rig: bool) -> tu
     )
 
 
-def anything_moves(scene: Scene, tracks: PointTracks) -> bool:
-    """Whether more points move than are followed wrongly in a scene that stands still."""
-    return moving_count(scene, tracks) >= moving_needed(scene)
-
-
 def moving_needed(scene: Scene) -> float:
-    """How many points of a picture have to move for anything to."""
+    """How many points of a picture have to move for anything to: more than are followed wrongly where nothing does."""
     cells = max(h * w for h, w in (flow_hw(scene.frames[i].hw) for i in range(len(scene.frames)))) / CELL_PX**2
     return max(LEAST, LEAST_SHARE * cells)
 

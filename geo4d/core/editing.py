@@ -33,9 +33,9 @@ About = Tensor | Literal["origin", "objects"]
 def motion_groups(gaussians: Gaussians) -> Tensor:
     """Object ids int64 `(g,)` by what moves together: that of a Gaussian is the number of its heaviest basis.
 
-    0 stands still. Bases count from 1, in their order, without those that never move, and those that are the heaviest
-    of less than `SMALLEST_GROUP` of what moves: there the heaviest of the others counts. What bends, or hangs together
-    by hinges, is several groups, which `Gaussians.edit` takes together.
+    0 stands still. Bases count from 1, in their order, without those that never move. What follows a basis that is the
+    heaviest of less than `SMALLEST_GROUP` of what moves is of the heaviest of the others, if it follows any. What
+    bends, or hangs together by hinges, is several groups, which `Gaussians.edit` takes together.
 
     Raises:
         InputError: a motion that has no groups.
@@ -52,10 +52,10 @@ def motion_groups(gaussians: Gaussians) -> Tensor:
     moving = motion.moving
     weights = motion.weights.detach()[moving]
     heaviest = weights.argmax(-1)
-    led = torch.bincount(heaviest, minlength=weights.shape[1])
-    few = led < SMALLEST_GROUP * len(heaviest)
-    heaviest = weights.masked_fill(few, -1.0).argmax(-1)
     still = (motion.world_from_rest - torch.eye(4).to(motion.world_from_rest)).abs().amax((1, 2, 3)) == 0
+    few = torch.bincount(heaviest, minlength=weights.shape[1]) < SMALLEST_GROUP * len(heaviest)
+    others = weights.masked_fill(few & ~still, 0.0)
+    heaviest = torch.where(others.amax(-1) > 0, others.argmax(-1), heaviest)
     number = torch.zeros(len(still), dtype=torch.int64, device=ids.device)
     found = torch.unique(heaviest)
     found = found[~still[found]]

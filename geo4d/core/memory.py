@@ -40,10 +40,11 @@ def refuse_pictures_beyond_memory(hw: tuple[int, int], count: int, needed: float
 
 
 def keep_freed() -> bool:
-    """Let the C library keep up to 256 MB that were freed, and arrays below 32 MB in its heap; whether it does.
+    """Let the C library keep arrays below 32 MB in its heap, and 256 MB at its end that are free; whether it does.
 
     By default it hands large arrays back to the system at once and gets them back page by page: a fifth of the time of
-    a picture of 100,000 Gaussians. Only glibc can be told (Linux); a choice in the environment (`MALLOC_*`) stays.
+    a picture of 100,000 Gaussians. It is so for the whole process from then on, which holds more than it uses. Only
+    glibc can be told (Linux); a choice in the environment (`MALLOC_*`) stays.
     """
     if any(name.startswith("MALLOC_") for name in os.environ) or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
         return False

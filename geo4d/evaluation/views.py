@@ -81,12 +81,14 @@ def evaluate_views(
     fitted = fit_metrics(folder) if gaussians is None else {}
     choice = choose(scene, fitted, holdout=holdout, every=every)
     if splats.motion is not None:
-        choice = replace(choice, index=dated(scene.frames, choice.index, progress))
-        if not choice.index:
+        kept = dated(scene.frames, choice.index, progress)
+        if not kept:
             raise InputError(
-                "cannot compare what moves with photos", found="no photo with a time", accepted="photos with times",
-                hint="--all, or --holdout 8",
+                "cannot compare what moves with photos", found=f"no time of {choice.words}",
+                accepted="photos whose time is known",
             )  # fmt: skip
+        words = choice.words if len(kept) == len(choice.index) else f"{choice.words} whose time is known"
+        choice = replace(choice, index=kept, words=words)
     size = _image_size(fitted, image_size)
     network = lpips.load_network(device)
     comparisons: list[Comparison] = []

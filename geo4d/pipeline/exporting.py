@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ from geo4d.core.io.gaussians import (
 )
 from geo4d.core.io.gltf_motion import FAINT, write_motion_glb
 from geo4d.core.io.ply import write_mesh
-from geo4d.core.io.scene import load_scene
+from geo4d.core.io.scene import MARKER, load_scene
 from geo4d.core.io.tracks_json import write_tracks_json
 from geo4d.core.progress import Progress
 from geo4d.core.types import Gaussians, Scene
@@ -261,7 +262,9 @@ def _convert(source: Path, format: str, out: Path, *, overwrite: bool, progress:
             accepted=f"{', '.join(GAUSSIAN_EXPORTS)}, html; or a scene folder for {format}",
         )  # fmt: skip
     gaussians = read_noted(source, progress)
-    _say_at_rest(gaussians, out, progress, f" (a file per time: geo4d export {source.parent} --times 24 -o FOLDER)")
+    of_scene = (source.parent / MARKER).is_file() and format in PER_TIME
+    command = shlex.join(["geo4d", "export", str(source.parent), "--format", format, "--times", "24", "-o", "FOLDER"])
+    _say_at_rest(gaussians, out, progress, f" (a file per time: {command})" if of_scene else "")
     with _noted(progress), progress.stage(f"export {format}"):
         export_gaussians(gaussians, format, out, up_world=read_up_world(source), overwrite=overwrite)
     return {"exported": str(out), "format": format} | _count(gaussians)

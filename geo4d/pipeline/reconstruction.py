@@ -319,8 +319,15 @@ def _aligned(posed: PosedCapture, offsets: Mapping[str, float]) -> PosedCapture:
 
 
 def _say_why_still(scene: Scene, inputs: _Inputs, options: ReconstructOptions, progress: Progress) -> None:
-    """Of a film in which nothing was looked for that moves."""
-    if not inputs.is_film or not options.dense or options.motion == "none" or "motion" in scene.report:
+    """Of a film in which nothing was looked for that moves, and of photos in which something is said to."""
+    if not options.dense or options.motion == "none" or "motion" in scene.report:
+        return
+    if not inputs.is_film and options.motion == "always":
+        progress.note(
+            "what moves is looked for in pictures that follow each other, which photos do not: --fps says that they "
+            "are of a film"
+        )
+    if not inputs.is_film:
         return
     if inputs.is_capture:
         more = "more of them: --max-frames"

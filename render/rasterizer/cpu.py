@@ -77,11 +77,8 @@ def _begin() -> None:
 
 def told(prepared: Prepared) -> dict[str, np.ndarray]:
     """What the caller is told of the projected Gaussians, by gsplat's names."""
-    conics, radii = kernels.told(prepared.projected)
-    return {
-        "means2d": prepared.projected[:, :2], "conics": conics, "depths": prepared.depth,
-        "opacities": prepared.projected[:, 6], "radii": radii,
-    }  # fmt: skip
+    mean, conics, opacity, radii = kernels.told(prepared.projected)
+    return {"means2d": mean, "conics": conics, "depths": prepared.depth, "opacities": opacity, "radii": radii}
 
 
 def _plain(tensor: Tensor) -> np.ndarray:

@@ -37,6 +37,8 @@ SORT_PARTS = 8
 FEW = 50_000
 """So many Gaussians and fewer are sorted by one thread."""
 QUARTER = F(1 / 4)
+FARTHEST = F(1e18)
+"""Beyond it, and where it is not a number, nothing is drawn; `isfinite` takes x - x, which LLVM may reorder to 0."""
 MAX_ALPHA, MIN_ALPHA, MIN_LEFT = F(0.999), F(1 / 255), F(1e-4)
 STOPPED = F(0.5e-4)
 """Light that the derivatives take for what is left at a pixel that has stopped: not 0, since it divides."""
@@ -113,7 +115,7 @@ def project(means, quats, scales, opacities, view, K, width, height, near, far, 
             for k in range(RECORD):
                 r[k] = F(0.0)
             x, y, z = _camera_point(view, means[g])
-            if not (z > near and z < far and math.isfinite(x + y)):
+            if not (z > near and z < far and abs(x) < FARTHEST and abs(y) < FARTHEST):
                 continue
             _rotation(quats[g], Rq)
             _flatten(view, K, x, y, z, width, height, J, T)
@@ -124,7 +126,7 @@ def project(means, quats, scales, opacities, view, K, width, height, near, far, 
             sharp = _determinant(a, b, c)
             a, c = a + eps2d, c + eps2d
             det = _determinant(a, b, c)
-            if not (det > F(0.0) and math.isfinite(det)):
+            if not (det > F(0.0) and det < F(np.inf)):
                 continue
             o = opacities[g]
             if antialiased:
@@ -138,7 +140,7 @@ def project(means, quats, scales, opacities, view, K, width, height, near, far, 
             exponent = math.log(F(255.0) * o)
             reach = F(2.0) * exponent * F(1.001) + F(1e-5)
             rx, ry = math.sqrt(reach * a), math.sqrt(reach * c)
-            if max(rx, ry) <= min_radius:
+            if max(rx, ry) <= min_radius or not (max(rx, ry) < FARTHEST and max(abs(u), abs(v)) < FARTHEST):
                 continue
             if u + rx < F(0.0) or u - rx > F(width) or v + ry < F(0.0) or v - ry > F(height):
                 continue
@@ -148,15 +150,19 @@ def project(means, quats, scales, opacities, view, K, width, height, near, far, 
 
 @numba.njit(parallel=True, **fast)
 def told(projected):
-    """Inverse covariances (n, 3) as xx, xy, yy, and radii (n, 2) in whole pixels, of what `project` gives."""
+    """Means (n, 2), inverse covariances (n, 3) as xx, xy, yy, opacities (n,), and radii (n, 2) in whole pixels, of what
+    `project` gives.
+    """
     n = len(projected)
+    mean, opacity = _unwritten((n, 2), np.float32), _unwritten(n, np.float32)
     conics, radii = _unwritten((n, 3), np.float32), _unwritten((n, 2), np.int32)
     for g in numba.prange(n):
         r = projected[g]
         A, k, c = r[3], r[4], r[5]
+        mean[g, 0], mean[g, 1], opacity[g] = r[0], r[1], r[6]
         conics[g, 0], conics[g, 1], conics[g, 2] = A, k * A, c + k * k * A
         radii[g, 0], radii[g, 1] = np.int32(math.ceil(r[7])), np.int32(math.ceil(r[2]))
-    return conics, radii
+    return mean, conics, opacity, radii
 
 
 @numba.njit(**fast)
@@ -397,10 +403,10 @@ def _blend_of(four, clipped):
         u, w, a, k, c, o, lowest = _form(batch, i)
         f0, f1, f2 = batch[i, RECORD], batch[i, RECORD + 1], batch[i, RECORD + 2]
         f3 = batch[i, RECORD + 3] if four else F(0.0)
-        d, shift = c * (F(first) + F(0.5) - w), -a * u
+        shift = -a * u
         for row in range(first, end):
+            d = _line(c, F(row) + F(0.5), -c * w)
             e, start, base = v[row * TILE :], shift + k * d, -d * d
-            d += c
             for p in range(TILE):
                 alpha = _seen(_line(a, e[p + PX], start), base, o, lowest)
                 if clipped:

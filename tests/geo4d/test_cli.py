@@ -260,6 +260,7 @@ def test_an_interruption_says_whether_something_is_kept(tmp_path: Path, monkeypa
     assert cli._is_kept(["fit", str(tmp_path)])
     assert not cli._is_kept(["reconstruct", "photos", "-o", str(out)])
     out.with_name("scene.partial").mkdir()
-    for given in (["-o", str(out)], [f"--out={out}"], ["-o", f"{out}/"]):
+    (tmp_path / "a=b.partial").mkdir()
+    for given in (["-o", str(out)], [f"--out={out}"], ["-o", f"{out}/"], ["-o", str(tmp_path / "a=b")]):
         assert cli._is_kept(["reconstruct", "photos", *given])
     assert not cli._is_kept(["render", str(tmp_path), "-o", str(out)])

@@ -133,6 +133,19 @@ def test_a_basis_that_leads_a_handful_is_no_group() -> None:
     poses, anchors = (torch.cat([t, t[-1:]]) for t in (g.motion.world_from_rest, g.motion.anchors))
     motion = replace(g.motion, weights=weights, world_from_rest=poses, anchor_rest=anchors)
     assert torch.equal(motion_groups(replace(g, motion=motion)), groups)
+    alone = weights.clone()
+    alone[lone] = torch.nn.functional.one_hot(torch.tensor(weights.shape[1] - 1), weights.shape[1])
+    found = motion_groups(replace(g, motion=replace(motion, weights=alone)))
+    assert int(found[lone]) == 4, "what follows nothing else is not given to another thing"
+    assert torch.equal(found.masked_fill(found == 4, 1), groups)
+
+
+def test_many_small_groups_stay_apart() -> None:
+    g = some(128)
+    poses = torch.eye(4, dtype=torch.float64).repeat(128, 2, 1, 1)
+    poses[:, 1, 0, 3] = 1.0
+    motion = BasesMotion(torch.tensor([0.0, 1.0], dtype=torch.float64), poses, torch.eye(128))
+    assert motion_groups(replace(g, motion=motion)).tolist() == list(range(1, 129))
 
 
 def test_bodies_of_a_generated_scene_are_the_groups() -> None:

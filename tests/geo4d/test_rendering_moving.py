@@ -225,7 +225,10 @@ def test_gaussians_given_by_their_file_move_where_their_motion_is_beside_them(
         progress = Progress()
         gaussians = load_gaussians(moving_folder, file, progress)
         assert (gaussians.motion is not None) is moves
-        assert any("taken at rest: motion.npz, which it names, is not beside it" in n for n in progress.notes) != moves
+        assert (
+            any("taken at rest: 'motion.npz', which it names, is no motion beside it" in n for n in progress.notes)
+            != moves
+        )
 
 
 def test_photos_without_times_are_told(moving_folder: Path, photographed: Path, tmp_path: Path) -> None:

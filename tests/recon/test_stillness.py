@@ -110,6 +110,9 @@ def test_what_is_hardly_enough_is_said_and_kept_where_one_is_sure() -> None:
     assert "nothing moves, as far as can be told: of the points that seem to, " in said
     assert "--motion always" in said
     assert judged(wall, few, sure=True, progress=progress).tracks is few.tracks
+    none = replace(wall, tracks=tracks(COUNT, 0))
+    assert judged(wall, none, sure=True, progress=progress).tracks is None
+    assert progress.notes[-1] == "nothing moves: it is a still scene"
 
 
 def test_few_pictures_of_one_camera_cannot_tell() -> None:

@@ -281,6 +281,7 @@ BROKEN = {
     "far": ("means", [1e30] * 3), "far aside": ("means", [1e30, 0, 2]), "at the camera": ("means", [0.0, 0, 0]),
     "NaN scale": ("scales", [math.nan] * 3), "infinite scale": ("scales", [math.inf] * 3),
     "huge": ("scales", [1e30] * 3), "NaN opacity": ("opacities", math.nan),
+    "infinite opacity": ("opacities", math.inf),
 }  # fmt: skip
 
 
@@ -469,13 +470,18 @@ def test_torch_leaves_the_cores_to_the_kernels(monkeypatch: pytest.MonkeyPatch) 
 
 def fingerprint() -> str:
     """Of pictures, of what is told of Gaussians, and of gradients: few, and many opaque ones where tiles stop."""
-    out = hashlib.sha256()
-    for mode, many, width in (("RGB", 1, WIDTH), ("RGB+D", 1, WIDTH), ("RGB+ED", 40, WIDTH), ("RGB", 40, 8 * WIDTH)):
-        given = {k: v.requires_grad_() for k, v in scene(120 if many == 1 else 4000, torch.float32).items()}
-        opacities = given["opacities"] if many == 1 else given["opacities"] * 0 + 0.9995
-        picture, alpha, meta = rasterization(
-            **{**given, "opacities": opacities}, width=width, height=HEIGHT, render_mode=mode
-        )
+    out, many = hashlib.sha256(), 4000
+    cases = [
+        (120, 3, WIDTH, {}), (120, 3, WIDTH, {"render_mode": "RGB+D", "rasterize_mode": "antialiased"}),
+        (many, 3, WIDTH, {"render_mode": "RGB+ED"}), (many, 3, 8 * WIDTH, {"radius_clip": 3.0}),
+        (many, 5, WIDTH, {}), (1, 3, WIDTH, {}), (0, 3, WIDTH, {}),
+    ]  # fmt: skip
+    for count, features, width, options in cases:
+        given = scene(count, torch.float32)
+        given["colors"] = torch.rand(count, features, generator=torch.Generator().manual_seed(0))
+        given = {k: v.requires_grad_() for k, v in given.items()}
+        opacities = given["opacities"] if count < many else given["opacities"] * 0 + 0.9995
+        picture, alpha, meta = rasterization(**{**given, "opacities": opacities}, width=width, height=HEIGHT, **options)
         (picture.square().sum() + alpha.sum()).backward()
         told = [meta[k] for k in ("means2d", "conics", "depths", "opacities", "radii")]
         for tensor in (picture, alpha, *told, *(v.grad for v in given.values())):

@@ -155,8 +155,8 @@ def read_gaussians_file(path: Path) -> Gaussians:
     gaussians, named = read_gaussians(path), read_motion_name(path)
     if named is None:
         return gaussians
-    if not path.with_name(named).is_file():
-        warnings.warn(f"{path} is taken at rest: {named}, which it names, is not beside it", stacklevel=2)
+    if named not in MOTIONS or not path.with_name(named).is_file():
+        warnings.warn(f"{path} is taken at rest: {named!r}, which it names, is no motion beside it", stacklevel=2)
         return gaussians
     return replace(gaussians, motion=read_motion(path.with_name(named), len(gaussians)))
 
