@@ -29,7 +29,7 @@ BATCH = 16
 """Gaussians that a tile blends before it looks whether all of its pixels have stopped."""
 RECORD = 9
 """What a record holds of a Gaussian before its features: mean x, y, radius y, shape (3), opacity, radius x, and a
-quarter of the exponent at which alpha falls to 1/255."""
+quarter of the logarithm of the opacity."""
 CHUNKS = 32
 """Parts of a sum over Gaussians; fixed, so that its rounding does not depend on the number of threads."""
 SORT_PARTS = 8
@@ -137,14 +137,14 @@ def project(means, quats, scales, opacities, view, K, width, height, near, far, 
             if not o > MIN_ALPHA:
                 continue
             # A little more than exact: what rounding would lose at the rim stays in.
-            exponent = math.log(F(255.0) * o)
-            reach = F(2.0) * exponent * F(1.001) + F(1e-5)
+            exponent = math.log(o)
+            reach = F(2.0) * (exponent + LOG_255) * F(1.001) + F(1e-5)
             rx, ry = math.sqrt(reach * a), math.sqrt(reach * c)
             if max(rx, ry) <= min_radius or not (max(rx, ry) < FARTHEST and max(abs(u), abs(v)) < FARTHEST):
                 continue
             if u + rx < F(0.0) or u - rx > F(width) or v + ry < F(0.0) or v - ry > F(height):
                 continue
-            r[2], r[7], r[8] = ry, rx, -QUARTER * exponent
+            r[2], r[7], r[8] = ry, rx, QUARTER * exponent
     return projected, depth
 
 
@@ -359,9 +359,11 @@ def bins(rows, row_start, columns, slot_start, across, down):
 # (dot gradient), gradient dot features. Then the features; for derivatives, their gradients.
 LEFT, PX, PY, WEIGHT, SEEN, ALPHA, COMING, DOT, FEATURES = (PIXELS * k for k in range(9))
 
-# exp(4 y) = p(y)^4 for 4 y from ln(1/255) to 0: p(0) = 1, and the other coefficients are those of the least greatest
-# error of the power, 8e-8.
-E1, E2, E3, E4, E5, E6 = F(0.9999985), F(0.4999687), F(0.16646), F(0.04106947), F(0.00748264), F(0.00078282)
+# exp(4 y) = p(y)^4 for 4 y from ln(1/255) to 0: p's first coefficients are those of exp, the others those of the least
+# greatest error of the power, 1e-7.
+E2, E3, E4, E5, E6 = F(0.49998776), F(0.16653923), F(0.04120971), F(0.00759263), F(0.00081422)
+LOG_255 = F(math.log(255))
+FAINTEST = F(-math.log(255) / 4)
 
 
 @numba.njit(cache=True, fastmath={"contract"}, error_model="numpy", nogil=True)
@@ -371,23 +373,23 @@ def _line(slope, x, offset):
 
 
 @numba.njit(**fast)
-def _seen(t, base, o, lowest):
-    """Alpha exp(4 (base - t^2)) o of a Gaussian, 0 where the exponent is below `lowest`: where it is faint."""
+def _seen(t, base):
+    """Alpha exp(4 (base - t^2)) of a Gaussian, 0 where it is faint."""
     y = base - t * t
     yy = y * y
-    p = ((F(1.0) + y * E1) + yy * (E2 + y * E3)) + (yy * yy) * ((E4 + y * E5) + yy * E6)
+    p = ((F(1.0) + y) + yy * (E2 + y * E3)) + (yy * yy) * ((E4 + y * E5) + yy * E6)
     p = p * p
-    return o * (p * p) if y >= lowest else F(0.0)
+    return p * p if y >= FAINTEST else F(0.0)
 
 
 @numba.njit(**fast)
 def _form(batch, i):
-    """Mean, shape (a, k, c), opacity and least exponent of Gaussian i: its exponent is -4 (t^2 + d^2) with d = c dy and
-    t = a dx + k d.
+    """Mean, shape (a, k, c) and a quarter of ln opacity of Gaussian i: its alpha is opacity exp(-4 (t^2 + d^2)) with
+    d = c dy and t = a dx + k d.
     """
     A, k, c = batch[i, 3], batch[i, 4], batch[i, 5]
     a, c = math.sqrt(F(0.125) * A), math.sqrt(F(0.125) * c)
-    return batch[i, 0], batch[i, 1], a, k * a / c, c, batch[i, 6], batch[i, 8]
+    return batch[i, 0], batch[i, 1], a, k * a / c, c, batch[i, 8]
 
 
 def _blend_of(four, clipped):
@@ -400,15 +402,15 @@ def _blend_of(four, clipped):
 
     @numba.njit(**fast)
     def blend_one(v, first, end, batch, i):
-        u, w, a, k, c, o, lowest = _form(batch, i)
+        u, w, a, k, c, log_o = _form(batch, i)
         f0, f1, f2 = batch[i, RECORD], batch[i, RECORD + 1], batch[i, RECORD + 2]
         f3 = batch[i, RECORD + 3] if four else F(0.0)
         shift = -a * u
         for row in range(first, end):
             d = _line(c, F(row) + F(0.5), -c * w)
-            e, start, base = v[row * TILE :], shift + k * d, -d * d
+            e, start, base = v[row * TILE :], shift + k * d, log_o - d * d
             for p in range(TILE):
-                alpha = _seen(_line(a, e[p + PX], start), base, o, lowest)
+                alpha = _seen(_line(a, e[p + PX], start), base)
                 if clipped:
                     alpha = min(alpha, MAX_ALPHA)
                 left = e[p]
@@ -433,11 +435,11 @@ _blend_four, _blend_four_clipped = _blend_of(True, False), _blend_of(True, True)
 @numba.njit(**fast)
 def _weigh(v, first, end, batch, i):
     """As `_blend_of`, but only weight and alpha are kept, for features in several groups."""
-    u, w, a, k, c, o, lowest = _form(batch, i)
+    u, w, a, k, c, log_o = _form(batch, i)
     e = v[first * TILE :]
     for p in range((end - first) * TILE):
         d = _line(c, e[p + PY], -c * w)
-        seen = _seen(_line(k, d, _line(a, e[p + PX], -a * u)), -d * d, o, lowest)
+        seen = _seen(_line(k, d, _line(a, e[p + PX], -a * u)), log_o - d * d)
         alpha = min(seen, MAX_ALPHA)
         left = e[p]
         weight = left * alpha
@@ -653,7 +655,7 @@ def _unblend_of(four, clipped):
 
     @numba.njit(**fast)
     def unblend_one(v, first, end, batch, i, slopes, slot):
-        u, w, a, k, c, o, lowest = _form(batch, i)
+        u, w, a, k, c, log_o = _form(batch, i)
         f0, f1, f2 = batch[i, RECORD], batch[i, RECORD + 1], batch[i, RECORD + 2]
         f3 = batch[i, RECORD + 3] if four else F(0.0)
         e, out = v[first * TILE :], slopes[slot]
@@ -661,7 +663,7 @@ def _unblend_of(four, clipped):
         for p in range((end - first) * TILE):
             d = _line(c, e[p + PY], -c * w)
             t = _line(k, d, _line(a, e[p + PX], -a * u))
-            seen = _seen(t, -d * d, o, lowest)
+            seen = _seen(t, log_o - d * d)
             alpha = min(seen, MAX_ALPHA) if clipped else seen
             left = e[p]
             weight = left * alpha
@@ -723,7 +725,7 @@ def _dot_four(v, first, end, batch, i, n, slopes, slot):
 @numba.njit(**fast)
 def _unweigh(v, first, end, batch, i, slopes, slot):
     """Derivatives of one Gaussian's shape and opacity from the planes of `_weigh` and `_dot_four`: as `_unblend_of`."""
-    u, w, a, k, c, _, _ = _form(batch, i)
+    u, w, a, k, c, _ = _form(batch, i)
     e, out = v[first * TILE :], slopes[slot]
     t1 = t1d = t2 = d1 = d2 = so = F(0.0)
     for p in range((end - first) * TILE):
