@@ -27,7 +27,7 @@ from geo4d.core.types import SH_C0, Gaussians
 from render import rasterization
 
 WIDTH, HEIGHT, FOCAL = 640, 480, 500.0
-PEER_COUNTS, ROUNDS = (10_000, 100_000), 9
+PEER_COUNTS, ROUNDS = (10_000, 100_000), 15
 COUNTS = (10_000, 30_000, 100_000, 300_000, 1_000_000)
 SIZES = ((320, 240), (640, 480), (960, 720), (1280, 960))
 RUNS = 9
