@@ -58,9 +58,12 @@ def score_views(
 
 
 def moving_pixels(scene: Scene, i: int, hw: tuple[int, int]) -> Tensor | None:
-    """Which pixels `(h, w)` of a picture of frame `i`, of a size, show what moves; None where none is known to."""
+    """Which pixels `(h, w)` of a picture of frame `i`, of a size, show what moves; None where none is known to.
+
+    Of photos in which nothing was followed `dynamic` tells only where depth disagrees.
+    """
     dynamic = scene.dynamic[i]
-    if dynamic is None or not bool((dynamic >= MOVES).any()):
+    if scene.tracks is None or dynamic is None or not bool((dynamic >= MOVES).any()):
         return None
     return torch.nn.functional.interpolate(dynamic[None, None].float(), hw, mode="nearest-exact")[0, 0] >= MOVES
 

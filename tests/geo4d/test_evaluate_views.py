@@ -21,6 +21,7 @@ from geo4d.core import metrics
 from geo4d.core.errors import InputError
 from geo4d.core.io.gaussians import read_gaussians, write_gaussians
 from geo4d.core.io.scene import load_scene, save_scene
+from geo4d.core.types import PointTracks
 from geo4d.evaluation import evaluate_views
 from render import render_views
 
@@ -53,6 +54,14 @@ def test_scores_are_those_of_the_metrics_on_the_pictures(own_scene: Copy) -> Non
         assert result[key] == pytest.approx(np.mean([i[key] for i in result["images"]]))
 
 
+def followed() -> PointTracks:
+    """A point that was seen in the first two frames."""
+    return PointTracks(
+        torch.tensor([0.0, 1.0], dtype=torch.float64), torch.zeros(1, 2, 3, dtype=torch.float64),
+        torch.zeros(1, 2, 2, dtype=torch.float64), torch.tensor([[0, 1]]), torch.zeros(1, 3),
+    )  # fmt: skip
+
+
 def test_what_moves_has_a_score_of_its_own(own_scene: Copy, geo4d: Callable[..., Any]) -> None:
     folder = own_scene()
     gaussians = read_gaussians(folder / "gaussians.ply")
@@ -64,7 +73,11 @@ def test_what_moves_has_a_score_of_its_own(own_scene: Copy, geo4d: Callable[...,
     half[: h // 4] = 1.0
     dynamic = [half if k in (0, 1) else torch.zeros_like(half) if k == 2 else None for k in range(len(scene.frames))]
     depth = [torch.ones_like(half)] * len(dynamic)
-    save_scene(replace(scene, depth=tuple(depth), dynamic=tuple(dynamic)), folder.with_name("moving"))
+    seen = replace(scene, depth=tuple(depth), dynamic=tuple(dynamic))
+    save_scene(seen, folder.with_name("photos"))
+    shutil.copy(folder / "gaussians.ply", folder.with_name("photos"))
+    assert evaluate_views(folder.with_name("photos"))["psnr_moving"] is None  # depth disagrees, nothing was followed
+    save_scene(replace(seen, tracks=followed()), folder.with_name("moving"))
     shutil.copy(folder / "gaussians.ply", folder.with_name("moving"))
     result = evaluate_views(folder.with_name("moving"))
     assert [i["psnr_moving"] is None for i in result["images"]] == [k > 1 for k in range(len(dynamic))]
