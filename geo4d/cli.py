@@ -684,7 +684,9 @@ def _is_kept(args: Sequence[str]) -> bool:
         name = getattr(sys.modules.get("geo4d.pipeline.fitting"), "CHECKPOINT", None)
         return name is not None and any(Path(value, name).is_file() for value in values)
     if verb == ["reconstruct"]:
-        return any(Path(f"{Path(value).resolve()}.partial").is_dir() for value in values)
+        from geo4d.core.io.atomic import partial_folder
+
+        return any(partial_folder(Path(value)).is_dir() for value in values)
     return verb == ["train"]
 
 

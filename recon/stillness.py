@@ -69,9 +69,7 @@ def judged(
         )
         return scene
     share, explained = scene.moving_share(), None if rig else explained_share(scene)
-    tracks = scene.tracks
-    count = 0 if tracks is None else len(tracks)
-    found = 0.0 if tracks is None else moving_count(scene, tracks)
+    count = 0 if scene.tracks is None else len(scene.tracks)
     facts: dict[str, Any] = {"share": share, "tracks": count, "explained": explained}
     if explained is not None and explained < LEAST_EXPLAINED:
         facts |= {"words": "nearly everything moves", "trusted": False}
@@ -85,7 +83,7 @@ def judged(
             f"nearly everything seems to move: only {100 * explained:.0f} % of the pictures' motion fits the cameras "
             f"and a scene that stands still, so that cameras and depth are not to be trusted; {mend}"
         )
-    elif not (sure and count) and found < moving_needed(scene):
+    elif not (sure and count) and (found := moving_count(scene)) < moving_needed(scene):
         words, more = _stillness(scene, found, clips, rig=rig)
         facts = {"share": 0.0, "tracks": 0, "explained": explained, "words": words}
         progress.note(words + more)
@@ -117,8 +115,11 @@ def moving_needed(scene: Scene) -> float:
     return max(LEAST, LEAST_SHARE * cells)
 
 
-def moving_count(scene: Scene, tracks: PointTracks) -> float:
+def moving_count(scene: Scene) -> float:
     """How many followed points a picture has, on average, that stand out and that no still point explains."""
+    tracks = scene.tracks
+    if tracks is None:
+        return 0.0
     frame, uv_px = tracks.frame_id.numpy(), tracks.uv_px.numpy()
     still, found = StillPoints(scene), 0
     for track in np.flatnonzero(_corners(scene, tracks) > CORNER):

@@ -25,6 +25,8 @@ from render.fit_options import FitOptions
 from render.fitting import Fitter
 
 FORMAT, VERSION = "geo4d-fit", 2
+_DAMAGED = (OSError, ValueError, TypeError, KeyError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error)
+"""What reading a file raises that is no checkpoint, or part of one."""
 ENDS = ("steps", "time_budget_s")
 """Options that may differ when a fit goes on."""
 PER_PHOTO = ("mean_square", "at_first")
@@ -70,7 +72,7 @@ def refuse_other_options(path: Path, options: FitOptions) -> None:
         differ = [
             f"{k} {before.get(k)!r} before, {now.get(k)!r} now" for k in before | now if before.get(k) != now.get(k)
         ]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error):
+    except _DAMAGED:
         return
     if differ:
         raise _other(f"{path} was made with other options: {', '.join(differ)}")
@@ -105,7 +107,7 @@ def load_checkpoint(path: Path, fitter: Fitter) -> None:
         state, same = _state(arrays, header["state"]), header["run"] == _fingerprint(fitter)
         if same:
             _check(state, fitter)
-    except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except _DAMAGED as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise InputError(
             "cannot go on with the fit", found=f"{path}: {reason}", accepted="what an interrupted `geo4d fit` left",

@@ -244,13 +244,9 @@ class Fitter:
 
     def _leave_out_undated(self) -> None:
         """Photos without a time neither tell of things that move nor can be compared with them."""
-        kept = dated(
-            self.scene.frames,
-            [*self.train, *self.test],
-            self.progress,
-            hint=" (--motion none takes all to stand still)",
-        )
-        self.train, self.test = ([i for i in part if i in set(kept)] for part in (self.train, self.test))
+        hint = " (--motion none takes all to stand still)"
+        kept = set(dated(self.scene.frames, [*self.train, *self.test], self.progress, hint=hint))
+        self.train, self.test = ([i for i in part if i in kept] for part in (self.train, self.test))
 
     def _begin_motion(self, start: Beginning) -> None:
         times = start.paths.time_s.tolist()

@@ -270,12 +270,12 @@ def test_method_shows_what_geo4d_shows(stubbed: None, folder: Path) -> None:
     for normalise in (True, False):
         made, model = model_of(folder, normalise=normalise)
         shown = model.get_outputs_for_camera(made.cameras[1:2])
-        # In a world of another size rounding decides at single pixels whether an alpha of 1/255 is seen.
+        # Where poses went through other matrices, rounding decides at a pixel whether an alpha of 1/255 is seen.
         expected = rgb[0, ..., :3].clamp(0, 1), alpha[0], rgb[0, ..., 3:] * made.dataparser_scale
         for got, wanted in zip((shown["rgb"], shown["accumulation"], shown["depth"]), expected, strict=True):
             off = (got - wanted).abs() / wanted.abs().max()
             assert float(off.max()) < 2 / 255
-            assert float((off > 2e-4).float().mean()) < 2e-3
+            assert int((off.amax(-1) > 2e-4).sum()) <= 1
         assert rgb[0, ..., :3].std() > 0.1
 
 

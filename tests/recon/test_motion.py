@@ -101,7 +101,7 @@ def test_what_rests_for_most_of_the_time_is_found_and_moves_at_rest_too(
     assert found > recall
     assert right > precision
     assert scene.tracks is not None
-    assert moving_count(scene, scene.tracks) >= moving_needed(scene)
+    assert moving_count(scene) >= moving_needed(scene)
     early = torch.isfinite(scene.tracks.p_world[:, :8]).all(-1).any(1)
     assert early.float().mean() > 0.5
 
