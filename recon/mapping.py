@@ -21,9 +21,12 @@ MANY_PICTURES = 150
 GOOD_SHARE, GOOD_ERROR_PX, GOOD_AGREEMENT = 0.95, 1.6, 0.85
 """Share of linked pictures, reprojection error and share of agreeing pairs from which no other mapper is tried."""
 AGREE_DEG = 5.0
+THREADS = 1
+"""Several threads add up in the order of chance: the last bits of cameras, and all that follows, would differ."""
 HELD = (1.0, 0.75, 1.35)
-"""Factors of the focal length to begin with, at which the lens is held where no mapper places the linked pictures: the
-first few of a film that hardly turns leave focal length and distortion to chance, and then fit no other picture."""
+"""Factors of the focal length to begin with, at which the lens is held where the incremental mapper does not place the
+linked pictures: the first few of a film that hardly turns leave focal length and distortion to chance, and then fit no
+other picture. The global mapper may place them all with such a lens: the first factor is tried beside it, too."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +56,6 @@ class MappingOptions:
 
     mapper: str = "auto"
     seed: int = 0
-    threads: int = 1
     fixed_cameras: frozenset[int] = frozenset()
 
 
@@ -73,10 +75,11 @@ def reconstruct(
         weak = _weakness(tried[-1], linked)
         if not weak:
             break
-    for factor in HELD if options.mapper == "auto" else ():
-        if not all(_misses_pictures(m, linked) for m in tried):
-            break
-        tried.append(_run("incremental", database, links, out / "held", options, held=factor))
+    if options.mapper == "auto" and any(m.mapper == "incremental" and _misses_pictures(m, linked) for m in tried):
+        for factor in HELD:
+            tried.append(_run("incremental", database, links, out / "held", options, held=factor))
+            if not all(_misses_pictures(m, linked) for m in tried):
+                break
     best = max(tried, key=lambda m: (m.score, -m.mean_error_px if m.registered else -np.inf))
     return best, tried, _reason(tried, best, linked, options)
 
@@ -163,8 +166,7 @@ def _incremental(database: Path, out: Path, options: MappingOptions) -> dict[int
 
     for relaxed in (False, True):
         settings = pycolmap.IncrementalPipelineOptions()
-        # Several threads add up in the order of chance: the last bits of cameras, and all that follows, would differ.
-        settings.num_threads = 1
+        settings.num_threads = THREADS
         settings.random_seed = options.seed
         settings.extract_colors = False
         settings.min_model_size = 2
@@ -193,7 +195,7 @@ def _global(database: Path, out: Path, options: MappingOptions) -> dict[int, pyc
     if not options.fixed_cameras:
         pycolmap.calibrate_view_graph(database)
     settings = pycolmap.GlobalPipelineOptions()
-    settings.num_threads = options.threads
+    settings.num_threads = THREADS
     settings.random_seed = options.seed
     settings.mapper.bundle_adjustment.ceres.use_gpu = False
     settings.mapper.global_positioning.use_gpu = False

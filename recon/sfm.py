@@ -111,9 +111,10 @@ def _mapping_freely(
 ) -> tuple[pycolmap.Reconstruction, dict[str, Any]]:
     label = pairs.components(len(run.frames), [k.pair for k in links])
     settings = mapping.MappingOptions(
-        run.options.mapper, run.options.seed, run.options.num_threads,
+        run.options.mapper,
+        run.options.seed,
         frozenset(g + 1 for g in range(run.sensors.count) if run.sensors.fixed(g)),
-    )  # fmt: skip
+    )
     best, tried, reason = mapping.reconstruct(
         run.work / "database.db", links, int((label == 0).sum()), run.work / "mappers", settings
     )

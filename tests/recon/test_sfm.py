@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -16,7 +17,7 @@ from geo4d.core.errors import InputError, ReconstructionError
 from geo4d.core.io.frames import load_frames
 from geo4d.core.progress import Progress
 from geo4d.core.types import Camera, DepthPrior, Distortion, Frame, Frames
-from recon import features, reconstruct, sfm
+from recon import features, mapping, reconstruct, sfm
 from recon.options import ReconstructOptions
 from recon.priors import Priors, with_depth
 from recon.sfm import solve_cameras
@@ -378,6 +379,30 @@ def test_a_church_facade_against_surveyed_cameras(shared_data: Path, tmp_path: P
     assert _worst_pair_deg(solution, truth) < 0.5
     assert float(solution.cameras[0].K[0, 0]) == pytest.approx(2759.5, abs=3)
     assert float(solution.cameras[0].K[0, 2]) == pytest.approx(1520.7, abs=6)
+
+
+@pytest.mark.parametrize(("by_global", "chosen"), [(0.87, "held at 1"), (0.99, "global"), (None, "held at 0.75")])
+def test_a_lens_is_held_where_the_incremental_mapper_misses_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_global: float | None, chosen: str
+) -> None:
+    """By how far pairs agree with it, also where the global mapper places all pictures: its lens may be far off."""
+    made = {
+        "incremental": mapping.Model("incremental", None, registered=4, points=100, mean_error_px=0.5),
+        "global": mapping.Model(
+            "global", None, registered=20 if by_global else 0, agreement=by_global or np.nan, mean_error_px=0.8
+        ),
+        1.0: mapping.Model("held at 1", None, registered=20 if by_global else 7, agreement=0.98, mean_error_px=0.8),
+        0.75: mapping.Model("held at 0.75", None, registered=20, agreement=0.98, mean_error_px=0.8),
+    }
+
+    def run(kind: str, *_: Any, held: float | None = None) -> mapping.Model:
+        return made[kind if held is None else held]
+
+    monkeypatch.setattr(mapping, "_run", run)
+    best, tried, reason = mapping.reconstruct(tmp_path / "db", [], 20, tmp_path, mapping.MappingOptions())
+    assert best.mapper == chosen
+    assert len(tried) == (3 if by_global else 4)
+    assert "only 4 of 20 linked pictures were placed" in reason
 
 
 @pytest.mark.slow
