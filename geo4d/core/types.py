@@ -7,7 +7,7 @@ float64.
 # No `from __future__ import annotations`: annotations stay live objects, so that jaxtyping can check them in tests.
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, NamedTuple, Protocol, overload, runtime_checkable
 
 import numpy as np
@@ -273,6 +273,9 @@ class Frames(Sequence[Frame]):
     def __getitem__(self, index: int | slice) -> "Frame | Frames":
         return Frames(self._frames[index], self.dropped) if isinstance(index, slice) else self._frames[index]
 
+    def __repr__(self) -> str:
+        return f"Frames({len(self)})"
+
     def __len__(self) -> int:
         return len(self._frames)
 
@@ -355,8 +358,31 @@ def single_cameras(camera: Camera) -> Iterator[Camera]:
         yield replace(camera, K=K, world_from_cam=world_from_cam)
 
 
-@dataclass(frozen=True, eq=False)
-class Observations:
+class _Brief:
+    """Shown in one line, by the sizes of the arrays that it holds: `Gaussians(means=float32[5000, 3], ...)`."""
+
+    def __repr__(self) -> str:
+        held = {f.name: getattr(self, f.name) for f in fields(self)}  # pyright: ignore[reportArgumentType]
+        return f"{type(self).__name__}({', '.join(f'{k}={_brief(v)}' for k, v in held.items() if v is not None)})"
+
+
+def _brief(value: object) -> str:
+    match value:
+        case Tensor():
+            return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+        case tuple():
+            kinds = {_brief(v) if isinstance(v, Tensor) else type(v).__name__ for v in value if v is not None}
+            return f"{sum(v is not None for v in value)} {' or '.join(sorted(kinds))}".rstrip()
+        case Mapping():
+            return f"{{{', '.join(map(str, value))}}}"
+        case Motion():
+            return f"{type(value).__name__} of {len(value)}"
+        case _:
+            return repr(value)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Observations(_Brief):
     """Sparse tracks: point `track_id[i]` was seen by frame `frame_id[i]` at pixel `uv_px[i]` of its working picture."""
 
     track_id: Int64[Tensor, " o"]
@@ -375,8 +401,8 @@ class Observations:
         return error
 
 
-@dataclass(frozen=True, eq=False)
-class PointCloud:
+@dataclass(frozen=True, eq=False, repr=False)
+class PointCloud(_Brief):
     """Coloured points with unit normals (NaN where unknown)."""
 
     p_world: Float64[Tensor, "k 3"]
@@ -384,8 +410,8 @@ class PointCloud:
     normal_world: Float32[Tensor, "k 3"]
 
 
-@dataclass(frozen=True, eq=False)
-class PointTracks:
+@dataclass(frozen=True, eq=False, repr=False)
+class PointTracks(_Brief):
     """Points of surfaces that were followed through time, for long.
 
     Each is at each of the times `time_s` (which increase) at `p_world`, NaN where that is not known, and was seen at
@@ -429,8 +455,8 @@ USUAL_HOLDOUT = 8
 """Every so-manieth photo is held back from a fit where nothing else is asked for."""
 
 
-@dataclass(frozen=True, eq=False)
-class Scene:
+@dataclass(frozen=True, eq=False, repr=False)
+class Scene(_Brief):
     """Cameras, depth and points of a set of pictures, all in one world frame.
 
     Per frame, as tuples of one length: `frames` (the working pictures: undistorted, with a valid mask), `camera` (their
@@ -591,8 +617,8 @@ class Motion(Protocol):
         ...
 
 
-@dataclass(frozen=True, eq=False)
-class Gaussians:
+@dataclass(frozen=True, eq=False, repr=False)
+class Gaussians(_Brief):
     """A scene as 3D Gaussians with view-dependent colour; public values are linear (no logarithms or logits).
 
     `scales` are standard deviations along the axes that `quats_wxyz` (unit) turns into the world, in scene units;
@@ -755,8 +781,8 @@ SH_C0 = 0.28209479177387814
 GAUSSIAN_FIELDS = ("means", "quats_wxyz", "scales", "opacity", "sh", "object_id")
 
 
-@dataclass(frozen=True, eq=False)
-class Buffers:
+@dataclass(frozen=True, eq=False, repr=False)
+class Buffers(_Brief):
     """What rendering a batch of cameras returns, per pixel.
 
     `rgb` in [0, 1] as encoded, multiplied by `alpha` where no background was laid behind it; `depth` is z-depth in

@@ -24,7 +24,7 @@ from geo4d.core.io.objects import OBJECTS, OVERVIEW, Drawn, ObjectFacts, Photo, 
 from geo4d.core.io.scene import command_line, load_scene, package_version, picture_files
 from geo4d.core.progress import Progress
 from geo4d.core.types import Gaussians, Scene
-from geo4d.pipeline.rendering import load_gaussians
+from geo4d.pipeline.exporting import read_scene_noted
 from render.segmentation.boxes import BoxedView, annotate
 from render.segmentation.clusters import geometric_objects
 from render.segmentation.description import describe
@@ -75,7 +75,7 @@ def segment_folder(
     _check(options)
     with progress.stage("load the scene"):
         scene = load_scene(folder)
-        gaussians = load_gaussians(folder, None, progress)
+        gaussians = read_scene_noted(folder, progress)
     if gaussians.object_id is not None and not overwrite:
         raise InputError(
             "the Gaussians have object ids already",

@@ -289,3 +289,11 @@ def test_what_moves_together_becomes_an_object(folder: Path, geo4d: Callable[...
     assert torch.equal(after.object_id, near.long())
     assert after.motion is not None
     assert json.loads((folder / "objects.json").read_text())["method"] == "motion"
+
+
+def test_a_scene_without_gaussians_is_to_be_fitted_first(folder: Path, geo4d: Callable[..., Any]) -> None:
+    (folder / "gaussians.ply").unlink()
+    run = geo4d("segment", folder)
+    assert run.code == 2
+    assert "the scene has no Gaussians" in run.stderr
+    assert f"geo4d fit {folder}\n" in run.stderr

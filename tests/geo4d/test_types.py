@@ -13,7 +13,7 @@ import torch
 from geo4d import Camera, Frame, Frames, InputError, Observations, PointCloud, Scale, Scene
 from geo4d.core import geometry
 from geo4d.core.camera_models import LENS_MODELS
-from geo4d.core.types import Distortion, stack_cameras
+from geo4d.core.types import Distortion, Gaussians, stack_cameras
 
 EXTRAS = {
     "SIMPLE_PINHOLE": [],
@@ -385,6 +385,19 @@ def test_a_similarity_carries_the_covariance_with_it() -> None:
         jacobian = torch.stack(columns, -1)
         expected = jacobian @ scene.covariance[i] @ jacobian.T
         torch.testing.assert_close(moved.covariance[i], expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_large_types_are_shown_in_one_line() -> None:
+    n = 5000
+    gaussians = Gaussians(torch.zeros(n, 3), torch.ones(n, 4), torch.ones(n, 3), torch.ones(n), torch.zeros(n, 4, 3))
+    assert repr(gaussians) == (
+        f"Gaussians(means=float32[{n}, 3], quats_wxyz=float32[{n}, 4], scales=float32[{n}, 3], "
+        f"opacity=float32[{n}], sh=float32[{n}, 4, 3])"
+    )
+    shown = repr(_scene())
+    assert "\n" not in shown
+    assert shown.startswith("Scene(frames=Frames(3), camera=3 Camera, original=3 Camera, depth=2 float32[6, 8], ")
+    assert "points=PointCloud(p_world=float64[" in shown
 
 
 def test_a_scene_is_checked_when_it_is_made() -> None:
