@@ -549,30 +549,32 @@ def train(
     *,
     resume: Path,
     minutes: float = 9.0,
-    network: Literal["geo4d-s", "geo4d-xs"] = "geo4d-s",
+    network: Literal["geo4d-s", "geo4d-xs"] | None = None,
     pictures: int | None = None,
     rate: float | None = None,
-    registers: int = 0,
-    register_only: str = "",
-    without: str = "",
+    registers: int | None = None,
+    register_only: str | None = None,
+    without: str | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
-    seed: int = 0,
+    seed: int | None = None,
     json: bool = False,
 ) -> dict[str, Any]:
     """A slice of the training of a network on generated scenes; the same command again goes on.
+
+    What is not given is as the training was begun, or else as its recipe says.
 
     Args:
         what: recon: geo4d-s, the network that finds cameras and depth.
         resume: folder of the training; begun where it holds none.
         minutes: of this slice.
-        network: geo4d-s, for a GPU; geo4d-xs, which two cores can train.
-        pictures: of the whole training, by which size, difficulty and rate follow (default: what its recipe plans).
-        rate: of learning, at its highest.
-        registers: tokens per picture beside the camera's.
+        network: geo4d-s, for a GPU (default); geo4d-xs, which two cores can train.
+        pictures: of the whole training, by which size, difficulty and rate follow; may change when it goes on.
+        rate: of learning, at its highest; may change when it goes on.
+        registers: tokens per picture beside the camera's (default 0).
         register_only: comma list of blocks over all views in which these tokens alone attend.
         without: comma list of losses to leave out: relative, ray, descriptor, track.
         device: where to compute.
-        seed: of scenes and first weights.
+        seed: of scenes and first weights (default 0).
         json: print the result as one JSON object on stdout.
     """
     del what

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,7 +16,7 @@ from recon.feedforward.geo4d_s import CONFIGS
 from recon.feedforward.losses import LossWeights
 from recon.feedforward.networks import pick_device
 from recon.feedforward.recipe import RECIPES, Recipe
-from recon.feedforward.training import LOG, train
+from recon.feedforward.training import LOG, begun_with, read_log, train
 
 CURVE = "curve.svg"
 _OPTIONAL = ("relative", "ray", "descriptor", "track")
@@ -28,17 +27,19 @@ def train_recon(
     folder: Path,
     *,
     minutes: float,
-    network: str = "geo4d-s",
+    network: str | None = None,
     pictures: int | None = None,
     rate: float | None = None,
-    registers: int = 0,
-    register_only: str = "",
-    without: str = "",
+    registers: int | None = None,
+    register_only: str | None = None,
+    without: str | None = None,
     device: str = "auto",
-    seed: int = 0,
+    seed: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """One slice of the training of a feed-forward network; returns what the command line shows.
+
+    What is not given is as the training in the folder was begun, or else usual: `geo4d-s`, its recipe, seed 0.
 
     Raises:
         InputError: options that do not fit, a folder of another training, or one that cannot be written.
@@ -46,52 +47,69 @@ def train_recon(
     if not minutes > 0:
         raise InputError("cannot train for so long", found=f"--minutes {minutes:g}", accepted="more than 0")
     where = pick_device(device)
-    if device == "auto" and where == "cpu" and network == "geo4d-s":
+    begun = begun_with(folder)
+    recipe = _recipe(begun and begun[0], network, pictures, rate, registers, register_only, without)
+    if device == "auto" and where == "cpu" and recipe.network == "geo4d-s":
         raise InputError(
             "geo4d-s wants a GPU", found="none; two cores would take weeks and some 20 GB of memory",
             accepted="--network geo4d-xs, which they train in an hour", hint="--device cpu tries it all the same",
         )  # fmt: skip
-    recipe = _recipe(network, pictures, rate, registers, register_only, without)
+    if seed is None:
+        seed = begun[1] if begun else 0
     result = train(folder, recipe, minutes=minutes, seed=seed, device=where, progress=progress)
     write_curve(folder)
     return {**result, "curve": str(folder / CURVE)}
 
 
 def _recipe(
-    network: str, pictures: int | None, rate: float | None, registers: int, register_only: str, without: str
-) -> Recipe:
-    left_out = [name.strip() for name in without.split(",") if name.strip()]
-    unknown = sorted(set(left_out) - set(_OPTIONAL))
-    if unknown:
-        raise InputError("unknown loss", found=", ".join(unknown), accepted=", ".join(_OPTIONAL))
-    try:
-        blocks = tuple(int(k) for k in register_only.split(",") if k.strip())
-    except ValueError as error:
-        raise InputError(
-            "cannot read --register-only", found=repr(register_only), accepted="numbers of blocks: 5,9"
-        ) from error
+    begun: Recipe | None, network: str | None, pictures: int | None, rate: float | None, registers: int | None,
+    register_only: str | None, without: str | None,
+) -> Recipe:  # fmt: skip
+    """That of the training that was begun, or the usual one, with what is given."""
+    usual = begun or RECIPES[network or "geo4d-s"]
+    if network is not None and network != usual.network:
+        usual = RECIPES[network]
+    weights = usual.weights if without is None else _weights(without)
+    registers = usual.registers if registers is None else registers
+    blocks = usual.register_only if register_only is None else _blocks(register_only)
     if blocks and not registers:
         raise InputError(
             "--register-only needs register tokens", found="--registers 0", accepted="1 or more", hint="--registers 4"
         )
-    graph = CONFIGS[network].graph
+    graph = CONFIGS[usual.network].graph
     first, last = graph.alternate_from or 0, graph.vit.depth - 1
     if registers < 0 or not all(first <= k <= last and k % 2 for k in blocks):
         raise InputError(
             "cannot build the network", found=f"--registers {registers} --register-only {register_only or 'none'}",
             accepted=f"0 or more, and odd blocks from {first} to {last}: these attend over all views",
         )  # fmt: skip
-    recipe = replace(
-        RECIPES[network], registers=registers, register_only=blocks,
-        weights=replace(LossWeights(), **dict.fromkeys(left_out, 0.0)),
+    return replace(
+        usual, registers=registers, register_only=blocks, weights=weights,
+        pictures=usual.pictures if pictures is None else pictures, rate=usual.rate if rate is None else rate,
     )  # fmt: skip
-    pictures = recipe.pictures if pictures is None else pictures
-    return replace(recipe, pictures=pictures, rate=recipe.rate if rate is None else rate)
+
+
+def _weights(without: str) -> LossWeights:
+    """Of the losses, without some."""
+    left_out = [name.strip() for name in without.split(",") if name.strip()]
+    unknown = sorted(set(left_out) - set(_OPTIONAL))
+    if unknown:
+        raise InputError("unknown loss", found=", ".join(unknown), accepted=", ".join(_OPTIONAL))
+    return replace(LossWeights(), **dict.fromkeys(left_out, 0.0))
+
+
+def _blocks(register_only: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(k) for k in register_only.split(",") if k.strip())
+    except ValueError as error:
+        raise InputError(
+            "cannot read --register-only", found=repr(register_only), accepted="numbers of blocks: 5,9"
+        ) from error
 
 
 def write_curve(folder: Path) -> None:
     """`curve.svg`: losses and validation scores over the pictures seen, of the log in the folder."""
-    lines = [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
+    lines = read_log(folder / LOG)
     losses = [(x["pictures"], x["losses"]) for x in lines if "losses" in x]
     scores = [(x["pictures"], x["validation"]) for x in lines if "validation" in x]
     panels = [

@@ -32,6 +32,8 @@ IN_A_ROW = 0.5
 TRACKED = 512
 """Points of the first picture that a track head follows."""
 CAMERAS_AND_DEPTH = ("cam_from_world", "K", "depth", "depth_conf")
+TAUGHT_AUC = 20.0
+"""AUC@30 of a training's scenes below which its cameras are guesses."""
 SURE = 0.5
 """Visibility and confidence of a tracked point, each, from which it counts."""
 
@@ -131,6 +133,7 @@ def _recognised(weights: str) -> str:
 
     repo = looks_like(read_weights(Path(weights)))
     known = {network.repo: name for name, network in reversed(NETWORKS.items())}
+    known["geo4d/geo4d-xs"] = "geo4d-s"  # its smallest size, by the card beside the weights
     if repo not in known:
         raise InputError(
             f"cannot tell which network {weights} belongs to", found=repo or "tensors of none that geo4d has",
@@ -170,10 +173,11 @@ def _predict(
             ) from error  # fmt: skip
 
     def told(prediction: Prediction) -> Prediction:
-        return replace(prediction, facts={**prediction.facts, "backend": name})
+        return replace(prediction, facts={**prediction.facts, **training, "backend": name})
 
+    training = _training_facts(weights, progress) if network.family == "geo4d" else {}
     own_size = functools.partial(run, long_side=usual)
-    if not network.bundled:  # geo4d's own weights come with their scores
+    if network.family != "geo4d":  # of these the card tells how good they are
         check_once(name, weights, own_size, progress, most=plan.chunk_views)
     if plan.whole:
         with progress.stage("network"):
@@ -209,22 +213,39 @@ def _of_training(weights: Path) -> nn.Module:
     from recon.feedforward.geo4d_s import Geo4dS
     from recon.feedforward.recipe import network_config
 
-    recipe = _recipe(weights)
-    return build("geo4d-s") if recipe is None else Geo4dS(network_config(recipe))
+    card = _card(weights)
+    return build("geo4d-s") if card is None else Geo4dS(network_config(card[0]))
 
 
-def _recipe(weights: Path) -> Recipe | None:
-    """Of the card beside weights of geo4d-s; None without."""
+def _card(weights: Path) -> tuple[Recipe, dict[str, Any]] | None:
+    """Recipe and card beside weights of geo4d-s; None without."""
     from recon.feedforward.trained import CARD, read_card
 
     folder = weights if weights.is_dir() else weights.parent
-    return read_card(folder)[0] if (folder / CARD).is_file() else None
+    return read_card(folder) if (folder / CARD).is_file() else None
+
+
+def _training_facts(weights: str, progress: Progress) -> dict[str, str]:
+    """Which training weights of geo4d-s are of, by their card; says where it taught no cameras."""
+    found = _card(Path(weights))
+    if found is None:
+        return {}
+    card, scores = found[1], found[1]["validation"]
+    if scores["auc@30"] < TAUGHT_AUC:
+        progress.note(
+            f"the training of these weights taught no cameras (AUC@30 {scores['auc@30']:.1f} of generated scenes): "
+            "take them for matches, with --backend hybrid"
+        )
+    return {
+        "weights": f"{card['network']} after {card['pictures']:,} of {card['planned']:,} generated pictures (AUC@30 "
+        f"{scores['auc@30']:.1f}, depth AbsRel {scores['abs_rel']:.3f} of scenes that it did not see)"
+    }
 
 
 def usual_side(name: str, weights: str) -> int:
     """The longer side of what a network with these weights is shown: of geo4d-s the largest of its training."""
-    recipe = _recipe(Path(weights)) if NETWORKS[name].family == "geo4d" else None
-    return NETWORKS[name].long_side if recipe is None else max(recipe.stages[-1].sides_px)
+    card = _card(Path(weights)) if NETWORKS[name].family == "geo4d" else None
+    return NETWORKS[name].long_side if card is None else max(card[0].stages[-1].sides_px)
 
 
 def build(name: str) -> nn.Module:

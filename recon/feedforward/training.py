@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,8 @@ from recon.feedforward import trained
 from recon.feedforward.geo4d_s import Geo4dS
 from recon.feedforward.layers import normalised
 from recon.feedforward.losses import Pairs, Truth, losses
-from recon.feedforward.recipe import Recipe, network_config, steps_of_average
-from recon.feedforward.validation import held_out, validated
+from recon.feedforward.recipe import DECAY, Recipe, network_config, recipe_of, steps_of_average
+from recon.feedforward.validation import held_out, overall, validated
 
 STATE, LOG, BEST, LOCK = "training.safetensors", "log.jsonl", "best", "training.lock"
 FORMAT = "geo4d-training-1"
@@ -53,8 +54,6 @@ class State:
     seconds: float = 0.0
     good_steps: int = 0
     """Since the last time that something was undone, or the rate recovered."""
-    best: float = -1.0
-    """Validation AUC@30 of the weights that are kept: the best before the rate falls, the last from then on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,14 +167,14 @@ class Training:
         self.set_tensors(self._good.tensors)
         self.state = replace(
             self._good.state, batches=now.batches + 1, begun=now.begun, rollbacks=rollbacks, rate_factor=factor,
-            good_steps=0, seconds=now.seconds, best=now.best,
+            good_steps=0, seconds=now.seconds,
         )  # fmt: skip
         self._newer = self._good = _Copy(self._good.tensors, replace(self.state))
         self.changing = False
         if rollbacks > MOST_ROLLBACKS:
             raise InputError(
                 "the training does not hold", found=f"{wrong} not finite for the {rollbacks}th time",
-                accepted="a loss that stays finite", hint="begin in another folder, with a smaller --rate",
+                accepted="a loss that stays finite", hint=f"go on with --rate {self.recipe.rate / 4:g}",
             )  # fmt: skip
         self.progress.note(f"{wrong} not finite: back to step {self.state.steps}, from now on {factor:g} of the rate")
 
@@ -208,32 +207,36 @@ class Training:
             }
 
     def save(self, folder: Path) -> None:
-        """Write all that `resume` needs, whole or not at all.
+        """Write all that `resume` needs, whole or not at all; weights that are not finite do not replace what is there.
 
         Raises:
             InputError: the disk refuses.
         """
         from safetensors.torch import save
 
-        about = {"format": FORMAT, "recipe": asdict(self.recipe), "seed": self.seed, "state": asdict(self.state)}
         tensors = {k: v.contiguous() for k, v in self.tensors().items()}
+        if not all(bool(torch.isfinite(v).all()) for v in tensors.values()):
+            return
+        about = {"format": FORMAT, "recipe": asdict(self.recipe), "seed": self.seed, "state": asdict(self.state)}
         atomic.write_bytes(folder / STATE, save(tensors, {"geo4d": json.dumps(about)}))
 
     def resume(self, folder: Path) -> None:
         """Go on where the training stood that wrote the folder.
 
+        Its length may change, since size and difficulty follow the share that is done, and its rate.
+
         Raises:
-            InputError: damaged, or of another recipe or seed.
+            InputError: damaged, of another recipe or seed, or already longer than the recipe's.
         """
         about, tensors = read_state(folder)
-        wanted = json.loads(json.dumps(asdict(self.recipe)))
-        # The length may change: rate and difficulty follow the share that is done.
-        differ = [k for k in wanted if k != "pictures" and wanted[k] != about["recipe"].get(k)] + ["seed"] * (
-            about["seed"] != self.seed
-        )
+        begun = about["recipe"] | {"seed": about["seed"]}
+        wanted = json.loads(json.dumps(asdict(self.recipe))) | {"seed": self.seed}
+        differ = [k for k in wanted | begun if k not in _CHANGES and wanted.get(k) != begun.get(k)]
         if differ:
-            found = ", ".join(f"{k} {_short(about['recipe'].get(k, about['seed']))}" for k in differ)
-            asked = ", ".join(f"{k} {_short(wanted.get(k, self.seed))}" for k in differ)
+            found, asked = (
+                ", ".join(f"{k} {_short(values[k]) if k in values else 'unknown'}" for k in differ)
+                for values in (begun, wanted)
+            )
             raise InputError(
                 f"cannot go on with the training in {folder}", found=f"it was begun with {found}",
                 accepted=f"the same; asked for were {asked}", hint="name another folder to begin anew",
@@ -246,7 +249,19 @@ class Training:
                 f"cannot go on with the training in {folder}", found=f"its tensors do not fit the network: {error}",
                 accepted=f"a {STATE} of the same version", hint="name another folder to begin anew",
             ) from error  # fmt: skip
+        if self.recipe.pictures < min(self.state.pictures, begun["pictures"]):
+            raise InputError(
+                "cannot end a training before it stands", found=f"{self.state.pictures} pictures are seen",
+                accepted="more than these", hint=f"--pictures {math.ceil(self.state.pictures / (1 - DECAY))}: from now "
+                "on the rate falls",
+            )  # fmt: skip
+        if self.recipe.rate != begun["rate"]:
+            self.state.rate_factor, self.state.rollbacks = 1.0, 0
         self._good = None
+
+
+_CHANGES = ("pictures", "rate")
+"""What may be another when a training goes on."""
 
 
 def _short(value: Any) -> str:
@@ -254,27 +269,53 @@ def _short(value: Any) -> str:
     return text if len(text) < 60 else f"{text[:57]}..."
 
 
-def read_state(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What a training's folder says of it, and its tensors.
+@contextlib.contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    """What goes wrong while the state of a training is read, in words."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"cannot go on with the training in {folder}", found=f"{STATE}: {type(error).__name__}: {error}",
+            accepted="the folder of a training that this version began", hint="name another folder to begin anew",
+        ) from error  # fmt: skip
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """What a training's folder says of it: recipe, seed and state.
 
     Raises:
         InputError: no training there, or a damaged one.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
-    path = folder / STATE
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {})["geo4d"])
-            tensors = {k: file.get_tensor(k) for k in file.keys()}
+    with _readable(folder), safe_open(folder / STATE, framework="pt") as file:
+        about = json.loads((file.metadata() or {})["geo4d"])
         if about["format"] != FORMAT:
             raise ValueError(f"format {about['format']}")
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
-        raise InputError(
-            f"cannot go on with the training in {folder}", found=f"{path.name}: {type(error).__name__}: {error}",
-            accepted="the folder of a training that this version began", hint="name another folder to begin anew",
-        ) from error  # fmt: skip
-    return about, tensors
+        if missing := [k for k in ("recipe", "seed", "state") if k not in about]:
+            raise ValueError(f"no {', '.join(missing)}")
+        return about
+
+
+def read_state(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What a training's folder says of it, and its tensors; raises as `read_about`."""
+    from safetensors import safe_open
+
+    about = read_about(folder)
+    with _readable(folder), safe_open(folder / STATE, framework="pt") as file:
+        return about, {k: file.get_tensor(k) for k in file.keys()}
+
+
+def begun_with(folder: Path) -> tuple[Recipe, int] | None:
+    """Recipe and seed of the training in a folder, None where it holds none; raises as `read_about`."""
+    if not (folder / STATE).exists():
+        return None
+    about = read_about(folder)
+    with _readable(folder):
+        return recipe_of(about["recipe"]), about["seed"]
 
 
 def _check_begun(folder: Path) -> None:
@@ -300,7 +341,8 @@ def train(
     """One slice of a training; the folder holds it, and a later call with the same recipe goes on.
 
     The folder gets `training.safetensors` (all of the state), `log.jsonl` (losses, rate, pictures per second, and the
-    scores of validations), and `best/` (weights in half precision of the best validation, with their model card).
+    scores of validations), and `best/` (mean weights in half precision, with their model card: those of the best
+    validation by `validation.overall`, and the last from when the rate falls, which mends more than scores tell).
 
     Args:
         folder: to continue; begun where it holds no training.
@@ -336,7 +378,7 @@ def train(
     return {
         "folder": str(folder), "steps": training.state.steps, "pictures": training.state.pictures,
         "share": training.state.pictures / recipe.pictures, "pictures_per_s": run.speed(),
-        "validation": scores, "best_auc@30": training.state.best,
+        "validation": scores, "kept_after": (run.kept() or {}).get("pictures"),
     }  # fmt: skip
 
 
@@ -345,12 +387,15 @@ class _Slice:
 
     def __init__(self, training: Training, folder: Path, minutes: float, scenes: int) -> None:
         self.training, self.folder = training, folder
-        self.log = _Log(folder / LOG, training.state.steps)
-        self.start = self.shown = self.saved = self.checked = time.perf_counter()
-        self.end = self.start + 60 * minutes
+        self.end = time.perf_counter() + 60 * minutes
+        self.log = _Log(folder / LOG)
+        self.log.back_to(training.state.steps)
         self.before_s, self.at_first = training.state.seconds, training.state.pictures
-        self.seen, self.cost_s = training.state.pictures, 0.0
         self.batch = held_out(training.recipe, scenes, device=training.device)
+        before = time.perf_counter()
+        validated(training.average, self.batch.subset(slice(0, 1)), dtype=training.dtype)
+        self.start = self.shown = self.saved = self.checked = time.perf_counter()
+        self.seen, self.cost_s = training.state.pictures, scenes * (self.start - before)
         self.told = False
         self.sums: dict[str, float] = {}
         self.count = 0
@@ -362,9 +407,13 @@ class _Slice:
             while training.state.pictures < training.recipe.pictures:
                 if training.state.pictures > self.at_first and now + 1.2 * self.cost_s >= self.end:
                     break  # after one step at least
+                before = training.state.steps
                 self._add(training.step())
                 now = time.perf_counter()
                 training.state.seconds = self.before_s + now - self.start
+                if training.state.steps < before:
+                    self.log.back_to(training.state.steps)
+                    self.shown, self.seen, self.sums, self.count = now, training.state.pictures, {}, 0
                 if now - self.shown > LOGGED_EVERY_S:
                     self._show(now)
                 if now - self.checked > VALIDATED_EVERY_S:
@@ -383,14 +432,16 @@ class _Slice:
         return (self.training.state.pictures - self.at_first) / (time.perf_counter() - self.start)
 
     def validate(self) -> dict[str, float]:
-        """Score the mean weights; keep them where they are the best so far, or the rate falls, which mends more than
-        the score tells.
-        """
+        """Score the mean weights; keep them where they are the best so far, or the rate falls."""
         start, training = time.perf_counter(), self.training
         scores = validated(training.average, self.batch, dtype=training.dtype)
         self.log.add(training.state, {"validation": scores})
-        if scores["auc@30"] > training.state.best or training.recipe.decays(training.state.pictures):
-            training.state.best = scores["auc@30"]
+        kept = self.kept()
+        if (
+            kept is None
+            or overall(scores) > overall(kept["validation"])
+            or training.recipe.decays(training.state.pictures)
+        ):
             trained.write_weights(
                 self.folder / BEST, training.average, training.recipe, training.state, scores, seed=training.seed,
                 device=_device_name(training.device),
@@ -403,6 +454,11 @@ class _Slice:
         self.cost_s = self.checked - start
         self.shown += self.cost_s  # which is no time of training
         return scores
+
+    def kept(self) -> dict[str, Any] | None:
+        """The card of the weights that are kept; None before the first."""
+        best = self.folder / BEST
+        return trained.read_card(best)[1] if best.exists() else None
 
     def _add(self, parts: Mapping[str, float]) -> None:
         if all(map(math.isfinite, parts.values())):
@@ -436,12 +492,19 @@ def _device_name(device: torch.device) -> str:
 
 
 class _Log:
-    """Lines of JSON; those that a resumed training will write again are dropped."""
+    """Lines of JSON.
 
-    def __init__(self, path: Path, steps: int) -> None:
+    Raises:
+        InputError: a file that is none of these.
+    """
+
+    def __init__(self, path: Path) -> None:
         self.path = path
-        lines = path.read_text().splitlines() if path.exists() else []
-        self.lines = [line for line in lines if json.loads(line)["steps"] <= steps]
+        self.lines = [json.dumps(line) for line in read_log(path)] if path.exists() else []
+
+    def back_to(self, steps: int) -> None:
+        """Drop what comes after so many steps: it will be written again."""
+        self.lines = [line for line in self.lines if json.loads(line)["steps"] <= steps]
         self._write()
 
     def add(self, state: State, values: Mapping[str, Any]) -> None:
@@ -451,3 +514,21 @@ class _Log:
 
     def _write(self) -> None:
         atomic.write_text(self.path, "".join(f"{line}\n" for line in self.lines))
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of the log of a training.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    try:
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        if not all({"steps", "pictures"} <= line.keys() for line in lines):
+            raise ValueError("lines without steps or pictures")
+    except (ValueError, AttributeError) as error:
+        raise InputError(
+            f"cannot read {path}", found=f"{type(error).__name__}: {error}", accepted="the log of a training",
+            hint=f"delete it: the training goes on without what was logged; rm {path}",
+        ) from error  # fmt: skip
+    return lines

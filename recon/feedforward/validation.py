@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -85,6 +85,14 @@ def scored(run: Callable[[Tensor], Geo4dSOutput], batch: Batch, *, at_once: int 
                 "matched_cell": share_within(off_px[k], cell),
             })  # fmt: skip
     return {name: sum(r[name] for r in rows) / len(rows) for name in rows[0]}
+
+
+def overall(scores: Mapping[str, float]) -> float:
+    """What weights are chosen by: the mean of AUC@30, descriptors that match and depth that is right, in percent.
+
+    Not AUC@30 alone, which is chance for as long as no cameras are learnt.
+    """
+    return (scores["auc@30"] + 100 * scores["matched"] + 100 * (1 - scores["abs_rel"])) / 3
 
 
 def share_within(off_px: Tensor, limit_px: float) -> float:

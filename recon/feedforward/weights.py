@@ -57,13 +57,6 @@ def find_weights(repo_id: str, given: Path | str | None = None, *, download: boo
         InputError: nothing there; it says what to do.
     """
     if given is not None:
-        from recon.feedforward.training import BEST, STATE
-
-        if (Path(given) / STATE).is_file():
-            raise InputError(
-                f"cannot read weights from {given}", found="the folder of a training, which holds more than weights",
-                accepted="the weights that it kept", hint=f"--weights {Path(given) / BEST}",
-            )  # fmt: skip
         weight_files(Path(given))
         return Path(given)
     if bundled:
@@ -146,6 +139,13 @@ def weight_files(path: Path) -> list[Path]:
     Raises:
         InputError: none there, or a shard of an index is missing.
     """
+    from recon.feedforward.training import BEST, STATE
+
+    if (path / STATE).is_file():
+        raise InputError(
+            f"cannot read weights from {path}", found="the folder of a training, which holds more than weights",
+            accepted="the weights that it kept", hint=f"--weights {path / BEST}",
+        )  # fmt: skip
     if path.is_dir():
         indices = sorted(path.glob("*.safetensors.index.json")) or sorted(path.glob("*.index.json"))
         single = [p for p in (path / "model.safetensors", path / "model.pt", path / "pytorch_model.bin") if p.exists()]

@@ -86,9 +86,9 @@ def test_a_folder_of_another_training_is_refused_and_left_alone(geo4d: Callable[
     folder = tmp_path / "run"
     train(folder, TINY, minutes=0.02, validation_scenes=1)
     before = {p.name: p.stat().st_mtime_ns for p in folder.iterdir() if p.name != LOCK}
-    run = geo4d("train", "recon", "--resume", folder, "--network", "geo4d-xs", "--rate", "0.001", "--minutes", "1")
+    run = geo4d("train", "recon", "--resume", folder, "--network", "geo4d-xs", "--seed", "7", "--minutes", "1")
     assert run.code == 2
-    assert "it was begun with rate" in run.stderr
+    assert "it was begun with seed 0" in run.stderr
     assert {p.name: p.stat().st_mtime_ns for p in folder.iterdir() if p.name != LOCK} == before
 
 

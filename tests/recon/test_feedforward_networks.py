@@ -104,6 +104,25 @@ def test_a_file_of_weights_tells_its_network(tmp_path: Path) -> None:
         networks.at_hand("any", ReconstructOptions(weights=str(tmp_path / "x.safetensors")))
 
 
+def test_weights_of_a_training_are_known_without_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    golden = Path(__file__).resolve().parents[1] / "golden" / "geo4d_xs"
+    assert networks._recognised(str(golden)) == "geo4d-s"
+    (tmp_path / "training.safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match=r"the folder of a training(?s:.*)--weights .*best"):
+        networks.at_hand("any", ReconstructOptions(weights=str(tmp_path)))
+
+
+def test_weights_in_the_package_are_found_and_not_taken_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+    golden = Path(__file__).resolve().parents[1] / "golden" / "geo4d_xs"
+    shipped = replace(networks.NETWORKS["geo4d-s"], bundled=str(golden))  # beside an absolute path nothing counts
+    monkeypatch.setitem(networks.NETWORKS, "geo4d-s", shipped)
+    assert networks.at_hand("geo4d-s", ReconstructOptions()) is not None
+    assert networks.at_hand("any", ReconstructOptions()) is not None
+    assert networks.at_hand("auto", ReconstructOptions()) is None, "it is not known to help"
+    monkeypatch.setitem(networks.NETWORKS, "geo4d-s", replace(shipped, helps=True))
+    assert networks.at_hand("auto", ReconstructOptions()) is not None
+
+
 def test_a_prediction_is_of_the_stored_pictures(tiny: nn.Module, generated_scene: Callable[..., Scene]) -> None:
     frames = generated_scene(3).frames
     found = networks.predict(tiny, NETWORKS["da3-small"], frames, Priors(), long_side=84)

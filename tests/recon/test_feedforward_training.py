@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from geo4d.core import geometry
@@ -17,6 +19,7 @@ from geo4d.core.errors import InputError
 from geo4d.core.io import atomic
 from geo4d.core.progress import Progress
 from geo4d.core.stream.batches import Batch, BatchOptions, make_batch
+from geo4d.pipeline.training import train_recon
 from recon.feedforward import networks, training, validation
 from recon.feedforward.geo4d_s import (
     CONFIGS,
@@ -251,8 +254,8 @@ def test_another_recipe_or_seed_is_refused_by_name(tmp_path: Path) -> None:
     made = Training(TINY, seed=2)
     made.step()
     made.save(tmp_path)
-    with pytest.raises(InputError, match=r"(?s)begun with rate 0\.0012.*asked for were rate 0\.001"):
-        Training(replace(TINY, rate=1e-3), seed=2).resume(tmp_path)
+    with pytest.raises(InputError, match=r"(?s)begun with points 32.*asked for were points 16"):
+        Training(replace(TINY, points=16), seed=2).resume(tmp_path)
     with pytest.raises(InputError, match="begun with seed 2"):
         Training(TINY, seed=3).resume(tmp_path)
     bigger = Training(replace(TINY, network="geo4d-s", pixels=2 * 42 * 42), seed=2)
@@ -287,7 +290,7 @@ def test_a_loss_that_is_no_number_is_undone_at_half_the_rate() -> None:
     assert any("back to step 1, from now on 0.5 of the rate" in note for note in notes.notes)
     for _ in range(training.MOST_ROLLBACKS - 1):
         made.step()
-    with pytest.raises(InputError, match="a smaller --rate"):
+    with pytest.raises(InputError, match=r"go on with --rate 0\.0003"):
         made.step()
     assert equal(made.tensors(), kept)  # which is what is saved
     assert made.state.batches == training.MOST_ROLLBACKS + 2
@@ -455,7 +458,7 @@ def test_at_the_end_pictures_are_as_wide_and_as_high_as_photos_are() -> None:
 
 
 def test_while_the_rate_falls_the_last_weights_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scores = iter([20.0, 10.0, 30.0, 15.0])
+    scores = iter([0.0, 20.0, 10.0, 30.0, 15.0])  # the first tells how long a validation takes
     monkeypatch.setattr(
         training, "validated", lambda *_, **__: {"auc@30": next(scores), "abs_rel": 0.5, "matched": 0.1}
     )
@@ -467,6 +470,108 @@ def test_while_the_rate_falls_the_last_weights_are_kept(tmp_path: Path, monkeypa
         run.validate()
         kept.append(read_card(tmp_path / BEST)[1]["pictures"])
     assert kept == [100, 100, 700, 900]
+
+
+def test_weights_are_chosen_by_what_is_learnt_while_cameras_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The score of those that are kept is on the disk: after a slice that is killed, worse ones do not replace them."""
+    scores = iter([(0.0, 0.0), (1.0, 0.1), (0.5, 0.3), (0.0, 0.0), (0.9, 0.2)])
+
+    def validated(*_: object, **__: object) -> dict[str, float]:
+        auc, matched = next(scores)
+        return {"auc@30": auc, "abs_rel": 0.5, "matched": matched}
+
+    monkeypatch.setattr(training, "validated", validated)
+    kept = []
+    for slice_ in ((100, 200), (300,)):
+        made = Training(replace(TINY, pictures=1000))
+        run = training._Slice(made, tmp_path, 1.0, 1)
+        for pictures in slice_:
+            made.state.pictures = pictures
+            run.validate()
+            kept.append(read_card(tmp_path / BEST)[1]["pictures"])
+    assert kept == [100, 200, 200]
+
+
+def test_what_is_not_given_is_as_the_training_was_begun(tmp_path: Path) -> None:
+    begun = replace(TINY, pictures=30, registers=2, register_only=(3,))
+    train(tmp_path, begun, minutes=1, seed=4, validation_scenes=1)
+    result = train_recon(tmp_path, minutes=0.01)
+    assert result["share"] >= 1
+    recipe, seed = training.begun_with(tmp_path) or (None, None)
+    assert recipe == begun
+    assert seed == 4
+    with pytest.raises(InputError, match="cannot end a training before it stands"):
+        train_recon(tmp_path, minutes=0.01, pictures=5)
+    longer = train_recon(tmp_path, minutes=0.001, pictures=1000, rate=1e-4)
+    assert longer["share"] < 1
+    recipe, _ = training.begun_with(tmp_path) or (None, None)
+    assert recipe == replace(begun, pictures=1000, rate=1e-4)
+
+
+def test_a_smaller_rate_may_follow_what_was_undone_too_often(tmp_path: Path) -> None:
+    made = Training(TINY, seed=2)
+    made.step()
+    made.state.rollbacks, made.state.rate_factor = training.MOST_ROLLBACKS + 1, 2**-9
+    made.save(tmp_path)
+    slower = Training(replace(TINY, rate=3e-4), seed=2)
+    slower.resume(tmp_path)
+    assert slower.state.rollbacks == 0
+    assert slower.state.rate_factor == 1
+
+
+def test_weights_that_are_not_finite_do_not_replace_what_was_saved(tmp_path: Path) -> None:
+    made = Training(TINY, seed=2)
+    made.step()
+    made.save(tmp_path)
+    kept = (tmp_path / STATE).read_bytes()
+    with torch.no_grad():
+        next(made.model.parameters()).view(-1)[0] = torch.nan
+    made.save(tmp_path)
+    assert (tmp_path / STATE).read_bytes() == kept
+
+
+def test_the_log_goes_back_with_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "LOGGED_EVERY_S", 0.0)
+    monkeypatch.setattr(training, "GOOD_EVERY", 2)
+    usual, calls = Training._losses, iter(range(100))
+
+    def now_and_then(self: Training, batch: Batch, known: bool) -> dict[str, Tensor]:
+        parts = usual(self, batch, known)
+        return {k: v * torch.nan for k, v in parts.items()} if next(calls) == 5 else parts
+
+    monkeypatch.setattr(Training, "_losses", now_and_then)
+    train(tmp_path, replace(TINY, pictures=60), minutes=1, validation_scenes=1)
+    lines = training.read_log(tmp_path / LOG)
+    steps = [line["steps"] for line in lines if "losses" in line]
+    assert steps == sorted(set(steps))
+    assert all(line["pictures_per_s"] > 0 for line in lines if "losses" in line)
+
+
+@pytest.mark.parametrize("damage", ['{"steps": 1, "pict', '{"other": 1}\n', "[1]\n"])
+def test_a_damaged_log_is_said_with_what_to_do(tmp_path: Path, damage: str) -> None:
+    train(tmp_path, replace(TINY, pictures=6), minutes=1, validation_scenes=1)
+    with (tmp_path / LOG).open("a") as log:
+        log.write(damage)
+    with pytest.raises(InputError, match=r"cannot read .*log\.jsonl(?s:.*)delete it"):
+        train(tmp_path, TINY, minutes=0.01, validation_scenes=1)
+
+
+def test_a_state_of_another_version_is_said(tmp_path: Path) -> None:
+    made = Training(TINY)
+    made.save(tmp_path)
+    about, tensors = read_state(tmp_path)
+    for change, said in (
+        (lambda a: a["recipe"].pop("points"), "points unknown"),
+        (lambda a: a["recipe"].update(novel=1), "novel 1"),
+        (lambda a: a.pop("seed"), "no seed"),
+    ):
+        other = copy.deepcopy(about)
+        change(other)
+        save_file(tensors, tmp_path / STATE, {"geo4d": json.dumps(other)})
+        with pytest.raises(InputError, match=said):
+            Training(TINY).resume(tmp_path)
 
 
 @pytest.mark.parametrize("name", RECIPES)
