@@ -115,8 +115,8 @@ def _fit_exposure(render: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
     if not len(x):
         return render
     # Ridge towards no change, so that a black picture has an answer too.
-    ridge = 1e-6 * len(x) * torch.eye(4, dtype=torch.float64)
-    start = torch.eye(4, 3, dtype=torch.float64)
+    ridge = 1e-6 * len(x) * torch.eye(4, dtype=torch.float64, device=x.device)
+    start = torch.eye(4, 3, dtype=torch.float64, device=x.device)
     change = torch.linalg.solve(x.T @ x + ridge, x.T @ (y - x @ start))
     return (given @ (start + change).float()).clamp(0, 1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import operator
 from contextlib import nullcontext
 from typing import Any, Literal
@@ -68,8 +69,8 @@ def rasterization(  # noqa: D417 - those of gsplat that are not supported are no
     """Pictures of Gaussians from `c` cameras; differentiable (once), also by `viewmats` and (not on CUDA) by `Ks`.
 
     Tensors are of any floating dtype. The CPU and CUDA compute in float32 and give that, also for float64; the
-    reference computes in the dtype of `means`. CPU and reference leave out Gaussians whose mean, quaternion, scales or
-    opacity are not finite, or whose quaternion is 0.
+    reference computes in the dtype of `means`. CPU and reference leave out Gaussians whose mean, quaternion, scales,
+    opacity or colour are not finite, or whose quaternion is 0.
 
     On the CPU, run loops that also compute with torch (a loss, an optimiser) inside
     `geo4d.core.threads.kernels_only()`: torch's threads otherwise spin for a while after every operation and take a
@@ -121,6 +122,8 @@ def rasterization(  # noqa: D417 - those of gsplat that are not supported are no
     width, height = _integer("width", width), _integer("height", height)
     sh_degree = None if sh_degree is None else _integer("sh_degree", sh_degree)
     _check_values(width, height, render_mode, rasterize_mode, sh_degree, backend)
+    near_plane, far_plane = _at_least_0("near_plane", near_plane), _at_least_0("far_plane", far_plane)
+    radius_clip, eps2d = _at_least_0("radius_clip", radius_clip), _at_least_0("eps2d", eps2d)
     given = {
         "means": means, "quats": quats, "scales": scales, "opacities": opacities, "colors": colors,
         "viewmats": viewmats, "Ks": Ks,
@@ -172,11 +175,15 @@ def _draw(
     paint, draw = (spherical_harmonics.colours, _draw_reference) if slow else (colours, _draw_cpu)
     per_camera = flat[4].dim() == (5 if sh_degree is not None else 4)
     pictures, alphas, metas = [], [], []
-    for b, (m, q, s, o, colour, viewmats, Ks) in enumerate(zip(*flat, strict=True)):
+    for b in range(len(flat[0])):
+        m, q, s, o, colour, viewmats, Ks = (t[b] for t in flat)
         for c in range(cameras):
             mine = colour[c] if per_camera else colour
             features = mine if sh_degree is None else paint(sh_degree, mine, m, viewmats[c])
             features = features if with_colour else features[:, :0]
+            if slow:
+                good = torch.isfinite(features).all(-1)
+                features, o = torch.where(good[:, None], features, 0.0), torch.where(good, o, 0.0)
             black = features.new_zeros(features.shape[-1])
             behind = backgrounds[b, c] if backgrounds is not None and with_colour else black
             picture, alpha, meta = draw(m, q, s, o, features, viewmats[c], Ks[c], behind, view)
@@ -256,6 +263,13 @@ def _integer(name: str, value: Any) -> int:
         ) from error
 
 
+def _at_least_0(name: str, value: Any) -> float:
+    number = value if isinstance(value, numbers.Real) else math.nan
+    if not number >= 0:
+        raise InputError(f"{name} is out of range", found=_told(value), accepted="a number, 0 or more")
+    return float(number)
+
+
 def _check_values(width: int, height: int, mode: str, rasterize_mode: str, sh_degree: int | None, backend: str) -> None:
     for name, value, accepted in (
         ("render_mode", mode, MODES), ("rasterize_mode", rasterize_mode, ("classic", "antialiased")),
@@ -292,13 +306,18 @@ def _check_tensors(given: dict[str, Tensor], backend: str) -> None:
 def _check_cameras(viewmats: np.ndarray, Ks: np.ndarray) -> None:
     for name, values in (("viewmats", viewmats), ("Ks", Ks)):
         if not np.isfinite(values).all():
-            raise InputError(f"{name} is not finite", found="NaN or infinity", accepted="finite numbers")
+            first = np.argwhere(~np.isfinite(values).reshape(-1, values.shape[-1] ** 2).all(-1))[0, 0]
+            raise InputError(
+                f"{name} is not finite", found=f"NaN or infinity in camera {first}", accepted="finite numbers",
+                hint=f"leave that camera out: {name}[torch.isfinite({name}).all((-1, -2))]",
+            )  # fmt: skip
     K = Ks.reshape(-1, 9)
     off = np.abs(K[:, [1, 3, 6, 7, 8]] - np.array([0, 0, 0, 0, 1], np.float32)).max(-1)
     if off.max() > TOLERANCE:
         raise InputError(
             "Ks is not that of a pinhole camera without skew", found=str(K[off.argmax()].reshape(3, 3).tolist()),
             accepted="[[fx, 0, cx], [0, fy, cy], [0, 0, 1]]",
+            hint="undistort the photos to a pinhole camera first: geo4d reconstruct does",
         )  # fmt: skip
 
 
@@ -329,7 +348,11 @@ def _check_shapes(
     }  # fmt: skip
     for name, (tensor, shape) in expected.items():
         if tuple(tensor.shape) != shape:
-            raise InputError(f"{name} does not fit", found=str(tuple(tensor.shape)), accepted=str(shape))
+            squeezed = tuple(tensor.shape) == (*shape, 1)
+            raise InputError(
+                f"{name} does not fit", found=str(tuple(tensor.shape)), accepted=str(shape),
+                hint=f"{name}.squeeze(-1)" if squeezed else "as many Gaussians and cameras as the others have",
+            )  # fmt: skip
     own, shared = (*batch, c, n), (*batch, n)
     tail = colors.shape[-2:] if sh_degree is not None else colors.shape[-1:]
     head = tuple(colors.shape[: colors.dim() - len(tail)])

@@ -86,12 +86,17 @@ def _plain(tensor: Tensor) -> np.ndarray:
 
 
 class _Rasterize(torch.autograd.Function):
+    """What backward needs is saved as autograd's own: an input that is changed in place meanwhile raises. The picture
+    may be changed, as that of gsplat: backward has its own copy.
+    """
+
     @staticmethod
     def forward(
         ctx: Any, means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor, features: Tensor, viewmat: Tensor,
         K: Tensor, behind: Tensor, view: View, meta: dict[str, Any],
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        m, q, s, o, v, k = (_plain(t) for t in (means, quats, scales, opacities, viewmat, K))
+        given = means, quats, scales, opacities, viewmat, K
+        m, q, s, o, v, k = map(_plain, given)
         prepared = prepare(m, q, s, o, _plain(features), v, k, view)
         padded = np.zeros(prepared.records.shape[1] - kernels.RECORD, np.float32)
         padded[: len(behind)] = behind.detach().numpy()
@@ -99,33 +104,33 @@ class _Rasterize(torch.autograd.Function):
             prepared.records, prepared.entries, prepared.start, view.width, view.height, padded
         )
         meta["prepared"] = prepared
-        ctx.view, ctx.given, ctx.prepared = view, (m, q, s, o, v, k), prepared
-        ctx.picture, ctx.left, ctx.count = picture, left, features.shape[1] + (view.depth_feature >= 0)
+        ctx.view, ctx.count = view, features.shape[1] + (view.depth_feature >= 0)
+        if any(ctx.needs_input_grad):
+            made = prepared.records, prepared.entries, prepared.start, prepared.slot_start, prepared.order
+            kept = picture.copy(), left, prepared.projected, *made
+            ctx.save_for_backward(*given, *map(torch.from_numpy, kept))
         return torch.from_numpy(picture[: ctx.count]), torch.from_numpy(F(1) - left)
 
     @staticmethod
     @once_differentiable
     @threads.kernels_only()
     def backward(ctx: Any, d_picture: Tensor, d_alpha: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
-        view, prepared, count = ctx.view, ctx.prepared, ctx.count
+        view, count = ctx.view, ctx.count
+        given, made = ctx.saved_tensors[:6], ctx.saved_tensors[6:]
+        means, quats, scales, opacities, viewmat, K = map(_plain, given)
+        picture, left, projected, records, entries, start, slot_start, order = (t.numpy() for t in made)
         slope = _plain(d_picture)
-        if count < len(ctx.picture):
-            slope = np.concatenate([slope, np.zeros((len(ctx.picture) - count, *slope.shape[1:]), np.float32)])
-        rows = kernels.unblend(
-            prepared.records, prepared.entries, prepared.start, ctx.picture, ctx.left, slope, _plain(d_alpha),
-            view.width, view.height,
-        )  # fmt: skip
-        means, quats, scales, opacities, viewmat, K = ctx.given
-        sums = kernels.gather(rows, prepared.slot_start, prepared.order, len(means))
+        if count < len(picture):
+            slope = np.concatenate([slope, np.zeros((len(picture) - count, *slope.shape[1:]), np.float32)])
+        rows = kernels.unblend(records, entries, start, picture, left, slope, _plain(d_alpha), view.width, view.height)
+        sums = kernels.gather(rows, slot_start, order, len(means))
         d_means, d_quats, d_scales, d_opacities, d_view, d_lens = kernels.unproject(
             means, quats, scales, opacities, viewmat, K, view.width, view.height, F(view.eps2d), view.antialiased,
-            prepared.projected, sums, view.depth_feature,
+            projected, sums, view.depth_feature,
         )  # fmt: skip
         colours = count - (view.depth_feature >= 0)
         d_features = sums[:, kernels.GRADIENTS : kernels.GRADIENTS + colours]
-        d_behind = (
-            (slope[:colours] * ctx.left).sum((1, 2)) if ctx.needs_input_grad[7] else np.zeros(colours, np.float32)
-        )
+        d_behind = (slope[:colours] * left).sum((1, 2)) if ctx.needs_input_grad[7] else np.zeros(colours, np.float32)
         whole_view, whole_K = np.zeros((4, 4), np.float32), np.zeros((3, 3), np.float32)
         whole_view[:3] = d_view
         whole_K[[0, 1, 0, 1], [0, 1, 2, 2]] = d_lens
@@ -146,18 +151,18 @@ def rasterize(
 class _Colours(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, degree: int, coefficients: Tensor, means: Tensor, centre: Tensor) -> Tensor:
-        given = _plain(coefficients), _plain(means), _plain(centre)
-        colour = kernels.colours(degree, given[0], given[1], given[2])
-        ctx.degree, ctx.given, ctx.colour = degree, given, colour
-        return torch.from_numpy(colour)
+        given = coefficients, means, centre
+        colour = torch.from_numpy(kernels.colours(degree, *map(_plain, given)))
+        ctx.degree = degree
+        ctx.save_for_backward(*given, colour)
+        return colour
 
     @staticmethod
     @once_differentiable
     @threads.kernels_only()
     def backward(ctx: Any, d_colour: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
-        coefficients, means, centre = ctx.given
-        slopes = kernels.colour_slopes(ctx.degree, coefficients, means, centre, ctx.colour, _plain(d_colour))
-        return None, *(torch.from_numpy(g) for g in slopes)
+        given = map(_plain, ctx.saved_tensors)
+        return None, *(torch.from_numpy(g) for g in kernels.colour_slopes(ctx.degree, *given, _plain(d_colour)))
 
 
 def colours(degree: int, coefficients: Tensor, means: Tensor, viewmat: Tensor) -> Tensor:

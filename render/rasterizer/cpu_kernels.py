@@ -179,7 +179,8 @@ def arrange(order, projected, depth, features, depth_feature, d, height):
     may touch (m, 2), as first and last + 1.
 
     From here on a Gaussian is known by its rank in `order`: neighbours in depth are neighbours in memory. Column
-    `depth_feature` of the features is the depth (-1: none); those that are missing up to `d` are 0.
+    `depth_feature` of the features is the depth (-1: none); those that are missing up to `d` are 0. What has a feature
+    that is not finite is not seen.
     """
     m, given = len(order), features.shape[1]
     records, rows = _unwritten((m, RECORD + d), np.float32), _unwritten((m, 2), np.int32)
@@ -190,6 +191,11 @@ def arrange(order, projected, depth, features, depth_feature, d, height):
             r[k] = projected[g, k]
         for k in range(given):
             r[RECORD + k] = features[g, k]
+        for k in range(given):
+            if not abs(features[g, k]) < F(np.inf):
+                r[6], r[8] = F(0.5), -FARTHEST
+                for other in range(given):
+                    r[RECORD + other] = F(0.0)
         for k in range(given, d):
             r[RECORD + k] = F(0.0)
         if depth_feature >= 0:

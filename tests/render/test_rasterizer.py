@@ -107,7 +107,7 @@ def test_a_background_lies_behind_with_its_gradient(channels: int, mode: str) ->
     n = 0 if mode == "D" else channels
     assert torch.equal(alpha, same)
     assert bool((alpha == 0).any())
-    expected = plain[..., :n] + (1 - alpha) * behind[:, None, None, :n]
+    expected = plain[..., :n] + (1 - same) * behind[:, None, None, :n]
     torch.testing.assert_close(picture[..., :n], expected, atol=1e-6, rtol=0)
     assert torch.equal(picture[..., n:], plain[..., n:])
     if n:
@@ -440,6 +440,61 @@ def test_dtypes_may_differ_and_gradients_have_those_of_their_tensors(backend: An
     torch.testing.assert_close(picture.float(), render(one(), backgrounds=behind.float())[0], rtol=0, atol=1e-5)
     picture.sum().backward()
     assert all(v.grad.dtype == v.dtype for v in given.values())
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("mode", ["RGB", "RGB+D"])
+def test_a_picture_may_be_changed_before_the_derivatives(mode: str, backend: Any) -> None:
+    slopes = []
+    for change in (False, True):
+        given = {k: v.requires_grad_() for k, v in scene(dtype=torch.float32, cameras=1).items()}
+        picture, _, _ = render(given, render_mode=mode, backend=backend)
+        moved = picture.sub_(0.5) if change else picture - 0.5
+        (moved**2).sum().backward()
+        slopes.append({k: v.grad for k, v in given.items()})
+    for name, slope in slopes[0].items():
+        torch.testing.assert_close(slopes[1][name], slope, msg=name)
+
+
+@pytest.mark.parametrize("name", ["means", "scales", "quats", "opacities", "viewmats", "Ks"])
+def test_an_input_that_is_changed_before_the_derivatives_is_an_error(name: str) -> None:
+    given = {k: v.requires_grad_() for k, v in scene(dtype=torch.float32, cameras=1).items()}
+    picture, _, _ = render(given)
+    with torch.no_grad():
+        given[name].mul_(1.1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        picture.sum().backward()
+
+
+def test_derivatives_are_taken_once() -> None:
+    given = {k: v.requires_grad_() for k, v in scene(dtype=torch.float32).items()}
+    loss = render(given)[0].sum()
+    loss.backward()
+    with pytest.raises(RuntimeError, match="second time"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_colour_that_is_not_finite_is_not_seen(bad: float, backend: Any) -> None:
+    given = scene(dtype=torch.float32)
+    without = {k: torch.cat([v[:7], v[8:]]) if v.shape[0] == 120 else v for k, v in given.items()}
+    given["colors"][7, 1] = bad
+    for value in given.values():
+        value.requires_grad_()
+    picture, alpha, _ = render(given, backend=backend)
+    expected, opaque, _ = render(without, backend=backend)
+    torch.testing.assert_close(picture, expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(alpha, opaque, atol=1e-6, rtol=0)
+    (picture.sum() + alpha.sum()).backward()
+    assert all(bool(torch.isfinite(v.grad).all()) for v in given.values() if v.grad is not None)
+
+
+@pytest.mark.parametrize("name", ["near_plane", "far_plane", "eps2d", "radius_clip"])
+@pytest.mark.parametrize("value", [-1.0, math.nan, None, "x"])
+def test_numbers_that_are_out_of_range_do_not_fit(name: str, value: Any) -> None:
+    with pytest.raises(InputError, match=f"{name} is out of range"):
+        render(scene(n=3), **{name: value})
 
 
 def test_a_second_derivative_is_refused() -> None:
