@@ -68,7 +68,25 @@ def _sparse(scene: Scene, chosen: Sequence[int], count: int, rng: np.random.Gene
     seen = torch.isin(scene.observations.frame_id, torch.tensor(list(chosen), dtype=torch.int64))
     index = _drawn(scene.observations.track_id[seen].unique().numpy(), count, rng)
     position = scene.observations.p_world.numpy()[index]
-    return position, scene.observations.rgb.numpy()[index], np.full_like(position, np.nan)
+    whole = len(set(chosen)) == len(scene.frames)
+    colour = scene.observations.rgb.numpy()[index] if whole else _colours(scene, chosen, index)
+    return position, colour, np.full_like(position, np.nan)
+
+
+def _colours(scene: Scene, chosen: Sequence[int], index: np.ndarray) -> np.ndarray:
+    """Mean colours `(n, 3)` of tracks in the chosen photos alone: others are never looked at."""
+    track = scene.observations.track_id.numpy()
+    total, count = np.zeros((len(scene.observations.p_world), 3)), np.zeros(len(scene.observations.p_world))
+    for i in chosen:
+        mine = (scene.observations.frame_id == i).numpy() & np.isin(track, index)
+        if mine.any():
+            rgb = scene.frames[i].read()
+            column, row = (
+                scene.observations.uv_px.numpy()[mine].astype(int).T.clip(0, [[rgb.shape[1] - 1], [rgb.shape[0] - 1]])
+            )
+            np.add.at(total, track[mine], rgb[row, column] / 255)
+            np.add.at(count, track[mine], 1)
+    return (total[index] / count[index, None]).astype(np.float32)
 
 
 def _cloud(scene: Scene, count: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:

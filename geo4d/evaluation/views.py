@@ -24,6 +24,7 @@ from geo4d.evaluation.view_scores import mean_scores, moving_pixels, render_like
 from geo4d.evaluation.views_page import Comparison, write_views_page
 from render.photos import Photo, Photos
 
+VIEWS_PAGE = "views.html"
 METRICS = "metrics.json"
 """Of a scene folder that was fitted."""
 LONG_SIDE = 960
@@ -105,8 +106,8 @@ def evaluate_views(
             photos.forget(k)
             advance()
     result = _result(comparisons, choice, file, size)
-    result["report"] = str(folder / "views.html")
-    write_views_page(folder / "views.html", folder.resolve().name, result, comparisons, len(splats), LARGEST_ERROR)
+    result["report"] = str(folder / VIEWS_PAGE)
+    write_views_page(folder / VIEWS_PAGE, folder.resolve().name, result, comparisons, len(splats), LARGEST_ERROR)
     return atomic.to_json(result)
 
 

@@ -24,7 +24,8 @@ from geo4d.core.progress import Progress
 from geo4d.core.types import Scene
 from geo4d.evaluation import lpips
 from geo4d.evaluation.view_scores import score_views
-from geo4d.evaluation.views import METRICS
+from geo4d.evaluation.views import METRICS, VIEWS_PAGE
+from geo4d.pipeline.viewing import PAGE
 from render.checkpoint import load_checkpoint, refuse_other_options, save_checkpoint
 from render.fit_options import FitOptions
 from render.fitting import SNAPSHOT_EVERY, Fit, Fitter
@@ -100,6 +101,9 @@ def _write(folder: Path, scene: Scene, result: Fit, metrics: dict[str, Any], pro
         progress.note(f"{OBJECTS} was of the Gaussians before, and is removed: geo4d segment finds objects again")
         for name in (OBJECTS, OVERVIEW):
             (folder / name).unlink(missing_ok=True)
+    for page, again in ((PAGE, f"geo4d view {folder}"), (VIEWS_PAGE, f"geo4d evaluate views {folder}")):
+        if (folder / page).is_file():
+            progress.note(f"{page} still shows the Gaussians before: {again}")
 
 
 def _check(folder: Path, checkpoint: Path, *, overwrite: bool, resume: bool) -> None:

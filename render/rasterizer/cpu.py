@@ -15,6 +15,8 @@ from geo4d.core import memory, threads
 from render.rasterizer import cpu_kernels as kernels
 
 F = np.float32
+MUCH = 1e9
+"""Bytes of lists from which it is asked whether there is as much memory."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,13 @@ class Prepared:
 
 def prepare(
     means: np.ndarray, quats: np.ndarray, scales: np.ndarray, opacities: np.ndarray, features: np.ndarray,
-    viewmat: np.ndarray, K: np.ndarray, view: View,
+    viewmat: np.ndarray, K: np.ndarray, view: View, *, slopes: bool = False,
 ) -> Prepared:  # fmt: skip
-    """Project, sort by depth, and list every tile's Gaussians front to back; float32 arrays."""
+    """Project, sort by depth, and list every tile's Gaussians front to back; float32 arrays.
+
+    Raises:
+        InputError: the lists, with `slopes` and the derivatives of all that is on them, need more memory than there is.
+    """
     _begin()
     width, height = view.width, view.height
     projected, depth = kernels.project(
@@ -62,6 +68,12 @@ def prepare(
     row_start = kernels.starts(rows[:, 1] - rows[:, 0])
     columns, count = kernels.spans(records, rows, row_start, width, height)
     slot_start = kernels.starts(count)
+    needed = float(slot_start[-1]) * 4 * (2 + slopes * (kernels.GRADIENTS + padded))
+    if needed > MUCH:
+        memory.refuse_beyond_memory(
+            f"lists of {slot_start[-1]:,} Gaussians in tiles", needed,
+            hint="render smaller pictures; radii of meta tell which Gaussians cover much",
+        )  # fmt: skip
     across, down = -(-width // kernels.TILE), -(-height // kernels.TILE)
     entries, start = kernels.bins(rows, row_start, columns, slot_start, across, down)
     return Prepared(projected, depth, order, records, entries, start, slot_start)
@@ -97,7 +109,7 @@ class _Rasterize(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         given = means, quats, scales, opacities, viewmat, K
         m, q, s, o, v, k = map(_plain, given)
-        prepared = prepare(m, q, s, o, _plain(features), v, k, view)
+        prepared = prepare(m, q, s, o, _plain(features), v, k, view, slopes=any(ctx.needs_input_grad))
         padded = np.zeros(prepared.records.shape[1] - kernels.RECORD, np.float32)
         padded[: len(behind)] = behind.detach().numpy()
         picture, left = kernels.blend(

@@ -259,7 +259,11 @@ def test_an_interrupted_fit_does_not_replace_a_finished_one(
     assert "the fit that was finished before stays" in run.stderr
     assert {name: (folder / name).read_bytes() for name in before} == before
     assert (folder / "objects.json").exists()
-    assert geo4d("fit", folder, *SMALL, "--seed", "3", "--resume").code == 0
+    (folder / "player.html").write_text("of the fit before")
+    resumed = geo4d("fit", folder, *SMALL, "--seed", "3", "--resume")
+    assert resumed.code == 0
+    assert f"player.html still shows the Gaussians before: geo4d view {folder}" in resumed.stderr
+    (folder / "player.html").unlink()
     assert json.loads((folder / "metrics.json").read_text())["seed"] == 3
     assert (folder / "gaussians.ply").read_bytes() != before["gaussians.ply"]
     assert results(folder) == ["gaussians.ply", "metrics.json"]

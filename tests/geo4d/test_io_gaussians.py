@@ -565,6 +565,17 @@ def test_spz_says_what_far_gaussians_cost(tmp_path: Path) -> None:
         write_gaussians(tmp_path / "b.spz", replace(random_gaussians(100), means=random_gaussians(100).means + 1e6))
 
 
+def test_spz_says_which_sizes_it_cannot_hold(tmp_path: Path) -> None:
+    g = random_gaussians(500)
+    small = replace(g, means=3e-4 * g.means, scales=3e-5 * g.scales)
+    with pytest.warns(UserWarning, match=r"% of the Gaussians are smaller than 4\.5e-05 .* a \.ply keeps them"):
+        write_gaussians(tmp_path / "a.spz", small)
+    thin = replace(g, scales=g.scales * torch.tensor([1.0, 1.0, 1e-9]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        write_gaussians(tmp_path / "b.spz", thin)
+
+
 def test_compressed_chunks_hold_neighbours(tmp_path: Path) -> None:
     """Positions have 10 or 11 bits within a chunk: a shuffled scene with a far outlier must not lose by it."""
     g = random_gaussians(30_000, 0)

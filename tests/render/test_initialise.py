@@ -76,8 +76,19 @@ def test_they_have_the_colours_of_the_photos(scene: Scene) -> None:
         found |= inside & centred & ((photo - rgb).abs().amax(-1) < 1.01 / 255)
     tracks = torch.cdist(g.means.double(), scene.observations.p_world).amin(-1) < 1e-6
     assert bool((found | tracks).all())
-    nearest = torch.cdist(g.means.double(), scene.observations.p_world).argmin(-1)
-    torch.testing.assert_close(rgb[tracks & ~found], scene.observations.rgb[nearest[tracks & ~found]])
+    o = scene.observations
+    nearest = torch.cdist(g.means.double(), o.p_world).argmin(-1)
+    for k in (tracks & ~found).nonzero()[:20, 0].tolist():
+        mine = (o.track_id == nearest[k]) & torch.isin(o.frame_id, torch.tensor(chosen))
+        places = zip(o.frame_id[mine].tolist(), o.uv_px[mine].long().tolist(), strict=True)
+        seen = torch.stack([scene.frames[i].rgb[v, u] for i, (u, v) in places])
+        torch.testing.assert_close(rgb[k], seen.mean(0), atol=1e-5, rtol=0)
+    every = initial_gaussians(scene, 2000)
+    nearest = torch.cdist(every.means.double(), o.p_world)
+    tracks = nearest.amin(-1) < 1e-6
+    torch.testing.assert_close(
+        0.5 + SH_C0 * every.sh[tracks, 0], o.rgb[nearest.argmin(-1)[tracks]], atol=1 / 255, rtol=0
+    )
 
 
 def test_they_cover_the_pictures(scene: Scene) -> None:
@@ -115,7 +126,7 @@ def test_the_seed_decides(scene: Scene) -> None:
 
 
 def test_held_out_photos_are_not_looked_at(scene: Scene) -> None:
-    """Neither their pictures, nor masks, nor depth, nor points that only they see."""
+    """Neither their pictures, nor masks, nor depth, nor points that only they see, nor colours that are theirs too."""
     chosen = [1, 2, 4]
     expected = initial_gaussians(scene, 800, frames=chosen, sh_degree=1)
 
@@ -129,7 +140,7 @@ def test_held_out_photos_are_not_looked_at(scene: Scene) -> None:
     only_held_out = torch.ones(len(o.p_world), dtype=torch.bool)
     only_held_out[o.track_id[torch.isin(o.frame_id, torch.tensor(chosen))]] = False
     assert bool(only_held_out.any())
-    moved = replace(o, p_world=torch.where(only_held_out[:, None], 1e3, o.p_world))
+    moved = replace(o, p_world=torch.where(only_held_out[:, None], 1e3, o.p_world), rgb=torch.rand_like(o.rgb))
     depth = tuple(d if i in chosen else torch.full_like(d, 77.0) for i, d in enumerate(scene.depth) if d is not None)
     blind = replace(with_frames(scene, change), depth=depth, observations=moved)
     assert same(initial_gaussians(blind, 800, frames=chosen, sh_degree=1), expected)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from geo4d.core.errors import InputError
 from render import rasterization
-from render.rasterizer import cpu_kernels, reference, spherical_harmonics
+from render.rasterizer import cpu, cpu_kernels, reference, spherical_harmonics
 
 WIDTH, HEIGHT = 90, 70
 
@@ -428,6 +428,18 @@ def test_pictures_that_need_more_memory_than_there_is_are_refused(monkeypatch: p
     many = one(viewmats=torch.eye(4).repeat(3, 1, 1).tolist(), Ks=one()["Ks"].repeat(3, 1, 1).tolist())
     with pytest.raises(InputError, match=r"3 pictures of 10000x10000(.|\n)*fewer cameras"):
         rasterization(**many, width=10_000, height=10_000)
+
+
+def test_lists_that_need_more_memory_than_there_is_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gaussians that cover the picture need as many entries as it has tiles, each."""
+    monkeypatch.setattr("geo4d.core.memory.memory_bytes", lambda: (16e6, 8e6))
+    monkeypatch.setattr(cpu, "MUCH", 1e6)
+    wide = {k: v.repeat(2000, *[1] * (v.dim() - 1)) if len(v) == 1 and v.dim() < 3 else v for k, v in one().items()}
+    wide["scales"] = wide["scales"] * 1e6
+    rasterization(**wide, width=320, height=240)
+    wide["means"].requires_grad_()
+    with pytest.raises(InputError, match=r"lists of 600,000 Gaussians in tiles would need(.|\n)*smaller pictures"):
+        rasterization(**wide, width=320, height=240)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])

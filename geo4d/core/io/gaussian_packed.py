@@ -36,6 +36,10 @@ SPZ_AXES_EXTENSION = 0xADBE0003
 SPZ_FINEST_BITS = 18
 """Fractional bits of positions at most: 4 micrometres in metric scenes within 32 m."""
 SPZ_LARGEST = (1 << 23) - 1
+SPZ_LOG_SCALES = (-10.0, 255 / 16 - 10.0)
+"""Logarithms of scales that a byte holds."""
+SPZ_FEW = 0.01
+"""Share of Gaussians whose sizes may be cut off without a word."""
 SPZ_FINE_STEP = 0.05
 """Steps of positions up to this part of the median scale cost pictures about 1 dB beside all else that SPZ rounds."""
 
@@ -147,9 +151,23 @@ def _position_bits(reach: float) -> int:
 
 
 def spz_loss(stored: StoredGaussians) -> str | None:
-    """What Gaussians far from the origin cost the positions of all, in words; None where sizes hide it."""
+    """What the format cannot hold of a scene, in words; None where sizes hide it."""
     if not len(stored):
         return None
+    smallest, largest = SPZ_LOG_SCALES
+    _, middle, longest = np.sort(stored.log_scales, -1).T  # a flat one may be as thin as it likes
+    off = float(((middle < smallest - 0.1) | (longest > largest + 0.1)).mean())
+    if off > SPZ_FEW:
+        return (
+            f"{100 * off:.0f} % of the Gaussians are smaller than {np.exp(smallest):.2g} or larger than "
+            f"{np.exp(largest):.3g} units, which SPZ cannot hold: they are written at these sizes; a .ply keeps them, "
+            "and a scene in another unit fits"
+        )
+    return _lost_positions(stored)
+
+
+def _lost_positions(stored: StoredGaussians) -> str | None:
+    """What Gaussians far from the origin cost the positions of all."""
     reach = np.abs(stored.means).max(-1)
     fine_step = max(2.0**-SPZ_FINEST_BITS, SPZ_FINE_STEP * float(np.exp(np.median(stored.log_scales))))
     limit = SPZ_LARGEST * fine_step
