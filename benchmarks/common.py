@@ -71,12 +71,17 @@ def commit() -> str:
     return run("rev-parse", "--short=12", "HEAD") + ("+changes" if changed else "")
 
 
+def origin() -> dict[str, Any]:
+    """What is needed to repeat a measurement."""
+    command = "python " + " ".join([f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    return {"command": command, "commit": commit(), "machine": machine()}
+
+
 def write_result(name: str, result: dict[str, Any]) -> Path:
     """Write benchmarks/results/NAME.json with what is needed to repeat it."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    command = "python " + " ".join([f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
-    record = {"benchmark": name, "command": command, "commit": commit(), "machine": machine(), **result}
+    record = {"benchmark": name, **origin(), **result}
     path.write_text(json.dumps(record, indent=1, allow_nan=False, default=float) + "\n")
     return path
 

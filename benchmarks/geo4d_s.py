@@ -5,10 +5,12 @@
 - generator: pictures per second of batches of 4 views of 224 px, photographed, after one batch that warms up.
 - inference: seconds for 8 views of 252 px of the network at the size that is trained for use, random weights (they cost
   as much time as learnt ones).
-- validation: the weights that a training kept (`geo4d train recon --resume FOLDER`), its first, untrained ones, and the
-  trained ones shown the pictures of another scene, which tells what they know without looking, on generated scenes that
-  no training sees: 4 views each, AUC of poses, AbsRel of depth after one scale per scene, and the share of points whose
-  descriptor is found in another view within 3 % of the picture's width.
+- validation: the weights that a training kept (`geo4d train recon --resume FOLDER`; or FOLDER holds the weights and
+  their card), its first, untrained ones, and the trained ones shown the pictures of another scene, which tells what
+  they know without looking, on generated scenes that no training sees: 4 views each, AUC of poses, AbsRel of depth
+  after one scale per scene, and the share of points whose descriptor is found in another view within 3 % of the
+  picture's width. Beside them one answer to all pictures: the poses of one other scene, the mean depth of others, and
+  the same place in the other view.
 """
 
 from __future__ import annotations
@@ -16,16 +18,20 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, write_result
+from common import RESULTS, origin, write_result
+from torch import Tensor
 
-from geo4d.core.stream.batches import BatchOptions, make_batch
+from geo4d.core import geometry
+from geo4d.core.stream.batches import Batch, BatchOptions, make_batch
 from recon.feedforward import validation
-from recon.feedforward.geo4d_s import GEO4D_S, Geo4dS
+from recon.feedforward.geo4d_s import GEO4D_S, Geo4dS, Geo4dSOutput
+from recon.feedforward.layers import PATCH
 from recon.feedforward.recipe import Recipe
 from recon.feedforward.trained import INDEX, read_card
 from recon.feedforward.training import BEST, Training
@@ -57,6 +63,33 @@ def inference(device: str) -> dict[str, Any]:
     return {"views": 8, "hw": [252, 252], "seconds": sorted(times[1:])[PASSES // 2]}
 
 
+def one_answer(others: Batch) -> Callable[[Tensor], Geo4dSOutput]:
+    """What a network would say that never looks: of other scenes the first one's cameras and the mean depth, and points
+    in the same place of every view.
+    """
+    h, w = others.depth.shape[-2:]
+    world = geometry.rigid_inverse(others.world_from_cam[:1])
+    depth = (
+        (others.depth / others.depth.flatten(1).median(1).values[:, None, None, None]).log().mean(0, keepdim=True).exp()
+    )
+    rows, columns = 8 * h // PATCH, 8 * w // PATCH
+    y, x = torch.meshgrid(torch.arange(rows) / rows, torch.arange(columns) / columns, indexing="ij")
+    waves = torch.randn(2, 64, generator=torch.Generator().manual_seed(0)) * 12
+    angle = torch.stack([x, y], -1) @ waves
+    place = torch.nn.functional.normalize(torch.cat([angle.sin(), angle.cos()], -1), dim=-1).to(depth.device)
+
+    def run(rgb: Tensor) -> Geo4dSOutput:
+        every = (len(rgb), others.depth.shape[1])
+        said = depth.expand(*every, h, w)
+        ray = said.new_zeros(*every, rows, columns, 6)
+        return Geo4dSOutput(
+            said, torch.ones_like(said), ray, ray[..., 0], said.new_zeros(*every, 9), world.expand(*every, 4, 4),
+            others.K[:1].expand(*every, 3, 3), place.expand(*every, *place.shape),
+        )  # fmt: skip
+
+    return run
+
+
 def scores(recipe: Recipe, best: Path, scenes: int, device: str) -> dict[str, Any]:
     batch = validation.held_out(recipe, scenes, device=device, seed=validation.REPORTED)
 
@@ -65,7 +98,9 @@ def scores(recipe: Recipe, best: Path, scenes: int, device: str) -> dict[str, An
     load_weights(trained, best / INDEX)
     elsewhere = replace(batch, rgb=batch.rgb.roll(1, 0))
     tried = {"untrained": (first, batch), "trained": (trained, batch), "elsewhere": (trained, elsewhere)}
-    return {name: validation.validated(model, seen) for name, (model, seen) in tried.items()}
+    found = {name: validation.validated(model, seen) for name, (model, seen) in tried.items()}
+    others = validation.held_out(recipe, scenes, device=device, seed=validation.SEED)
+    return found | {"one answer": validation.scored(one_answer(others), batch)}
 
 
 def main() -> None:
@@ -78,15 +113,16 @@ def main() -> None:
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     kept = {k: found[k] for k in ("trainings", "generator", "inference") if k in found}
     kept.setdefault("trainings", {})
-    kept["generator"] = kept.get("generator", {}) | {args.device: generator(args.device)}
-    kept["inference"] = kept.get("inference", {}) | {args.device: inference(args.device)}
+    kept["generator"] = kept.get("generator", {}) | {args.device: generator(args.device) | {"origin": origin()}}
+    kept["inference"] = kept.get("inference", {}) | {args.device: inference(args.device) | {"origin": origin()}}
     print(kept["generator"], kept["inference"], flush=True)
     if args.training is not None:
-        recipe, card = read_card(args.training / BEST)
+        best = args.training / BEST if (args.training / BEST).is_dir() else args.training
+        recipe, card = read_card(best)
         about = {k: card[k] for k in ("pictures", "planned", "steps", "minutes")}
         kept["trainings"][recipe.network] = about | {
             "scenes": args.scenes, "side_px": max(recipe.stages[-1].sides_px),
-            **scores(recipe, args.training / BEST, args.scenes, args.device),
+            **scores(recipe, best, args.scenes, args.device), "origin": origin(),
         }  # fmt: skip
         print(json.dumps(kept["trainings"][recipe.network], indent=1))
     print(write_result("geo4d_s", kept))

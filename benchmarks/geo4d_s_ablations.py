@@ -19,14 +19,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, write_result
+from common import RESULTS, origin, write_result
 
 from geo4d.core.stream.batches import Batch
 from geo4d.pipeline.training import train_recon
 from recon.feedforward import validation
 from recon.feedforward.geo4d_s import CONFIGS, Geo4dS
 from recon.feedforward.recipe import RECIPES, network_config
-from recon.feedforward.trained import INDEX, read_card
+from recon.feedforward.trained import CARD, INDEX, read_card
 from recon.feedforward.training import BEST, LOG
 from recon.feedforward.weights import load_weights
 
@@ -49,11 +49,15 @@ def variants(network: str) -> dict[str, dict[str, Any]]:
         f"{REGISTERS} registers, alone over views but in the last block": {
             "registers": REGISTERS, "register_only": alone
         },
+        "without descriptors": {"without": "descriptor"},
     }  # fmt: skip
 
 
 def trained(folder: Path, network: str, pictures: int, device: str, asked: dict[str, Any]) -> None:
     """Train to the end, in slices."""
+    card = folder / BEST / CARD
+    if card.is_file() and (planned := json.loads(card.read_text())["planned"]) != pictures:
+        raise SystemExit(f"{folder} holds a training of {planned} pictures, not {pictures}: name another --keep")
     share = 0.0
     while share < 1:
         found = train_recon(folder, minutes=AT_ONCE_MINUTES, network=network, pictures=pictures, device=device, **asked)
@@ -86,7 +90,9 @@ def main() -> None:
     )  # of all variants: they differ in nothing that it depends on
     with tempfile.TemporaryDirectory() as temporary:
         rows: dict[str, Any] = {}
-        about = {"device": args.device, "scenes": args.scenes, "planned": args.pictures, "rows": rows}
+        about = {
+            "device": args.device, "scenes": args.scenes, "planned": args.pictures, "origin": origin(), "rows": rows
+        }  # fmt: skip
         for k, (name, asked) in enumerate(variants(args.network).items()):
             folder = (args.keep or Path(temporary)) / f"{args.network}_{k}"
             trained(folder, args.network, args.pictures, args.device, asked)

@@ -222,7 +222,20 @@ def dynamic_others() -> str:
     return markdown(rows)
 
 
-LEARNERS = {"trained": "trained", "elsewhere": "shown the pictures of another scene", "untrained": "untrained"}
+def segment() -> str:
+    """Objects of the sample, by each way to find them."""
+    rows = [["found by", "mean IoU", "IoU of 0.8 and more"]]
+    for way, found in result("segment")["ways"].items():
+        rows.append([way, f"{found['mean_iou']:.2f}", f"{found['found']} of {found['of']}"])
+    return markdown(rows)
+
+
+LEARNERS = {
+    "trained": "trained",
+    "elsewhere": "shown the pictures of another scene",
+    "untrained": "untrained",
+    "one answer": "one answer to all pictures",
+}
 
 
 def geo4d_s() -> str:
@@ -233,9 +246,10 @@ def geo4d_s() -> str:
         for state, name in LEARNERS.items():
             scores = run[state]
             length = [f"{run['pictures']:,}", f"{run['minutes']:.0f}"] if state == "trained" else ["", ""]
+            name = f"{network}, {name}" if state != "one answer" else name
             figures = [f"{scores['auc@5']:.1f}", f"{scores['auc@30']:.1f}", f"{scores['abs_rel']:.3f}"]
             figures.append(f"{100 * scores['matched']:.0f} %")
-            rows.append([f"{network}, {name}", *length, *figures])
+            rows.append([name, *length, *figures])
     return markdown(rows)
 
 
@@ -267,7 +281,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cameras": cameras, "depth": depth, "scale": scale, "rasterizer": rasterizer, "fit": fit,
     "sparse_views": sparse_views,
     "feedforward": feedforward,
-    "geo4d_s": geo4d_s, "geo4d_s_ablations": geo4d_s_ablations, "geo4d_s_speed": geo4d_s_speed,
+    "segment": segment, "geo4d_s": geo4d_s, "geo4d_s_ablations": geo4d_s_ablations, "geo4d_s_speed": geo4d_s_speed,
     "dynamic": dynamic, "dynamic_models": dynamic_models, "dynamic_others": dynamic_others,
 }  # fmt: skip
 
