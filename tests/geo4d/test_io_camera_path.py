@@ -77,6 +77,30 @@ def test_a_path_of_the_viewer_is_read(tmp_path: Path) -> None:
     torch.testing.assert_close(depth, torch.tensor([5.0, 5.0], dtype=torch.float64))
 
 
+def test_a_path_of_a_scene_that_nerfstudio_moved_is_brought_back(tmp_path: Path) -> None:
+    camera = cameras()
+    write_camera_path(tmp_path / "own.json", camera, fps=30)
+    turn = geometry.matrix_from_rotvec(torch.tensor([0.3, -0.8, 0.2], dtype=torch.float64))
+    transform = torch.eye(4, dtype=torch.float64)
+    transform[:3, :3], transform[:3, 3] = turn, torch.tensor([0.4, -2.0, 1.0])
+    moved = transform @ camera.world_from_cam
+    moved[..., :3, 3] *= 0.37
+    folder = tmp_path / "viewer"
+    folder.mkdir()
+    write_camera_path(folder / "camera_path.json", camera.with_pose(moved), fps=30)
+    beside = folder / "dataparser_transforms.json"
+    beside.write_text(json.dumps({"transform": transform[:3].tolist(), "scale": 0.37}))
+    found = read_trajectory(folder / "camera_path.json")
+    torch.testing.assert_close(
+        found.camera.world_from_cam, read_trajectory(tmp_path / "own.json").camera.world_from_cam
+    )
+    assert any("brought back to the world of the scene" in note for note in found.notes)
+    for bad in ({"scale": 1}, {"transform": transform[:3].tolist(), "scale": 0}, {"transform": [[1, 2]], "scale": 1}):
+        beside.write_text(json.dumps(bad))
+        with pytest.raises(InputError, match="how nerfstudio moved the scene"):
+            read_trajectory(folder / "camera_path.json")
+
+
 def test_times_are_shares_of_those_of_the_scene(tmp_path: Path) -> None:
     """As in nerfstudio, whose sliders go from 0 to 1; what geo4d writes says the seconds, others leave them open."""
     path, given = tmp_path / "path.json", cameras(3)

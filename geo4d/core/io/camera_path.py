@@ -21,6 +21,8 @@ from geo4d.core.io import atomic
 from geo4d.core.io.nerfstudio import exact_pose, read_transforms
 from geo4d.core.types import Camera, stack_cameras
 
+NORMALISED = "dataparser_transforms.json"
+"""Of the folder of a training with nerfstudio."""
 SPAN = ("time_start_s", "time_end_s")
 """Keys of geo4d beside nerfstudio's, which passes over them: the seconds of `render_time` 0 and 1."""
 OVERSHOOT = 0.25
@@ -138,14 +140,17 @@ def _render_times(
 def read_camera_path(path: Path) -> CameraPath:
     """Read a camera_path.json; `render_time` counts where every camera has it, as in nerfstudio.
 
-    Its seconds are known where geo4d wrote the file; else `CameraPath.share` has it.
+    Its seconds are known where geo4d wrote the file; else `CameraPath.share` has it. nerfstudio moves and scales
+    scenes, and its viewer's paths with them: a `dataparser_transforms.json` of the training beside the path takes that
+    back.
 
     Raises:
         InputError: not such a file, not a perspective camera, a pose that is no rotation, or an impossible angle.
     """
     content = atomic.read_json(path, "a camera path")
     try:
-        return _path(content, path)
+        found, normalised = _path(content, path), path.with_name(NORMALISED)
+        return _taken_back(found, normalised) if normalised.is_file() else found
     except InputError:
         raise
     except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
@@ -174,6 +179,28 @@ def _path(content: dict[str, Any], path: Path) -> CameraPath:
     if len(ends) == len(SPAN):
         return replace(found, time_s=tuple(second_of(s, (ends[0], ends[1])) for s in share))
     return replace(found, share=share)
+
+
+def _taken_back(path: CameraPath, normalised: Path) -> CameraPath:
+    """The path in the world before nerfstudio's p' = scale (transform p)."""
+    content = atomic.read_json(normalised, "how nerfstudio moved the scene")
+    try:
+        transform, scale = torch.eye(4, dtype=torch.float64), float(content["scale"])
+        transform[:3] = torch.tensor(content["transform"], dtype=torch.float64).reshape(3, 4)
+        if not 0 < scale < math.inf:
+            raise ValueError(f"scale {scale:g}")
+        transform = exact_pose(transform, str(normalised))
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            "cannot read how nerfstudio moved the scene", found=f"{normalised}: {type(error).__name__} {error}",
+            accepted="'transform' (3x4) and 'scale', as ns-train writes", hint="copy it from the training's folder",
+        ) from error  # fmt: skip
+    pose = path.camera.world_from_cam.clone()
+    pose[..., :3, 3] /= scale
+    camera = path.camera.with_pose(geometry.rigid_inverse(transform) @ pose)
+    return replace(
+        path, camera=camera, notes=(*path.notes, f"brought back to the world of the scene by {normalised.name}")
+    )
 
 
 def _camera(entry: dict[str, Any], hw: tuple[int, int], where: str) -> Camera:
