@@ -342,7 +342,9 @@ def load_scene(folder: Path) -> Scene:
     if not (folder / MARKER).is_file():
         partial = atomic.partial_folder(folder)
         found = f"{folder}: {'no ' + MARKER if folder.is_dir() else 'no such folder'}"
-        hint = f"an unfinished one is in {partial}: finish it with --resume" if partial.is_dir() else f"geo4d reconstruct PHOTOS -o {folder}"
+        hint = f"geo4d reconstruct PHOTOS -o {folder}"
+        if partial.is_dir():
+            hint = f"an unfinished one is in {partial}: finish it with --resume"
         raise InputError(
             "cannot read a scene", found=found, accepted="a folder that `geo4d reconstruct` wrote", hint=hint
         )
