@@ -264,10 +264,10 @@ def _integer(name: str, value: Any) -> int:
 
 
 def _at_least_0(name: str, value: Any) -> float:
-    number = value if isinstance(value, numbers.Real) else math.nan
+    number = float(value) if isinstance(value, numbers.Real) else math.nan
     if not number >= 0:
         raise InputError(f"{name} is out of range", found=_told(value), accepted="a number, 0 or more")
-    return float(number)
+    return number
 
 
 def _check_values(width: int, height: int, mode: str, rasterize_mode: str, sh_degree: int | None, backend: str) -> None:

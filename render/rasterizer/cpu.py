@@ -173,8 +173,9 @@ class _Colours(torch.autograd.Function):
     @once_differentiable
     @threads.kernels_only()
     def backward(ctx: Any, d_colour: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
-        given = map(_plain, ctx.saved_tensors)
-        return None, *(torch.from_numpy(g) for g in kernels.colour_slopes(ctx.degree, *given, _plain(d_colour)))
+        coefficients, means, centre, colour = map(_plain, ctx.saved_tensors)
+        slopes = kernels.colour_slopes(ctx.degree, coefficients, means, centre, colour, _plain(d_colour))
+        return None, *(torch.from_numpy(g) for g in slopes)
 
 
 def colours(degree: int, coefficients: Tensor, means: Tensor, viewmat: Tensor) -> Tensor:
