@@ -74,19 +74,23 @@ def _sparse(scene: Scene, chosen: Sequence[int], count: int, rng: np.random.Gene
 
 
 def _colours(scene: Scene, chosen: Sequence[int], index: np.ndarray) -> np.ndarray:
-    """Mean colours `(n, 3)` of tracks in the chosen photos alone: others are never looked at."""
-    track = scene.observations.track_id.numpy()
-    total, count = np.zeros((len(scene.observations.p_world), 3)), np.zeros(len(scene.observations.p_world))
+    """Mean colours `(n, 3)` of tracks in the chosen photos alone, outside of masks; grey where nothing is left."""
+    tracks = scene.observations
+    track, uv_px = tracks.track_id.numpy(), tracks.uv_px.numpy()
+    total, count = np.zeros((len(tracks.p_world), 3)), np.zeros(len(tracks.p_world))
     for i in chosen:
-        mine = (scene.observations.frame_id == i).numpy() & np.isin(track, index)
-        if mine.any():
-            rgb = scene.frames[i].read()
-            column, row = (
-                scene.observations.uv_px.numpy()[mine].astype(int).T.clip(0, [[rgb.shape[1] - 1], [rgb.shape[0] - 1]])
-            )
-            np.add.at(total, track[mine], rgb[row, column] / 255)
-            np.add.at(count, track[mine], 1)
-    return (total[index] / count[index, None]).astype(np.float32)
+        mine = np.flatnonzero((tracks.frame_id == i).numpy() & np.isin(track, index))
+        if not len(mine):
+            continue
+        frame = scene.frames[i]
+        column, row = np.clip(uv_px[mine].astype(int), 0, np.array(frame.hw[::-1]) - 1).T
+        if frame.read_mask is not None:
+            shown = frame.read_mask()[row, column]
+            mine, column, row = mine[shown], column[shown], row[shown]
+        np.add.at(total, track[mine], frame.read()[row, column] / 255)
+        np.add.at(count, track[mine], 1)
+    known = count[index, None]
+    return np.where(known > 0, total[index] / np.maximum(known, 1), 0.5).astype(np.float32)
 
 
 def _cloud(scene: Scene, count: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:

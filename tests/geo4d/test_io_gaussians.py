@@ -112,6 +112,7 @@ def test_ply_keeps_everything(degree: int, tmp_path: Path) -> None:
     assert torch.equal(thrice.means, g.means)
 
 
+@pytest.mark.filterwarnings("ignore:.*SPZ cannot hold")
 def test_the_extremes_survive(tmp_path: Path) -> None:
     g = random_gaussians(5, 0)
     g = replace(
@@ -524,6 +525,7 @@ def with_records(data: bytes, records: bytes, version: int) -> bytes:
     return bytes(raw[:32]) + records + bytes(raw[32:])
 
 
+@pytest.mark.filterwarnings("ignore:.*SPZ cannot hold")
 def test_spz_unit_follows_the_size_of_the_scene(tmp_path: Path) -> None:
     g = random_gaussians(100)
     for factor, step in ((1e-3, 2**-18), (1000.0, 6000 / 2**22), (1e5, 6e5 / 2**22)):
