@@ -35,6 +35,8 @@ GOOD_EVERY = 100
 """Steps after which a state is remembered, to go back to once so many more were finite."""
 MOST_ROLLBACKS = 8
 UNDECAYED = ("pos_embed", "cls_token", "camera_token", "register_tokens")
+MAY_CHANGE = ("pictures", "rate")
+"""Of a recipe, when a training goes on."""
 RECOVERS_AFTER = 1000
 """Good steps after which a rate that was halved is doubled again, and what was undone is forgotten."""
 
@@ -216,6 +218,7 @@ class Training:
 
         tensors = {k: v.contiguous() for k, v in self.tensors().items()}
         if not all(bool(torch.isfinite(v).all()) for v in tensors.values()):
+            self.progress.note("the weights are not finite and are not saved: what was saved before stays")
             return
         about = {"format": FORMAT, "recipe": asdict(self.recipe), "seed": self.seed, "state": asdict(self.state)}
         atomic.write_bytes(folder / STATE, save(tensors, {"geo4d": json.dumps(about)}))
@@ -231,7 +234,7 @@ class Training:
         about, tensors = read_state(folder)
         begun = about["recipe"] | {"seed": about["seed"]}
         wanted = json.loads(json.dumps(asdict(self.recipe))) | {"seed": self.seed}
-        differ = [k for k in wanted | begun if k not in _CHANGES and wanted.get(k) != begun.get(k)]
+        differ = [k for k in wanted | begun if k not in MAY_CHANGE and wanted.get(k) != begun.get(k)]
         if differ:
             found, asked = (
                 ", ".join(f"{k} {_short(values[k]) if k in values else 'unknown'}" for k in differ)
@@ -258,10 +261,6 @@ class Training:
         if self.recipe.rate != begun["rate"]:
             self.state.rate_factor, self.state.rollbacks = 1.0, 0
         self._good = None
-
-
-_CHANGES = ("pictures", "rate")
-"""What may be another when a training goes on."""
 
 
 def _short(value: Any) -> str:
@@ -500,20 +499,20 @@ class _Log:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.lines = [json.dumps(line) for line in read_log(path)] if path.exists() else []
+        self.lines = read_log(path) if path.exists() else []
 
     def back_to(self, steps: int) -> None:
         """Drop what comes after so many steps: it will be written again."""
-        self.lines = [line for line in self.lines if json.loads(line)["steps"] <= steps]
+        self.lines = [line for line in self.lines if line["steps"] <= steps]
         self._write()
 
     def add(self, state: State, values: Mapping[str, Any]) -> None:
         about = {"steps": state.steps, "pictures": state.pictures, "seconds": round(state.seconds, 2)}
-        self.lines.append(json.dumps(atomic.to_json(about | dict(values))))
+        self.lines.append(atomic.to_json(about | dict(values)))
         self._write()
 
     def _write(self) -> None:
-        atomic.write_text(self.path, "".join(f"{line}\n" for line in self.lines))
+        atomic.write_text(self.path, "".join(f"{json.dumps(line)}\n" for line in self.lines))
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
