@@ -181,12 +181,13 @@ def _draw(
             mine = colour[c] if per_camera else colour
             features = mine if sh_degree is None else paint(sh_degree, mine, m, viewmats[c])
             features = features if with_colour else features[:, :0]
+            opacity = o
             if slow:
                 good = torch.isfinite(features).all(-1)
-                features, o = torch.where(good[:, None], features, 0.0), torch.where(good, o, 0.0)
+                features, opacity = torch.where(good[:, None], features, 0.0), torch.where(good, o, 0.0)
             black = features.new_zeros(features.shape[-1])
             behind = backgrounds[b, c] if backgrounds is not None and with_colour else black
-            picture, alpha, meta = draw(m, q, s, o, features, viewmats[c], Ks[c], behind, view)
+            picture, alpha, meta = draw(m, q, s, opacity, features, viewmats[c], Ks[c], behind, view)
             pictures.append(picture.movedim(-1, 0))  # as the kernels leave it: stacked without being turned
             alphas.append(alpha)
             metas.append(meta)

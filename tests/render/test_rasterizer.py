@@ -502,6 +502,17 @@ def test_a_colour_that_is_not_finite_is_not_seen(bad: float, backend: Any) -> No
     assert all(bool(torch.isfinite(v.grad).all()) for v in given.values() if v.grad is not None)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_a_colour_that_is_not_finite_in_one_camera_is_seen_in_the_other(backend: Any) -> None:
+    given = scene(dtype=torch.float32)
+    given["colors"] = given["colors"].repeat(2, 1, 1)
+    expected = render(given, backend=backend)[0]
+    given["colors"][0] = math.nan
+    picture = render(given, backend=backend)[0]
+    assert not picture[0].any()
+    assert torch.equal(picture[1], expected[1])
+
+
 @pytest.mark.parametrize("name", ["near_plane", "far_plane", "eps2d", "radius_clip"])
 @pytest.mark.parametrize("value", [-1.0, math.nan, None, "x"])
 def test_numbers_that_are_out_of_range_do_not_fit(name: str, value: Any) -> None:
