@@ -4,8 +4,7 @@
 
 Variants: as it is trained; without each of the losses that it could do without (that of tracks is of training only);
 with register tokens; and with register tokens that alone attend over all views, in every block that does but the last,
-which is cheaper the more pictures there are. Each sees as many pictures, of the same seed; pictures per second (the
-median of a training) tell what it costs.
+which is cheaper the more pictures there are. Each sees as many pictures, of the same seed.
 Scores are those of benchmarks/geo4d_s.py, on scenes that no training sees. With --keep, trainings that were interrupted
 go on, and those that are done are scored again.
 """
@@ -14,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -27,7 +25,7 @@ from recon.feedforward import validation
 from recon.feedforward.geo4d_s import CONFIGS, Geo4dS
 from recon.feedforward.recipe import RECIPES, network_config
 from recon.feedforward.trained import CARD, INDEX, read_card
-from recon.feedforward.training import BEST, LOG
+from recon.feedforward.training import BEST
 from recon.feedforward.weights import load_weights
 
 REGISTERS = 4
@@ -65,14 +63,11 @@ def trained(folder: Path, network: str, pictures: int, device: str, asked: dict[
 
 
 def score(folder: Path, batch: Batch) -> dict[str, Any]:
-    """What a training reached, and how fast it was."""
+    """What a training reached."""
     recipe, card = read_card(folder / BEST)
     model = Geo4dS(network_config(recipe)).to(batch.rgb.device).eval()
     load_weights(model, folder / BEST / INDEX)
-    lines = [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
-    speed = statistics.median(line["pictures_per_s"] for line in lines if "pictures_per_s" in line)
-    took = {"pictures": card["pictures"], "steps": card["steps"], "pictures_per_s": speed}
-    return took | validation.validated(model, batch)
+    return {k: card[k] for k in ("pictures", "steps")} | validation.validated(model, batch)
 
 
 def main() -> None:
