@@ -24,7 +24,7 @@ from geo4d.pipeline.training import train_recon
 from recon.feedforward import validation
 from recon.feedforward.geo4d_s import CONFIGS, Geo4dS
 from recon.feedforward.recipe import RECIPES, network_config
-from recon.feedforward.trained import CARD, INDEX, read_card
+from recon.feedforward.trained import INDEX, read_card
 from recon.feedforward.training import BEST
 from recon.feedforward.weights import load_weights
 
@@ -53,8 +53,7 @@ def variants(network: str) -> dict[str, dict[str, Any]]:
 
 def trained(folder: Path, network: str, pictures: int, device: str, asked: dict[str, Any]) -> None:
     """Train to the end, in slices."""
-    card = folder / BEST / CARD
-    if card.is_file() and (planned := json.loads(card.read_text())["planned"]) != pictures:
+    if (folder / BEST).is_dir() and (planned := read_card(folder / BEST)[1]["planned"]) != pictures:
         raise SystemExit(f"{folder} holds a training of {planned} pictures, not {pictures}: name another --keep")
     share = 0.0
     while share < 1:

@@ -78,8 +78,9 @@ def _colours(scene: Scene, chosen: Sequence[int], index: np.ndarray) -> np.ndarr
     tracks = scene.observations
     track, uv_px = tracks.track_id.numpy(), tracks.uv_px.numpy()
     total, count = np.zeros((len(tracks.p_world), 3)), np.zeros(len(tracks.p_world))
+    wanted = np.isin(track, index)
     for i in chosen:
-        mine = np.flatnonzero((tracks.frame_id == i).numpy() & np.isin(track, index))
+        mine = np.flatnonzero((tracks.frame_id == i).numpy() & wanted)
         if not len(mine):
             continue
         frame = scene.frames[i]

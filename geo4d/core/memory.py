@@ -22,6 +22,10 @@ def memory_bytes() -> tuple[float | None, float | None]:
     return total, free
 
 
+LITTLE = 1e9
+"""Bytes that the rasteriser takes without asking how many there are."""
+
+
 def refuse_beyond_memory(what: str, needed: float, *, hint: str) -> None:
     """Raise `InputError` where something (`what` names it, in the plural) needs more bytes than are available."""
     available = memory_bytes()[1]

@@ -66,9 +66,7 @@ def _recipe(
     register_only: str | None, without: str | None,
 ) -> Recipe:  # fmt: skip
     """That of the training that was begun, or the usual one, with what is given."""
-    usual = begun or RECIPES[network or "geo4d-s"]
-    if network is not None and network != usual.network:
-        usual = RECIPES[network]
+    usual = begun if begun is not None and network in (None, begun.network) else RECIPES[network or "geo4d-s"]
     weights = usual.weights if without is None else _weights(without)
     registers = usual.registers if registers is None else registers
     blocks = usual.register_only if register_only is None else _blocks(register_only)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from geo4d.core import threads
 from geo4d.core.errors import InputError
-from geo4d.core.memory import refuse_pictures_beyond_memory
+from geo4d.core.memory import LITTLE, refuse_pictures_beyond_memory
 from render.rasterizer import reference, spherical_harmonics
 from render.rasterizer.cpu import View, colours, rasterize, told
 
@@ -24,8 +24,6 @@ BACKENDS = ("auto", "cpu", "reference", "cuda")
 MODES = ("RGB", "D", "ED", "RGB+D", "RGB+ED")
 TOLERANCE = 1e-4
 """By so much entries of `Ks` may differ from what a pinhole camera has there."""
-_LITTLE = 1e9
-"""Bytes that are taken without asking how many there are."""
 
 
 def rasterization(  # noqa: D417 - those of gsplat that are not supported are not explained
@@ -324,7 +322,7 @@ def _check_cameras(viewmats: np.ndarray, Ks: np.ndarray) -> None:
 
 def _check_memory(width: int, height: int, count: int, per_pixel: int) -> None:
     needed = width * height * count * per_pixel
-    if needed > _LITTLE:
+    if needed > LITTLE:
         refuse_pictures_beyond_memory((height, width), count, needed, fewer=" or fewer cameras at a time")
 
 

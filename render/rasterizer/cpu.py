@@ -15,8 +15,6 @@ from geo4d.core import memory, threads
 from render.rasterizer import cpu_kernels as kernels
 
 F = np.float32
-MUCH = 1e9
-"""Bytes of lists from which it is asked whether there is as much memory."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ def prepare(
     columns, count = kernels.spans(records, rows, row_start, width, height)
     slot_start = kernels.starts(count)
     needed = float(slot_start[-1]) * 4 * (2 + slopes * (kernels.GRADIENTS + padded))
-    if needed > MUCH:
+    if needed > memory.LITTLE:
         memory.refuse_beyond_memory(
             f"lists of {slot_start[-1]:,} Gaussians in tiles", needed,
             hint="render smaller pictures; radii of meta tell which Gaussians cover much",

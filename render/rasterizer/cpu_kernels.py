@@ -189,13 +189,14 @@ def arrange(order, projected, depth, features, depth_feature, d, height):
         r = records[i]
         for k in range(RECORD):
             r[k] = projected[g, k]
+        finite = True
         for k in range(given):
             r[RECORD + k] = features[g, k]
-        for k in range(given):
-            if not abs(features[g, k]) < F(np.inf):
-                r[6], r[8] = F(0.5), -FARTHEST
-                for other in range(given):
-                    r[RECORD + other] = F(0.0)
+            finite &= abs(features[g, k]) < F(np.inf)
+        if not finite:
+            r[6], r[8] = F(0.5), -FARTHEST
+            for k in range(given):
+                r[RECORD + k] = F(0.0)
         for k in range(given, d):
             r[RECORD + k] = F(0.0)
         if depth_feature >= 0:

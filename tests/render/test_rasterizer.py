@@ -18,7 +18,7 @@ from torch import Tensor
 
 from geo4d.core.errors import InputError
 from render import rasterization
-from render.rasterizer import cpu, cpu_kernels, reference, spherical_harmonics
+from render.rasterizer import cpu_kernels, reference, spherical_harmonics
 
 WIDTH, HEIGHT = 90, 70
 
@@ -433,7 +433,7 @@ def test_pictures_that_need_more_memory_than_there_is_are_refused(monkeypatch: p
 def test_lists_that_need_more_memory_than_there_is_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gaussians that cover the picture need as many entries as it has tiles, each."""
     monkeypatch.setattr("geo4d.core.memory.memory_bytes", lambda: (16e6, 8e6))
-    monkeypatch.setattr(cpu, "MUCH", 1e6)
+    monkeypatch.setattr("geo4d.core.memory.LITTLE", 1e6)
     wide = {k: v.repeat(2000, *[1] * (v.dim() - 1)) if len(v) == 1 and v.dim() < 3 else v for k, v in one().items()}
     wide["scales"] = wide["scales"] * 1e6
     rasterization(**wide, width=320, height=240)

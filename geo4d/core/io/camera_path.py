@@ -18,7 +18,7 @@ import torch
 from geo4d.core import geometry
 from geo4d.core.errors import InputError
 from geo4d.core.io import atomic
-from geo4d.core.io.nerfstudio import exact_pose, read_transforms
+from geo4d.core.io.nerfstudio import exact_pose, read_transforms, undo_applied
 from geo4d.core.types import Camera, stack_cameras
 
 NORMALISED = "dataparser_transforms.json"
@@ -189,15 +189,13 @@ def _taken_back(path: CameraPath, normalised: Path) -> CameraPath:
         transform[:3] = torch.tensor(content["transform"], dtype=torch.float64).reshape(3, 4)
         if not 0 < scale < math.inf:
             raise ValueError(f"scale {scale:g}")
-        transform = exact_pose(transform, str(normalised))
+        moved = {"applied_transform": exact_pose(transform, str(normalised))[:3].tolist(), "applied_scale": scale}
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(
             "cannot read how nerfstudio moved the scene", found=f"{normalised}: {type(error).__name__} {error}",
             accepted="'transform' (3x4) and 'scale', as ns-train writes", hint="copy it from the training's folder",
         ) from error  # fmt: skip
-    pose = path.camera.world_from_cam.clone()
-    pose[..., :3, 3] /= scale
-    camera = path.camera.with_pose(geometry.rigid_inverse(transform) @ pose)
+    camera = path.camera.with_pose(geometry.move_pose(undo_applied(moved), path.camera.world_from_cam))
     return replace(
         path, camera=camera, notes=(*path.notes, f"brought back to the world of the scene by {normalised.name}")
     )
