@@ -34,7 +34,9 @@ def data_dir(name: str) -> Path | None:
 
 
 def sha256(folder: Path) -> str:
-    """One hash over the names and bytes of all files of a folder, in sorted order."""
+    """One hash over the names and bytes of all files of a folder, in sorted order; of a file, over its bytes."""
+    if folder.is_file():
+        return hashlib.sha256(folder.read_bytes()).hexdigest()
     total = hashlib.sha256()
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         total.update(path.relative_to(folder).as_posix().encode() + b"\0")
@@ -73,12 +75,22 @@ def commit() -> str:
 
 def origin() -> dict[str, Any]:
     """What is needed to repeat a measurement."""
-    command = "python " + " ".join([f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    given = ["PATH" if Path(argument).is_absolute() else argument for argument in sys.argv[1:]]
+    command = "python " + " ".join([f"benchmarks/{Path(sys.argv[0]).name}", *given])
     return {"command": command, "commit": commit(), "machine": machine()}
 
 
+def nowhere(scores: dict[str, Any]) -> dict[str, Any]:
+    """Scores without the path at which their reference lay on this machine."""
+    return {key: value for key, value in scores.items() if key != "reference"}
+
+
 def write_result(name: str, result: dict[str, Any]) -> Path:
-    """Write benchmarks/results/NAME.json with what is needed to repeat it."""
+    """Write benchmarks/results/NAME.json with what is needed to repeat it.
+
+    Results on data that stand in for a data set have names of their own (NAME_generated), so that none replaces a
+    published figure.
+    """
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     record = {"benchmark": name, **origin(), **result}

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from common import SOURCES, Measured, data_dir, generated_photos, sha256, write_result
+from common import SOURCES, Measured, data_dir, generated_photos, nowhere, sha256, write_result
 
 from geo4d.evaluation import evaluate_depth, evaluate_poses
 from geo4d.pipeline.reconstruction import PriorPaths, reconstruct_folder
@@ -40,8 +40,8 @@ def measure(data: Path, priors: PriorPaths, reference: Path, truth: Path, depth_
     out = Path(tempfile.mkdtemp()) / "scene"
     with Measured() as measured:
         reconstruct_folder(str(data / "photos"), out, priors=priors, keep_all=True)
-    poses = evaluate_poses(out, truth)
-    depth = evaluate_depth(out, reference, depth_K=depth_K)
+    poses = nowhere(evaluate_poses(out, truth))
+    depth = nowhere(evaluate_depth(out, reference, depth_K=depth_K))
     shutil.rmtree(out.parent)
     return {"depth": depth, "poses": poses, **measured.facts()}
 
@@ -75,7 +75,7 @@ def main() -> None:
         **{name: measure(work, priors, reference, truth, depth_K) for name, priors in given.items()},
     }
     shutil.rmtree(work)
-    print(write_result("depth_generated" if args.generated or data_dir("redkitchen") is None else "depth", result))
+    print(write_result("depth_generated" if depth_K is None else "depth", result))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, ROOT, SOURCES, commit, data_dir, sha256, write_result
+from common import RESULTS, ROOT, SOURCES, data_dir, origin, sha256, write_result
 
 GEO4D = [sys.executable, "-m", "geo4d.cli"]
 RUNS: dict[str, list[dict[str, Any]]] = {
@@ -54,7 +54,7 @@ def fit(scene: Path, minutes: float, max_gaussians: int = 100_000) -> dict[str, 
 
 
 def measured_before() -> dict[str, Any]:
-    """Results of the sets so far, each with the commit that it is of."""
+    """Results of the sets so far, each with the commit and the machine that it is of."""
     path = RESULTS / "fit.json"
     return json.loads(path.read_text())["sets"] if path.exists() else {}
 
@@ -73,7 +73,7 @@ def main() -> None:
             fits = [fit(scene, **run) for run in RUNS[name]]
             if name == "fox":
                 fits.append(fit(scene, **MEMORY))
-        sets[name] = {"source": SOURCES[name], "sha256": sha256(folder), "commit": commit(), "fits": fits}
+        sets[name] = {"source": SOURCES[name], "sha256": sha256(folder), **origin(), "fits": fits}
         for result in fits:
             print(name, {k: v for k, v in result.items() if k != "images"}, flush=True)
         print(write_result("fit", {"sets": {k: sets[k] for k in RUNS if k in sets}}), flush=True)

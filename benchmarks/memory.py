@@ -45,7 +45,12 @@ def main() -> None:
     result = run_isolated(__file__, measure, str(work / "photos"), str(work / "scene"))
     shutil.rmtree(work)
     about = SOURCES["fox"] if fox else "generated: geo4d.core.procedural"
-    print(write_result("memory", {"source": about, "sha256": sha256(source), "megapixels": PIXELS / 1e6, **result}))
+    print(
+        write_result(
+            "memory" if fox else "memory_generated",
+            {"source": about, "sha256": sha256(source), "megapixels": PIXELS / 1e6, **result},
+        )
+    )
 
 
 if __name__ == "__main__":

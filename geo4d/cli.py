@@ -533,7 +533,8 @@ def bench(*, data: Path | None = None, only: str = "", json: bool = False) -> di
     """The published numbers, on this machine.
 
     Args:
-        data: folder of the benchmark data (default: $GEO4D_DATA, else generated scenes).
+        data: folder of the benchmark data (default: $GEO4D_DATA, else ../shared/data beside the checkout); what is not
+            there is generated, and such results have names of their own (NAME_generated.json).
         only: comma list of benchmarks.
         json: print the result as one JSON object on stdout.
     """

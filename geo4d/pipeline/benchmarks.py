@@ -16,12 +16,18 @@ def run_benchmarks(data: Path | None, only: Sequence[str]) -> dict[str, Any]:
     """Run the scripts in benchmarks/ of a source checkout, each in a process of its own; returns where the results lie.
 
     Args:
-        data: folder of the benchmark data; None keeps $GEO4D_DATA or the default.
+        data: folder of the benchmark data, as seen from the current folder; None keeps $GEO4D_DATA or the default.
         only: names of scripts; all when empty.
 
     Raises:
-        InputError: geo4d was not installed from a checkout, or there is no such benchmark.
+        InputError: geo4d was not installed from a checkout, there is no such benchmark, or no such folder of data.
     """
+    if data is not None and not data.is_dir():
+        raise InputError(
+            "cannot find the benchmark data", found=f"{data} is not a folder",
+            accepted="a folder with fox, herz_jesus_p8, redkitchen or duck in it",
+            hint="leave out --data to run on generated scenes where $GEO4D_DATA and ../shared/data have none",
+        )  # fmt: skip
     folder = Path(__file__).resolve().parents[2] / "benchmarks"
     scripts = {
         p.stem: p for p in sorted(folder.glob("*.py")) if "write_result(" in p.read_text() and p.stem != "common"
@@ -33,8 +39,11 @@ def run_benchmarks(data: Path | None, only: Sequence[str]) -> dict[str, Any]:
         )  # fmt: skip
     unknown = [name for name in only if name not in scripts]
     if unknown:
-        raise InputError("no such benchmark", found=", ".join(unknown), accepted=", ".join(scripts))
-    environment = {**os.environ, **({"GEO4D_DATA": str(data)} if data else {})}
+        raise InputError(
+            "no such benchmark", found=", ".join(unknown), accepted=", ".join(scripts),
+            hint="geo4d bench without --only runs all",
+        )  # fmt: skip
+    environment = {**os.environ, **({"GEO4D_DATA": str(data.resolve())} if data else {})}
     status = {}
     for name in only or scripts:
         done = subprocess.run([sys.executable, str(scripts[name])], env=environment, cwd=folder.parent)
