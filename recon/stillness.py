@@ -37,7 +37,9 @@ LEAST_EXPLAINED = 0.5
 PAIRS = 8
 """Pairs of pictures that are looked at."""
 RETURNS = 0.3
-"""Share of a picture whose flow has to return: two pictures of less in common do not follow each other."""
+"""Share of a picture's corners whose flow has to return: two pictures of less in common do not follow each other."""
+
+UNTOLD = "what moves cannot be told"
 
 
 def judged(
@@ -64,10 +66,10 @@ def judged(
         )
     if not clips:
         progress.note(
-            "what moves cannot be told: no camera has pictures of two times and one size; geo4d doctor tells what it "
-            "takes for a camera"
+            f"{UNTOLD}: no camera has pictures of two times and one size; geo4d doctor tells what it takes for a camera"
         )
-        return scene
+        facts = {"share": 0.0, "tracks": 0, "explained": None, "words": UNTOLD}
+        return replace(before, tracks=None, report={**scene.report, "motion": facts})
     share, explained = scene.moving_share(), None if rig else explained_share(scene)
     count = 0 if scene.tracks is None else len(scene.tracks)
     facts: dict[str, Any] = {"share": share, "tracks": count, "explained": explained}
@@ -83,6 +85,14 @@ def judged(
             f"nearly everything seems to move: only {100 * explained:.0f} % of the pictures' motion fits the cameras "
             f"and a scene that stands still, so that cameras and depth are not to be trusted; {mend}"
         )
+    elif explained is None and not rig and not (sure and count):
+        facts = {"share": 0.0, "tracks": 0, "explained": None, "words": UNTOLD}
+        progress.note(
+            f"{UNTOLD}: pictures that come one after the other show too little of the same for points "
+            "to be followed, so the scene is taken to stand still; it takes a film whose pictures follow each other, "
+            "or several cameras at each time"
+        )
+        scene = replace(before, tracks=None)
     elif not (sure and count) and (found := moving_count(scene)) < moving_needed(scene):
         words, more = _stillness(scene, found, clips, rig=rig)
         facts = {"share": 0.0, "tracks": 0, "explained": explained, "words": words}
@@ -98,7 +108,7 @@ def _stillness(scene: Scene, found: float, clips: Sequence[Sequence[int]], *, ri
     """In words that nothing moves, of `found` points that do in a picture, and what more there is to say of it."""
     most = max(map(len, clips))
     if not rig and most < FEWEST_FILMED:
-        return "what moves cannot be told", (
+        return UNTOLD, (
             f" from {most} pictures: {FEWEST_FILMED} or more of a camera are needed, or several cameras that stand"
         )
     if found < NEARLY * moving_needed(scene):
@@ -135,13 +145,17 @@ def _corners(scene: Scene, tracks: PointTracks) -> np.ndarray:
     out = np.full(frame.shape, np.nan)
     for i in np.unique(frame[frame >= 0]).tolist():
         hw, mine = flow_hw(scene.frames[i].hw), np.nonzero(frame == i)
-        grey = grey_of(scene.frames[i], hw).astype(np.float32)
-        response = cv2.cornerMinEigenVal(cv2.GaussianBlur(grey, (0, 0), 1.0), 7, ksize=3)
+        response = _corner_response(grey_of(scene.frames[i], hw))
         out[mine] = at(response, (uv_px[mine] * hw[1] / scene.frames[i].hw[1]).astype(np.float32))
     known = np.isfinite(out).any(1)
     middle = np.zeros(len(out))
     middle[known] = np.nanmedian(out[known], 1)
     return middle
+
+
+def _corner_response(grey: np.ndarray) -> np.ndarray:
+    """Float32 `(h, w)`: least eigenvalue of the gradients around each pixel, see `CORNER`."""
+    return cv2.cornerMinEigenVal(cv2.GaussianBlur(grey.astype(np.float32), (0, 0), 1.0), 7, ksize=3)
 
 
 # Flow along epipolar lines
@@ -171,7 +185,8 @@ def _along(scene: Scene, i: int, j: int) -> np.ndarray:
         mask = scene.frames[k].read_mask
         if mask is not None:
             kept &= at(pictures.resize_mask(mask(), hw).astype(np.float32), place.astype(np.float32)) > 0.5
-    if kept.mean() < RETURNS:
+    corners = (_corner_response(grey[0]) > CORNER).reshape(-1)
+    if kept[corners].mean() < RETURNS if corners.any() else kept.mean() < RETURNS:
         return np.zeros(0, bool)
     cameras = [scene.camera[k].resize(hw) for k in (i, j)]
     return _across_px(cameras[0], cameras[1], here[kept], there[kept]) <= ACROSS_PX

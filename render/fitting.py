@@ -211,10 +211,11 @@ class Fitter:
             return None
         if tracks is None or not len(tracks):
             if o.motion != "auto":
+                words = self.scene.report.get("motion", {}).get("words", "nothing was found to move")
                 raise InputError(
-                    f"cannot fit motion {o.motion!r}", found="a scene in which nothing was found to move",
+                    f"cannot fit motion {o.motion!r}", found=f"a scene without tracks: {words}",
                     accepted="a scene whose frames have times and that has tracks",
-                    hint="leave out --motion, or make the scene with geo4d reconstruct --motion always",
+                    hint="leave out --motion; geo4d reconstruct --motion always keeps the little that it can follow",
                 )  # fmt: skip
             return None
         share = min(MOVING_SHARE, 2 * self.scene.moving_share(self.train))

@@ -191,10 +191,29 @@ def test_pictures_that_do_not_follow_each_other_tell_nothing() -> None:
     assert explained_share(unlike) is None
 
 
+def test_views_of_a_thing_from_all_sides_are_not_called_still_nor_their_cameras_wrong() -> None:
+    """As those of D-NeRF: one picture per time, each from elsewhere, on white, whose flow stays where it is."""
+
+    def view(k: int) -> np.ndarray:
+        picture = np.full((*HW, 3), 255, np.uint8)
+        picture[30:90, 50:110] = paint(20 + k, (60, 60))
+        return picture
+
+    for sure in (False, True):
+        before, progress = scene_of([view(k) for k in range(COUNT)]), Progress()
+        scene = judged(before, with_motion(before), given=True, sure=sure, progress=progress)
+        (said,) = progress.notes
+        assert said.startswith("what moves cannot be told: pictures that come one after the other show too little")
+        assert scene.tracks is None
+        assert scene.report["motion"]["words"] == "what moves cannot be told"
+
+
 def test_photos_without_times_are_left_as_they_are() -> None:
     before, progress = scene_of([along_the_wall(k) for k in range(3)]), Progress()
     timeless = replace(before, frames=Frames([replace(f, time_s=None) for f in before.frames]))
-    assert judged(timeless, timeless, progress=progress) is timeless
+    scene = judged(timeless, replace(timeless, tracks=tracks(3, 0)), progress=progress)
+    assert scene.tracks is None
+    assert scene.report["motion"]["words"] == "what moves cannot be told"
     (said,) = progress.notes
     assert said.startswith("what moves cannot be told: no camera has pictures of two times and one size; geo4d doctor")
 

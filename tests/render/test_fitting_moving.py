@@ -137,7 +137,7 @@ def test_a_scene_without_tracks_is_fitted_as_it_was(scene: Scene) -> None:
     plain = replace(scene, tracks=None, dynamic=(None,) * len(scene.frames))
     few = replace(FAST, steps=5)
     assert Fitter(plain, few).run().gaussians.motion is None
-    with pytest.raises(InputError, match="nothing was found to move"):
+    with pytest.raises(InputError, match="a scene without tracks: nothing was found to move"):
         Fitter(plain, replace(few, motion="bases"))
     assert scene.tracks is not None
     nowhere = torch.full_like(scene.tracks.p_world, torch.nan)
