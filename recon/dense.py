@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,9 @@ from recon.options import ReconstructOptions
 from recon.priors import Priors, register_depth
 from recon.scale import scale_from_depth
 from recon.solution import CameraSolution
+
+Map = tuple[np.ndarray, np.ndarray]
+"""Depth and confidence of a camera, float32 `(h, w)`."""
 
 Predicted = Sequence[tuple[np.ndarray, np.ndarray, float] | None]
 """Per frame of a scene: predicted depth in its unit and confidence (h, w), of the size of its depth map, and the
@@ -78,26 +81,47 @@ def dense_depth(
         predicted: joins the search where nothing was measured, and stands in where the search finds nothing.
     """
     cameras = [c.resize(pictures.fit_hw(c.hw, options.depth_size)) for c in scene.camera]
-    stamp = _stamp(scene, priors, predicted)
+
+    def find() -> list[Map | None]:
+        images, valid = pictures_at(scene.frames, [c.hw for c in cameras])
+        seen = scene.observations
+        visible = [seen.track_id[seen.frame_id == i].unique().numpy() for i in range(len(cameras))]
+        results = estimate_depth(
+            images,
+            torch.stack([c.K for c in cameras]).numpy(),
+            torch.stack([c.world_from_cam for c in cameras]).numpy(),
+            p_world=seen.p_world.numpy() if len(seen.p_world) else None,
+            visible=visible if len(seen.p_world) else None,
+            valid=valid,
+            prior_depth=_with_predicted(_measured(scene, cameras, priors, progress), predicted),
+            options=DepthOptions(threads=options.num_threads),
+            progress=progress,
+        )
+        return [*_filled(results, predicted, valid)]
+
+    return kept_depth(work_dir, cameras, _stamp(scene, priors, predicted), find)
+
+
+def kept_depth(
+    work_dir: Path, cameras: Sequence[Camera], stamp: str, find: Callable[[], Sequence[Map | None]]
+) -> tuple[list[Tensor | None], list[Tensor | None]]:
+    """Depth and confidence per camera that were found before and kept in a folder, or are found now and kept there.
+
+    Args:
+        work_dir: made when they are found, all at once.
+        cameras: of the depth maps; what was found for others is found again.
+        stamp: says what else they were found from, likewise.
+        find: gives depth and confidence, float32 `(h, w)`, of every camera; None for one that has none.
+    """
     if (work_dir / "done").exists() and _made_for(work_dir, cameras, stamp):
-        return _load(work_dir, len(scene.frames))
-    images, valid = pictures_at(scene.frames, [c.hw for c in cameras])
-    seen = scene.observations
-    visible = [seen.track_id[seen.frame_id == i].unique().numpy() for i in range(len(cameras))]
-    results = estimate_depth(
-        images,
-        torch.stack([c.K for c in cameras]).numpy(),
-        torch.stack([c.world_from_cam for c in cameras]).numpy(),
-        p_world=seen.p_world.numpy() if len(seen.p_world) else None,
-        visible=visible if len(seen.p_world) else None,
-        valid=valid,
-        prior_depth=_with_predicted(_measured(scene, cameras, priors, progress), predicted),
-        options=DepthOptions(threads=options.num_threads),
-        progress=progress,
+        results = _load(work_dir, len(cameras))
+    else:
+        results = find()
+        _save(work_dir, results, cameras, stamp)
+    return (
+        [None if r is None else torch.from_numpy(r[0]) for r in results],
+        [None if r is None else torch.from_numpy(r[1]) for r in results],
     )
-    results = _filled(results, predicted, valid)
-    _save(work_dir, results, cameras, stamp)
-    return [torch.from_numpy(d) for d, _ in results], [torch.from_numpy(c) for _, c in results]
 
 
 def pictures_at(
@@ -140,9 +164,7 @@ def _with_predicted(measured: Measured | None, predicted: Predicted) -> Measured
     return guessed if measured is None else [m or g for m, g in zip(measured, guessed, strict=True)]
 
 
-def _filled(
-    results: list[tuple[np.ndarray, np.ndarray]], predicted: Predicted, valid: Sequence[np.ndarray | None]
-) -> list[tuple[np.ndarray, np.ndarray]]:
+def _filled(results: list[Map], predicted: Predicted, valid: Sequence[np.ndarray | None]) -> list[Map]:
     """Depth maps with predicted depth, at less confidence, where multi-view stereo found none."""
     out = []
     for k, (depth, confidence) in enumerate(results):
@@ -156,12 +178,12 @@ def _filled(
     return out
 
 
-def _save(folder: Path, results: list[tuple[np.ndarray, np.ndarray]], cameras: list[Camera], stamp: str) -> None:
+def _save(folder: Path, results: Sequence[Map | None], cameras: Sequence[Camera], stamp: str) -> None:
     """Under another name first: a stage is finished or absent."""
     partial = folder.with_name(folder.name + ".part")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    for i, (depth, confidence) in enumerate(results):
+    for i, (depth, confidence) in ((i, r) for i, r in enumerate(results) if r is not None):
         np.savez(partial / f"{i}.npz", depth=depth, confidence=confidence)
     np.save(partial / "cameras.npy", _rows(cameras))
     (partial / "done").write_text(stamp)
@@ -169,7 +191,7 @@ def _save(folder: Path, results: list[tuple[np.ndarray, np.ndarray]], cameras: l
     partial.rename(folder)
 
 
-def _rows(cameras: list[Camera]) -> np.ndarray:
+def _rows(cameras: Sequence[Camera]) -> np.ndarray:
     """K and pose of every camera, `(n, 7, 4)`."""
     K = torch.nn.functional.pad(torch.stack([c.K for c in cameras]), (0, 1))
     return torch.cat([K, torch.stack([c.world_from_cam for c in cameras])], 1).numpy()
@@ -191,7 +213,7 @@ def _stamp(scene: Scene, priors: Priors, predicted: Predicted) -> str:
     return known.hexdigest()
 
 
-def _made_for(folder: Path, cameras: list[Camera], stamp: str) -> bool:
+def _made_for(folder: Path, cameras: Sequence[Camera], stamp: str) -> bool:
     """Whether depth was made for these cameras: mended positions or poses put them, and all lengths, elsewhere."""
     if (folder / "done").read_text() != stamp:
         return False
@@ -199,13 +221,15 @@ def _made_for(folder: Path, cameras: list[Camera], stamp: str) -> bool:
     return stored.shape == now.shape and np.allclose(stored, now, rtol=1e-6, atol=1e-9)
 
 
-def _load(folder: Path, count: int) -> tuple[list[Tensor | None], list[Tensor | None]]:
-    depth, confidence = [], []
-    for i in range(count):
-        with np.load(folder / f"{i}.npz") as arrays:
-            depth.append(torch.from_numpy(arrays["depth"]))
-            confidence.append(torch.from_numpy(arrays["confidence"]))
-    return depth, confidence
+def _load(folder: Path, count: int) -> list[Map | None]:
+    results: list[Map | None] = []
+    for path in (folder / f"{i}.npz" for i in range(count)):
+        if path.exists():
+            with np.load(path) as arrays:
+                results.append((arrays["depth"], arrays["confidence"]))
+        else:
+            results.append(None)
+    return results
 
 
 def _views(scene: Scene) -> dict[str, Any]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
 from geo4d.core import pictures
 from geo4d.core.progress import Progress
 from geo4d.core.types import Scene
-from recon.dense import pictures_at
+from recon.dense import Map, kept_depth, pictures_at
 from recon.depth import DepthOptions, estimate_depth
 from recon.options import ReconstructOptions
 
@@ -29,25 +31,30 @@ def is_rig(scene: Scene) -> bool:
 
 
 def moment_depth(
-    scene: Scene, options: ReconstructOptions, progress: Progress
+    scene: Scene, options: ReconstructOptions, work_dir: Path, progress: Progress
 ) -> tuple[list[Tensor | None], list[Tensor | None]]:
     """Depth and confidence of every frame that others share its time with, as `recon.dense.dense_depth` gives them.
+
+    It is kept in `work_dir`, and taken from there when it was found for these cameras and times.
 
     Sparse points that the pictures of a time share set the range of depth that is searched.
     """
     cameras = [c.resize(pictures.fit_hw(c.hw, options.depth_size)) for c in scene.camera]
-    depth: list[Tensor | None] = [None] * len(cameras)
-    confidence: list[Tensor | None] = [None] * len(cameras)
     moments = [m for m in moments_of(scene) if len(m) > 1]
-    K = torch.stack([c.K for c in cameras]).numpy()
-    pose = torch.stack([c.world_from_cam for c in cameras]).numpy()
-    with progress.stage("depth of every time", total=len(moments)) as advance:
-        for moment in moments:
-            images, valid = pictures_at([scene.frames[i] for i in moment], [cameras[i].hw for i in moment])
-            found = estimate_depth(
-                images, K[moment], pose[moment], valid=valid, options=DepthOptions(threads=options.num_threads)
-            )  # fmt: skip
-            for i, (d, c) in zip(moment, found, strict=True):
-                depth[i], confidence[i] = torch.from_numpy(d), torch.from_numpy(c)
-            advance()
-    return depth, confidence
+
+    def find() -> list[Map | None]:
+        results: list[Map | None] = [None] * len(cameras)
+        K = torch.stack([c.K for c in cameras]).numpy()
+        pose = torch.stack([c.world_from_cam for c in cameras]).numpy()
+        with progress.stage("depth of every time", total=len(moments)) as advance:
+            for moment in moments:
+                images, valid = pictures_at([scene.frames[i] for i in moment], [cameras[i].hw for i in moment])
+                found = estimate_depth(
+                    images, K[moment], pose[moment], valid=valid, options=DepthOptions(threads=options.num_threads)
+                )  # fmt: skip
+                for i, result in zip(moment, found, strict=True):
+                    results[i] = result
+                advance()
+        return results
+
+    return kept_depth(work_dir, cameras, repr(moments), find)

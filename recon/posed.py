@@ -107,7 +107,7 @@ def _learnt(scene: Scene, options: ReconstructOptions, work_dir: Path, progress:
     rig = is_rig(scene)
     _check_memory(scene, options, rig=rig)
     if rig:
-        depth, confidence = moment_depth(scene, options, progress)
+        depth, confidence = moment_depth(scene, options, work_dir, progress)
         scene = replace(scene, depth=tuple(depth), confidence=tuple(confidence))
     else:
         depth, confidence = dense_depth(scene, _measured(scene), options, work_dir, progress)

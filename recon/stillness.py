@@ -180,7 +180,7 @@ def _along(scene: Scene, i: int, j: int) -> np.ndarray:
     v, u = np.mgrid[: hw[0], : hw[1]].astype(np.float32)
     here = (np.stack([u, v], -1) + np.float32(0.5)).reshape(-1, 2)
     there = follow_once(here, flow(grey[0], grey[1]), flow(grey[1], grey[0]))
-    kept = np.isfinite(there).all(-1)
+    kept = np.asarray(np.isfinite(there).all(-1))
     for k, place in ((i, here), (j, there)):
         mask = scene.frames[k].read_mask
         if mask is not None:

@@ -485,8 +485,9 @@ def _partial(out: Path, resume: bool, progress: Progress) -> Iterator[Path]:
                 (partial / STAGES).mkdir(exist_ok=True)
                 yield partial
         except Geo4DError as error:
-            if not isinstance(error, ReconstructionError) and (partial / STAGES / CAMERAS).is_dir():
-                progress.note("the cameras found so far are kept: mend the command and add --resume")
+            kept = [name for name in (CAMERAS, DEPTH) if (partial / STAGES / name).is_dir()]
+            if kept and not isinstance(error, ReconstructionError):
+                progress.note(f"{' and '.join(kept)} found so far: kept; mend the command and add --resume")
             else:
                 shutil.rmtree(partial, ignore_errors=True)
             raise

@@ -24,7 +24,7 @@ from geo4d.core.io.nerfstudio import read_transforms
 from geo4d.core.progress import Progress
 from geo4d.core.types import Camera, DepthPrior
 from geo4d.pipeline import reconstruction
-from recon.api import check_request
+from recon.api import CAMERAS, DEPTH, check_request
 from recon.captures import merge_priors
 from recon.options import ReconstructOptions
 from recon.priors import Priors
@@ -113,6 +113,17 @@ def test_a_folder_is_held_by_one_process_and_free_when_that_is_killed(tmp_path: 
         assert (partial / "features").read_text() == "hours of work"
     with atomic.held_partial(final) as partial:
         assert not (partial / "features").exists()
+
+
+@pytest.mark.parametrize("stage", [CAMERAS, DEPTH])
+def test_an_error_keeps_what_was_found_before_it(tmp_path: Path, stage: str) -> None:
+    """A dataset that came with cameras has depth alone."""
+    progress = Progress()
+    with pytest.raises(InputError, match="full"), reconstruction._partial(tmp_path / "x", False, progress) as partial:
+        (partial / reconstruction.STAGES / stage).mkdir()
+        raise InputError("the disk is full")
+    assert (partial / reconstruction.STAGES / stage).is_dir()
+    assert progress.notes == [f"{stage} found so far: kept; mend the command and add --resume"]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="other signals")

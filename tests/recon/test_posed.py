@@ -79,3 +79,34 @@ def test_depth_images_of_a_dataset_tell_where_things_are_that_move(tmp_path: Pat
             assert len(scene.tracks) > 50
     assert error[True] < 0.01
     assert error[False] > 2 * error[True]
+
+
+def test_depth_of_a_rig_that_was_found_is_not_looked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a picture of a time of its own, which has no depth."""
+    world, hw = moving.scene(7, "rigid"), (120, 160)
+    cameras, times = moving.rig_cameras(5, hw, seed=7), moving.times(world, 4)
+    frames, every = [], []
+    for k, t in enumerate(times):
+        for v in range(3 if k < 3 else 1):
+            camera = Camera(cameras.K[v], cameras.world_from_cam[v], hw)
+            picture = (procedural.render(world.at(t), camera)[0].numpy() * 255 + 0.5).astype(np.uint8)
+            frames.append(Frame.from_array(f"{v}/{k}.png", picture, time_s=t, sensor=str(v)))
+            every.append(camera)
+    capture = PosedCapture("test", Frames(frames), tuple(every), ("train",) * len(every))
+
+    def depth(of: PosedCapture) -> list[torch.Tensor | None]:
+        options = ReconstructOptions(motion="none")
+        return list(reconstruct_posed(of, options=options, work_dir=tmp_path / "depth", progress=Progress()).depth)
+
+    def fails(*_: object, **__: object) -> None:
+        raise AssertionError("looked for again")
+
+    first = depth(capture)
+    assert [d is not None for d in first] == [True] * 9 + [False]
+    monkeypatch.setattr("recon.moments.estimate_depth", fails)
+    again = depth(capture)
+    torch.testing.assert_close(first[:9], again[:9], equal_nan=True)
+    assert again[9] is None
+    later = [replace(f, time_s=f.time_s + (f.name == "0/2.png") * 0.01) for f in frames]
+    with pytest.raises(AssertionError, match="looked for again"):
+        depth(replace(capture, frames=Frames(later)))
