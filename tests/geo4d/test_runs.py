@@ -119,10 +119,16 @@ def test_a_folder_is_held_by_one_process_and_free_when_that_is_killed(tmp_path: 
 def test_an_error_keeps_what_was_found_before_it(tmp_path: Path, stage: str) -> None:
     """A dataset that came with cameras has depth alone."""
     progress = Progress()
-    with pytest.raises(InputError, match="full"), reconstruction._partial(tmp_path / "x", False, progress) as partial:
-        (partial / reconstruction.STAGES / stage).mkdir()
-        raise InputError("the disk is full")
-    assert (partial / reconstruction.STAGES / stage).is_dir()
+    kept = tmp_path / "x.partial" / reconstruction.STAGES / stage
+
+    def run() -> None:
+        with reconstruction._partial(tmp_path / "x", False, progress):
+            kept.mkdir()
+            raise InputError("the disk is full")
+
+    with pytest.raises(InputError, match="full"):
+        run()
+    assert kept.is_dir()
     assert progress.notes == [f"{stage} found so far: kept; mend the command and add --resume"]
 
 
