@@ -461,7 +461,7 @@ def evaluate(
         with _terminal(quiet=json) as progress:
             result = evaluation.evaluate_views(
                 scene, gaussians=gaussians, holdout=holdout, every=all, image_size=image_size,
-                device=choose_device(device), progress=progress,
+                device=choose_device(device, progress), progress=progress,
             )  # fmt: skip
         if not json:
             result["images"] = [

@@ -148,7 +148,7 @@ class Fitter:
         """
         self.start, self.spent = time.perf_counter(), 0.0
         self.scene, self.options, self.progress = scene, options, progress or Progress()
-        self.device = choose_device(device)
+        self.device = choose_device(device, self.progress)
         self.train, self.test = split(scene, options)
         told = _told_degree([scene.camera[i] for i in self.train], scene.median_depth(self.train) or 0.0)
         self.sh_degree = told if options.sh_degree is None else options.sh_degree

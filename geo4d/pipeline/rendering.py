@@ -82,7 +82,7 @@ def render_folder(
     with progress.stage("load the scene"):
         scene = load_scene(folder)
         gaussians = load_gaussians(folder, options.gaussians, progress)
-        device = choose_device(options.device)
+        device = choose_device(options.device, progress)
         clock = _clock(scene, gaussians, options)
         given = _path(folder, scene, options, clock, progress)
         path = _in_time(given, clock, options, progress)

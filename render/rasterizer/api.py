@@ -22,6 +22,8 @@ RenderMode = Literal["RGB", "D", "ED", "RGB+D", "RGB+ED"]
 Backend = Literal["auto", "cpu", "reference", "cuda"]
 BACKENDS = ("auto", "cpu", "reference", "cuda")
 MODES = ("RGB", "D", "ED", "RGB+D", "RGB+ED")
+REFERENCE_BYTES = 16
+"""Per pixel and Gaussian: at least so many the dense reference keeps for its gradients."""
 TOLERANCE = 1e-4
 """By so much entries of `Ks` may differ from what a pinhole camera has there."""
 
@@ -103,7 +105,8 @@ def rasterization(  # noqa: D417 - those of gsplat that are not supported are no
     Returns:
         Features (then depth) `(*b, c, h, w, x)`, alpha `(*b, c, h, w, 1)`, and `meta`: `means2d (*b, c, n, 2)`,
         `depths`, `conics`, `opacities`, `radii (*b, c, n, 2)` (0 = not drawn), `width`, `height`, `n_cameras`,
-        `n_batches`.
+        `n_batches`. gsplat's other keys (of packed results, tiles and lists: `camera_ids`, `gaussian_ids`,
+        `tiles_per_gauss`, `isect_offsets`, ...) are there on CUDA alone.
 
     Raises:
         InputError: shapes or devices do not fit, a value is out of range, an argument is not supported, or the pictures
@@ -144,7 +147,12 @@ def rasterization(  # noqa: D417 - those of gsplat that are not supported are no
     with_depth, with_colour = render_mode != "RGB", render_mode.startswith("RGB")
     channels = ((3 if sh_degree is not None else colors.shape[-1]) if with_colour else 0) + with_depth
     copies = 2 if math.prod(batch) * cameras > 1 or backgrounds is not None or render_mode.endswith("ED") else 1
-    _check_memory(width, height, math.prod(batch) * cameras, 4 * (channels + 2) * copies)
+    with_gradient = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    copies += 2 * with_gradient  # what backward keeps of the picture, and its derivative
+    each = 4 * (channels + 2) * copies
+    if with_gradient and chosen == "reference":
+        each += REFERENCE_BYTES * means.shape[-2]
+    _check_memory(width, height, math.prod(batch) * cameras, each)
     view = View(
         width, height, near_plane, far_plane, eps2d, rasterize_mode == "antialiased", radius_clip,
         channels - 1 if with_depth else -1,

@@ -161,6 +161,7 @@ def rasterize(
 class _Colours(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, degree: int, coefficients: Tensor, means: Tensor, centre: Tensor) -> Tensor:
+        _begin()
         given = coefficients, means, centre
         colour = torch.from_numpy(kernels.colours(degree, *map(_plain, given)))
         ctx.degree = degree

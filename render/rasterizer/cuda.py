@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Sequence
+from importlib import metadata
 from importlib.util import find_spec
 from typing import Any
 
@@ -10,30 +13,61 @@ import torch
 from torch import Tensor
 
 from geo4d.core.errors import InputError, MissingDependencyError
+from geo4d.core.progress import Progress
+
+OLDEST = (1, 5)
+"""Of gsplat: the first whose radii have two axes."""
+INSTALL = 'pip install "gsplat>=1.5.3", beside a CUDA toolkit (nvcc) that fits torch'
 
 
-def choose_device(name: str) -> str:
+def choose_device(name: str, progress: Progress | None = None) -> str:
     """`cuda` or `cpu` for `auto`, `cuda` or `cpu`: auto is the GPU where there is one that gsplat can use.
+
+    Args:
+        name: what was asked for.
+        progress: hears why a GPU that there is is not taken by `auto`.
 
     Raises:
         InputError: another name, or a GPU was asked for and there is none.
-        MissingDependencyError: a GPU was asked for and gsplat is not installed.
+        MissingDependencyError: a GPU was asked for and gsplat cannot use it.
     """
-    with_gpu, with_gsplat = torch.cuda.is_available(), find_spec("gsplat") is not None
+    with_gpu = torch.cuda.is_available()
     if name not in ("auto", "cpu", "cuda") or (name == "cuda" and not with_gpu):
         raise InputError(
             f"cannot compute on {name!r}", found="no GPU that torch can use" if name == "cuda" else name,
             accepted="auto, cpu, or cuda where there is a GPU",
         )  # fmt: skip
-    if name == "cuda" and not with_gsplat:
-        raise _without_gsplat()
-    return "cuda" if name != "cpu" and with_gpu and with_gsplat else "cpu"
+    if name == "cpu" or not with_gpu:
+        return "cpu"
+    missing = what_gsplat_lacks()
+    if missing and name == "cuda":
+        raise _without_gsplat(missing)
+    if missing and progress is not None:
+        progress.note(f"the processor is used and not the GPU: {missing}; {INSTALL}")
+    return "cpu" if missing else "cuda"
 
 
-def _without_gsplat() -> MissingDependencyError:
-    return MissingDependencyError(
-        "the cuda backend needs gsplat", found="gsplat is not installed", hint="pip install gsplat"
-    )
+@functools.cache
+def what_gsplat_lacks() -> str | None:
+    """Why gsplat cannot be used here, in words; None where it can.
+
+    Where nobody built its CUDA part before, it is built now, which takes minutes. Without a compiler gsplat can be
+    imported all the same and fails in every call.
+    """
+    if find_spec("gsplat") is None:
+        return "gsplat is not installed"
+    version = metadata.version("gsplat")
+    if tuple(int(n) for n in re.findall(r"\d+", version)[:2]) < OLDEST:
+        return f"gsplat {version} is too old"
+    try:
+        from gsplat.cuda._backend import _C  # pyright: ignore
+    except Exception as error:
+        return f"gsplat {version} does not load ({type(error).__name__}: {str(error).splitlines()[0]})"
+    return None if _C is not None else f"the CUDA part of gsplat {version} could not be built"
+
+
+def _without_gsplat(missing: str) -> MissingDependencyError:
+    return MissingDependencyError("the cuda backend needs gsplat", found=missing, hint=INSTALL)
 
 
 def rasterization(
@@ -44,7 +78,7 @@ def rasterization(
 
     Raises:
         InputError: the tensors are not on a CUDA device, or `Ks` wants a gradient.
-        MissingDependencyError: gsplat is not installed.
+        MissingDependencyError: gsplat cannot be used here.
     """
     means, Ks = given[0], given[-1]
     if not means.is_cuda or not torch.cuda.is_available():
@@ -57,10 +91,11 @@ def rasterization(
             "gsplat gives no gradient for Ks", found="Ks.requires_grad", accepted="Ks without gradient",
             hint='detach Ks, or take backend="cpu", which has that gradient',
         )  # fmt: skip
-    try:
-        import gsplat
-    except ImportError as error:
-        raise _without_gsplat() from error
+    missing = what_gsplat_lacks()
+    if missing:
+        raise _without_gsplat(missing)
+    import gsplat
+
     picture, alpha, meta = gsplat.rasterization(
         *given, width, height,
         near_plane=near_plane, far_plane=far_plane, radius_clip=radius_clip, eps2d=eps2d, sh_degree=sh_degree,

@@ -660,6 +660,21 @@ def test_options_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
     assert error.value.accepted
 
 
+@pytest.mark.gpu
+def test_a_gpu_fits_as_a_processor_does(scene: Scene, tmp_path: Path) -> None:
+    """And goes on from where either stopped."""
+    made = {device: Fitter(scene, SMALL, device=device).run() for device in ("cpu", "cuda")}
+    score = {device: psnr(scene, fit.gaussians, split(scene, SMALL)[1]) for device, fit in made.items()}
+    assert score["cuda"] == pytest.approx(score["cpu"], abs=1.0)
+    fitter = Fitter(scene, SMALL, device="cuda")
+    fitter.run()
+    save_checkpoint(tmp_path / "fit.checkpoint.npz", fitter)
+    for device in ("cpu", "cuda"):
+        longer = Fitter(scene, replace(SMALL, steps=120), device=device)
+        load_checkpoint(tmp_path / "fit.checkpoint.npz", longer)
+        assert longer.run().steps == 120
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_an_error(scene: Scene) -> None:
     with pytest.raises(InputError, match="cuda"):

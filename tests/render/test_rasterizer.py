@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from geo4d.core.errors import InputError
+from geo4d.core.errors import InputError, MissingDependencyError
+from geo4d.core.progress import Progress
 from render import rasterization
-from render.rasterizer import cpu_kernels, reference, spherical_harmonics
+from render.rasterizer import cpu_kernels, cuda, reference, spherical_harmonics
 
 WIDTH, HEIGHT = 90, 70
 
@@ -428,6 +430,72 @@ def test_pictures_that_need_more_memory_than_there_is_are_refused(monkeypatch: p
     many = one(viewmats=torch.eye(4).repeat(3, 1, 1).tolist(), Ks=one()["Ks"].repeat(3, 1, 1).tolist())
     with pytest.raises(InputError, match=r"3 pictures of 10000x10000(.|\n)*fewer cameras"):
         rasterization(**many, width=10_000, height=10_000)
+
+
+def test_what_backward_needs_counts_before_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("render.rasterizer.api.LITTLE", 0.0)
+    monkeypatch.setattr("geo4d.core.memory.memory_bytes", lambda: (16e9, 1.5 * 4 * 5 * 320 * 240))
+    given = one()
+    rasterization(**given, width=320, height=240)
+    given["means"].requires_grad_()
+    with pytest.raises(InputError, match="a picture of 320x240 would need about"):
+        rasterization(**given, width=320, height=240)
+    with torch.no_grad():
+        rasterization(**given, width=320, height=240)
+
+
+class TestTheChoiceOfADevice:
+    """By stand-ins of gsplat as it is where it cannot work; where it can is what the tests on a GPU show."""
+
+    @pytest.fixture(autouse=True)
+    def _with_a_gpu(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        for name in [n for n in sys.modules if n.partition(".")[0] == "gsplat"]:
+            monkeypatch.delitem(sys.modules, name)
+        cuda.what_gsplat_lacks.cache_clear()
+        yield
+        cuda.what_gsplat_lacks.cache_clear()
+        for name in [n for n in sys.modules if n.partition(".")[0] == "gsplat"]:
+            del sys.modules[name]
+
+    @pytest.fixture
+    def gsplat(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+        def installed(version: str, backend: str) -> None:
+            (tmp_path / "gsplat" / "cuda").mkdir(parents=True)
+            for name in ("gsplat/__init__.py", "gsplat/cuda/__init__.py"):
+                (tmp_path / name).touch()
+            (tmp_path / "gsplat/cuda/_backend.py").write_text(backend)
+            about = tmp_path / f"gsplat-{version}.dist-info"
+            about.mkdir()
+            (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: gsplat\nVersion: {version}\n")
+            monkeypatch.syspath_prepend(str(tmp_path))
+
+        return installed
+
+    @pytest.mark.parametrize(
+        ("version", "backend", "said"),
+        [
+            ("1.5.3", "_C = None", "the CUDA part of gsplat 1.5.3 could not be built"),
+            ("1.5.3", "raise ImportError('no gsplat_cuda.so')", "does not load (ImportError: no gsplat_cuda.so)"),
+            ("1.4.0", "_C = 1", "gsplat 1.4.0 is too old"),
+        ],
+    )
+    def test_a_gsplat_that_cannot_work_is_not_taken(
+        self, gsplat: Callable[[str, str], None], version: str, backend: str, said: str
+    ) -> None:
+        gsplat(version, backend)
+        progress = Progress()
+        assert cuda.choose_device("auto", progress) == "cpu"
+        (note,) = progress.notes
+        assert note.startswith("the processor is used and not the GPU: ")
+        assert said in note
+        with pytest.raises(MissingDependencyError) as error:
+            cuda.choose_device("cuda")
+        assert said in error.value.found
+
+    def test_one_that_has_its_cuda_part_is(self, gsplat: Callable[[str, str], None]) -> None:
+        gsplat("1.6.0+pt211cu128", "_C = 1")
+        assert [cuda.choose_device(name) for name in ("auto", "cuda", "cpu")] == ["cuda", "cuda", "cpu"]
 
 
 def test_lists_that_need_more_memory_than_there_is_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
