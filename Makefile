@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SHELL := /bin/sh
 
-.PHONY: help demo install dev check format test test-slow test-wheel test-gpu parity bench system-libs clean
+.PHONY: help demo install dev extras check format test test-slow test-wheel test-gpu parity bench system-libs clean
 
 help:
 	@echo "make demo        install geo4d, reconstruct the bundled photos, fit Gaussians, make a video and a player"
@@ -48,6 +48,10 @@ $(VENV)/.geo4d-base: pyproject.toml constraints.txt | $(VENV)/bin/python system-
 $(VENV)/.geo4d-dev: $(VENV)/.geo4d-base
 	$(PIP) install -q -c constraints.txt -e '.[dev]'
 	@touch $@
+
+# What only some exports and captures need, for the tests of these.
+extras: dev
+	$(PIP) install -q -c constraints.txt -e '.[viewer,captures]'
 
 system-libs:
 	@sh scripts/system_libs.sh

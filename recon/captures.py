@@ -403,7 +403,7 @@ def _require(module: str, package: str) -> Any:
         raise MissingDependencyError(
             "cannot read the depth images of this Record3D capture",
             found=f"the Python package {package} is not installed",
-            hint=f"pip install {package}, or leave the depth images out",
+            hint=f"pip install 'geo4d[captures]' (or {package} alone)",
         ) from error
 
 
