@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -39,6 +40,16 @@ class Progress:
     def note(self, text: str) -> None:
         """Tell the user one line that they should know (a dropped photo and why); kept for the report."""
         self.notes.append(text)
+
+    @contextmanager
+    def noting_warnings(self, files: int = 1) -> Iterator[None]:
+        """What is warned of within becomes notes; of several files like each other one speaks for all."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            yield
+        found = [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
+        for text in found if files == 1 else found[:1]:
+            self.note(text if files == 1 else f"{text} (so or alike in {len(found)} of {files} files)")
 
     def status(self, text: str) -> None:
         """Say how the stage at hand goes; often, and only the last one counts."""

@@ -78,7 +78,8 @@ def evaluate_views(
     file = gaussians or folder / GAUSSIANS
     if gaussians is None and not file.is_file():
         raise InputError("the scene has no Gaussians", found=f"no {file}", hint=f"geo4d fit {folder}")
-    splats = (read_scene_gaussians(folder) if gaussians is None else read_gaussians_file(file)).to(device)
+    with progress.noting_warnings():
+        splats = (read_scene_gaussians(folder) if gaussians is None else read_gaussians_file(file)).to(device)
     fitted = fit_metrics(folder) if gaussians is None else {}
     choice = choose(scene, fitted, holdout=holdout, every=every)
     if splats.motion is not None:

@@ -59,7 +59,7 @@ def write_views_page(
     Raises:
         InputError: the disk refuses.
     """
-    worst_first = sorted(comparisons, key=lambda c: c.scores["psnr"])
+    worst_first = sorted(comparisons, key=lambda c: np.nan_to_num(c.scores["psnr"], nan=np.inf))  # without one: last
     parts = [
         _header(title),
         _headline(result),

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import shlex
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +55,18 @@ def _write_mesh(scene: Scene, out: Path, *, overwrite: bool, progress: Progress)
     write_mesh(out, mesh.p_world, mesh.faces, mesh.rgb, up_world=scene.up_world.numpy())
 
 
-def _write_rerun(scene: Scene, gaussians: Gaussians | None, out: Path, *, overwrite: bool) -> None:
+def _write_rerun(
+    scene: Scene, gaussians: Gaussians | None, out: Path, *, overwrite: bool, progress: Progress
+) -> dict[str, int]:
+    """What the recording shows, in numbers."""
     from geo4d.core.io.rerun_file import write_rerun
 
     check_file(out, "rerun", overwrite=overwrite, suffix=".rrd")
-    write_rerun(out, scene, gaussians)
+    shown = write_rerun(out, scene, gaussians)
+    for what, of in (("points", len(scene.points.p_world)), ("gaussians", 0 if gaussians is None else len(gaussians))):
+        if shown[what] < of:
+            progress.note(f"the recording shows {shown[what]:,} of {of:,} {what}, as many as the viewer is quick with")
+    return {what: count for what, count in shown.items() if count}
 
 
 def _write_html(source: Path, out: Path, *, overwrite: bool, progress: Progress) -> dict[str, Any]:
@@ -76,24 +81,13 @@ def _write_html(source: Path, out: Path, *, overwrite: bool, progress: Progress)
     return {"exported": str(out), "format": "html", **held}
 
 
-@contextmanager
-def _noted(progress: Progress, files: int = 1) -> Iterator[None]:
-    """What is warned of becomes notes; of several files like each other one speaks for all."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        yield
-    found = [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
-    for text in found if files == 1 else found[:1]:
-        progress.note(text if files == 1 else f"{text} (so or alike in {len(found)} of {files} files)")
-
-
 def read_noted(path: Path, progress: Progress) -> Gaussians:
     """Read Gaussians; what the reader warns of becomes notes.
 
     Raises:
         InputError: as `read_gaussians_file`.
     """
-    with _noted(progress):
+    with progress.noting_warnings():
         return read_gaussians_file(path)
 
 
@@ -137,6 +131,7 @@ def export(
         return _export_in_time(source, scene, format, out, overwrite=overwrite, progress=progress)
     wanted = format in (*GAUSSIAN_EXPORTS, "rerun") and (source / GAUSSIANS).is_file()
     gaussians = read_scene_noted(source, progress) if wanted else None
+    count = _count(gaussians)
     if gaussians is not None:
         more = f" (a file per time: --format {format} --times 24 -o FOLDER)" if format in PER_TIME else ""
         _say_at_rest(gaussians, out, progress, more)
@@ -145,12 +140,12 @@ def export(
             progress.note("this scene moves, and its depth maps are of several times (a mesh per time: --times 24)")
         _write_mesh(scene, out, overwrite=overwrite, progress=progress)
     else:
-        with _noted(progress), progress.stage(f"export {format}"):
+        with progress.noting_warnings(), progress.stage(f"export {format}"):
             if format == "rerun":
-                _write_rerun(scene, gaussians, out, overwrite=overwrite)
+                count = _write_rerun(scene, gaussians, out, overwrite=overwrite, progress=progress)
             else:
                 export_scene(scene, format, out, gaussians=gaussians, overwrite=overwrite)
-    return {"exported": str(out), "format": format} | _count(gaussians)
+    return {"exported": str(out), "format": format} | count
 
 
 def _check(source: Path, format: str, out: Path, times: str | None) -> None:
@@ -183,7 +178,7 @@ def read_scene_noted(folder: Path, progress: Progress) -> Gaussians:
     """
     if not (folder / GAUSSIANS).is_file():
         raise InputError("the scene has no Gaussians", found=f"no {folder / GAUSSIANS}", hint=f"geo4d fit {folder}")
-    with _noted(progress):
+    with progress.noting_warnings():
         return read_scene_gaussians(folder)
 
 
@@ -197,7 +192,7 @@ def _export_times(
         write, suffix = _mesh_writer(scene, gaussians), ".ply"
     else:
         write, suffix = _gaussian_writer(scene, gaussians, format), SUFFIXES.get(format, f".{format}")
-    with _noted(progress, len(time_s)), progress.stage(f"export {format}", len(time_s)) as advance:
+    with progress.noting_warnings(len(time_s)), progress.stage(f"export {format}", len(time_s)) as advance:
 
         def counted(path: Path, t: float) -> None:
             write(path, t)
@@ -265,7 +260,7 @@ def _convert(source: Path, format: str, out: Path, *, overwrite: bool, progress:
     of_scene = (source.parent / MARKER).is_file() and format in PER_TIME
     command = shlex.join(["geo4d", "export", str(source.parent), "--format", format, "--times", "24", "-o", "FOLDER"])
     _say_at_rest(gaussians, out, progress, f" (a file per time: {command})" if of_scene else "")
-    with _noted(progress), progress.stage(f"export {format}"):
+    with progress.noting_warnings(), progress.stage(f"export {format}"):
         export_gaussians(gaussians, format, out, up_world=read_up_world(source), overwrite=overwrite)
     return {"exported": str(out), "format": format} | _count(gaussians)
 

@@ -110,7 +110,7 @@ def write_player(
     atomic.write_bytes(path, page.encode("utf-8", errors="replace"))
     return {
         "bytes": len(page),
-        "gaussians": 0 if gaussians is None else len(gaussians),
+        "gaussians": 0 if packed is None else packed.facts["count"],
         "moving": 0 if motion is None else motion.facts["moving"],
         "left_out": content.left_out(gaussians),
         "points": 0 if points is None else points.facts["count"],

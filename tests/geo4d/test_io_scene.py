@@ -783,3 +783,9 @@ def test_rerun_recording(
     assert data.startswith(b"RRF2")
     for entity in ("/world/points", "/world/gaussians", "/world/cameras/", "/picture", "/depth"):
         assert entity.encode() in data, entity
+    for most in ("MAX_POINTS", "MAX_GAUSSIANS", "MAX_ELLIPSOIDS"):
+        monkeypatch.setattr(f"geo4d.core.io.rerun_file.{most}", 2)
+    less = geo4d("export", folder, "-o", tmp_path / "less.rrd", "--format", "rerun")
+    assert f"the recording shows 2 of {len(gaussians)} gaussians" in less.stderr
+    assert f"the recording shows 2 of {len(scene.points.p_world)} points" in less.stderr
+    assert len((tmp_path / "less.rrd").read_bytes()) < len(data)

@@ -22,12 +22,15 @@ from geo4d.core.types import SH_C0, Camera, Frame, Gaussians, PointCloud, Scene
 MAX_POINTS, MAX_GAUSSIANS, MAX_ELLIPSOIDS = 500_000, 500_000, 20_000
 
 
-def write_rerun(path: Path, scene: Scene, gaussians: Gaussians | None = None) -> None:
+def write_rerun(path: Path, scene: Scene, gaussians: Gaussians | None = None) -> dict[str, int]:
     """Write a .rrd file; one step of its timeline `frame` per picture, and of `time`, from
     the first picture, where times are known.
 
     At most 500000 points and as many Gaussians are shown; Gaussians as ellipsoids where the installed viewer has no
     Gaussians, and then the 20000 that show most.
+
+    Returns:
+        How many `points` and `gaussians` are shown.
 
     Raises:
         MissingDependencyError: rerun-sdk is not installed.
@@ -39,7 +42,9 @@ def write_rerun(path: Path, scene: Scene, gaussians: Gaussians | None = None) ->
     log = partial(recording.log, strict=True)  # an error, not a warning and a gap
     log("world", _up(rr, scene.up_world), static=True)
     log("world/points", _points(rr, scene.points), static=True)
+    drawn = 0
     if gaussians is not None and len(gaussians):
+        drawn = min(len(gaussians), _most_gaussians(rr))
         log("world/gaussians", _gaussians(rr, gaussians), static=True)
     shown, start_s = "", min((f.time_s for f in scene.frames if f.time_s is not None), default=0.0)
     for i, (camera, frame) in enumerate(zip(scene.camera, scene.frames, strict=True)):
@@ -54,6 +59,7 @@ def write_rerun(path: Path, scene: Scene, gaussians: Gaussians | None = None) ->
             log(before, rr.Clear(recursive=True))
         _log_frame(rr, log, scene, i, shown)
     atomic.write_bytes(path, stream.read(flush=True) or b"")
+    return {"points": min(len(scene.points.p_world), MAX_POINTS), "gaussians": drawn}
 
 
 def _rerun() -> Any:
@@ -112,16 +118,20 @@ def _some(count: int, limit: int) -> np.ndarray:
     return np.arange(count) if count <= limit else np.sort(np.random.default_rng(0).permutation(count)[:limit])
 
 
+def _most_gaussians(rr: Any) -> int:
+    """Fewer where the installed viewer has no Gaussians and they are drawn as ellipsoids."""
+    return MAX_GAUSSIANS if hasattr(rr, "GaussianSplats3D") else MAX_ELLIPSOIDS
+
+
 def _gaussians(rr: Any, gaussians: Gaussians) -> Any:
-    has_splats = hasattr(rr, "GaussianSplats3D")
-    limit = MAX_GAUSSIANS if has_splats else MAX_ELLIPSOIDS
+    limit = _most_gaussians(rr)
     if len(gaussians) > limit:
         area = gaussians.scales.sort(dim=-1).values[:, 1:].prod(-1)  # of the largest cross-section
         gaussians = gaussians.subset((gaussians.opacity * area).topk(limit).indices.sort().values)
     g = gaussians.to("cpu")
     colours = to_uint8(np.concatenate([g.sh[:, 0].numpy() * SH_C0 + 0.5, g.opacity[:, None].numpy()], -1))
     centres, scales, quats = g.means.numpy(), g.scales.numpy(), np.roll(g.quats_wxyz.numpy(), -1, 1)
-    if not has_splats:
+    if limit == MAX_ELLIPSOIDS:
         return rr.Ellipsoids3D(
             centers=centres, half_sizes=scales, quaternions=quats, colors=colours[:, :3], fill_mode="solid"
         )
