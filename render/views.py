@@ -168,6 +168,7 @@ def _times(gaussians: Gaussians, camera: Camera, time_s: float | Sequence[float]
         raise InputError(
             "cannot draw at these times", found=f"{len(times)} for {count} cameras: {times[:6]}",
             accepted="a finite time in seconds, or one for each camera",
+            hint="time_s=[t] * len(camera.K) gives every camera the time t",
         )  # fmt: skip
     return times
 
@@ -463,11 +464,15 @@ def _check_camera(camera: Camera) -> None:
     if not bool(finite.all()):
         bad = int((~finite.reshape(-1)).nonzero()[0, 0])
         raise InputError(
-            "cannot render a camera that is not finite", found=f"camera {bad}: K or pose has NaN or infinity"
-        )
+            "cannot render a camera that is not finite", found=f"camera {bad}: K or pose has NaN or infinity",
+            accepted="finite numbers", hint="leave that camera out",
+        )  # fmt: skip
     skew = camera.K[..., 0, 1].abs().max()
     if bool(skew > 0):
-        raise InputError("cannot render a camera with skew", found=f"K[0, 1] = {float(skew):g}", accepted="0")
+        raise InputError(
+            "cannot render a camera with skew", found=f"K[0, 1] = {float(skew):g}", accepted="0",
+            hint="resample its picture to a K without skew, or set K[0, 1] to 0 where it is rounding",
+        )  # fmt: skip
 
 
 def _colour(background: Sequence[float] | Tensor | None, gaussians: Gaussians) -> Tensor | None:

@@ -657,14 +657,21 @@ class Gaussians(_Brief):
                 continue
             bad = int((~torch.isfinite(value.reshape(n, -1))).any(-1).sum())
             if bad:
-                raise InputError(f"{name} of Gaussians must be finite", found=f"{bad} of {n} are not")
+                raise InputError(
+                    f"{name} of Gaussians must be finite", found=f"{bad} of {n} are not", accepted="finite numbers",
+                    hint="leave these Gaussians out",
+                )  # fmt: skip
         if n and (bool((self.opacity < 0).any()) or bool((self.opacity > 1).any())):
             low, high = float(self.opacity.min()), float(self.opacity.max())
             raise InputError("opacity is out of range", found=f"{low:.3g} to {high:.3g}", accepted="0 to 1")
         if n and bool((self.scales < 0).any()):
             raise InputError("scales are out of range", found=f"{float(self.scales.min()):.3g}", accepted="0 or more")
-        if n and bool((self.quats_wxyz.norm(dim=-1) == 0).any()):
-            raise InputError("a quaternion is zero", accepted="unit quaternions (w, x, y, z)")
+        zero = int((self.quats_wxyz.norm(dim=-1) == 0).sum())
+        if zero:
+            raise InputError(
+                "a quaternion is zero", found=f"{zero} of {n} are", accepted="unit quaternions (w, x, y, z)",
+                hint="(1, 0, 0, 0) is no turn",
+            )  # fmt: skip
 
     def __len__(self) -> int:
         return len(self.means)

@@ -372,6 +372,7 @@ def _check_shapes(
     width = 3 if sh_degree is not None else colors.shape[-1]
     if backgrounds is not None and tuple(backgrounds.shape) != (*batch, c, width):
         raise InputError(
-            "backgrounds does not fit", found=str(tuple(backgrounds.shape)), accepted=str((*batch, c, width))
-        )
+            "backgrounds does not fit", found=str(tuple(backgrounds.shape)), accepted=str((*batch, c, width)),
+            hint="a colour for every camera: colour.expand(cameras, -1)",
+        )  # fmt: skip
     return batch, c

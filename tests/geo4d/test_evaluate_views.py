@@ -159,6 +159,18 @@ def test_the_verb_prints_json_and_a_table(own_scene: Copy, geo4d: Callable[..., 
     assert "views.html" in done.stdout
 
 
+def test_what_a_reader_warns_of_is_a_note(own_scene: Copy, geo4d: Callable[..., Any]) -> None:
+    folder = own_scene()
+    data = bytearray((folder / "gaussians.ply").read_bytes())
+    start = data.index(b"end_header\n") + len(b"end_header\n")
+    data[start : start + 4] = np.float32(np.nan).tobytes()
+    (folder / "gaussians.ply").write_bytes(data)
+    done = geo4d("evaluate", "views", folder, "--holdout", "4")
+    assert done.code == 0, done.stderr
+    assert "Gaussians left out: not finite" in done.stderr
+    assert "UserWarning" not in done.stderr
+
+
 def test_photos_without_a_score_have_a_dash(own_scene: Copy, geo4d: Callable[..., Any]) -> None:
     """Of a strip that is free no window of SSIM fits; of a photo that is masked away nothing is left to compare."""
     folder = own_scene()
@@ -173,6 +185,8 @@ def test_photos_without_a_score_have_a_dash(own_scene: Copy, geo4d: Callable[...
     done = geo4d("evaluate", "views", folder, "--holdout", "8")
     assert done.code == 0, done.stderr
     assert re.search(r"photo 0\.png  -  -\n", done.stdout)
+    page = (folder / "views.html").read_text()  # worst first; the photo with no score at all is not among these
+    assert page.rindex("photo 0.png") > page.rindex("photo 8.png")
     assert re.search(r"photo 8\.png  [56]\d\.\d\d dB  -\n", done.stdout)
 
 
