@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 ENOUGH_PLACED = 0.8
 """Of the photos with roughly known poses, which the photos alone must place."""
+DOUBTED = 0.5
+"""Share of the pairs of photos that turn as held poses say, below which these are doubted; right ones have nearly 1."""
 
 
 def solve_cameras(
@@ -96,14 +98,14 @@ def _mapped(
     poses = len(run.priors.world_from_cam)
     exact = run.priors.rotation_std_rad == 0 == run.priors.position_std_m
     if poses >= 2 and exact and not run.priors.pose_offset:
-        return _mapping_with_poses(run)
+        return _mapping_with_poses(run, links)
     if poses < 2 or run.priors.pose_offset:
         return _mapping_freely(run, links, facts)
     try:
         model, found = _mapping_freely(run, links, facts)
     except ReconstructionError:
-        return _mapping_with_poses(run)
-    return (model, found) if model.num_reg_images() >= ENOUGH_PLACED * poses else _mapping_with_poses(run)
+        return _mapping_with_poses(run, links)
+    return (model, found) if model.num_reg_images() >= ENOUGH_PLACED * poses else _mapping_with_poses(run, links)
 
 
 def _mapping_freely(
@@ -142,8 +144,11 @@ def _mapping_freely(
     return best.reconstruction, {"candidates": candidates, "reason": reason, "others": [list(o) for o in best.others]}
 
 
-def _mapping_with_poses(run: Run) -> tuple[pycolmap.Reconstruction, dict[str, Any]]:
-    """Triangulates from the given poses; pictures without one are left for the mapper to add."""
+def _mapping_with_poses(run: Run, links: Sequence[Link]) -> tuple[pycolmap.Reconstruction, dict[str, Any]]:
+    """Triangulates from the given poses; pictures without one are left for the mapper to add.
+
+    Poses that turn otherwise than the photos say are doubted aloud, and held nevertheless.
+    """
     from geo4d.core.pycolmap_import import pycolmap
 
     database = run.work / "database.db"
@@ -178,6 +183,13 @@ def _mapping_with_poses(run: Run) -> tuple[pycolmap.Reconstruction, dict[str, An
     if placed < len(run.frames):
         model = _add_pictures(run, model, database, out, settings)
     shutil.rmtree(out, ignore_errors=True)
+    agreement, _ = mapping.rotation_evidence(model, links, seed=run.options.seed)
+    if agreement < DOUBTED:
+        run.progress.note(
+            f"the given poses do not fit the photos: only {100 * agreement:.0f} % of the pairs of photos turn as the "
+            "poses say, and what rests on them is not to be trusted; they may be world to camera instead of camera to "
+            "world, of other axes, or of other photos (without --poses the photos say where they were taken)"
+        )
     return model, {
         "candidates": [],
         "reason": f"poses of {placed} photos were given; {model.num_reg_images() - placed} more were added to them",

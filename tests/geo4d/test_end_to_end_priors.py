@@ -357,6 +357,20 @@ def test_hard_poses_are_the_cameras_of_the_scene(
     torch.testing.assert_close(scene.original[0].K[0, 0], truth["photo 0.jpg"].K[0, 0], rtol=0.005, atol=0)
 
 
+def test_poses_that_the_photos_contradict_are_doubted(
+    geo4d: Any, walk: Path, truth: dict[str, Camera], tmp_path: Path
+) -> None:
+    """World to camera where camera to world is meant: rigid, and wrong for every pair that turns."""
+    folder = write_poses("matrices", tmp_path / "poses", truth)
+    for wrong in (False, True):
+        out = tmp_path / f"{wrong}"
+        if wrong:
+            for path in sorted(folder.glob("*.pose.txt")):
+                np.savetxt(path, np.linalg.inv(np.loadtxt(path)))
+        done = geo4d("reconstruct", walk / "images", "-o", out, "--no-dense", "--poses", folder)
+        assert ("the given poses do not fit the photos: only" in done.stderr) == wrong, done.stderr
+
+
 def test_names_in_a_trajectory_may_hold_spaces(truth: dict[str, Camera], tmp_path: Path) -> None:
     found = read_poses(write_poses("trajectory", tmp_path / "poses", truth), Progress())
     assert found.metric
