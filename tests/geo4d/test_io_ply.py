@@ -82,19 +82,40 @@ def test_open3d_files_are_read(cloud: PointCloud, tmp_path: Path, with_normals: 
         assert read.rgb.unique().numel() == 1
 
 
+@pytest.mark.parametrize("order", [">", "="])
+def test_points_of_any_order_of_bytes_and_of_words(cloud: PointCloud, tmp_path: Path, order: str) -> None:
+    p_world = cloud.p_world.float().double()
+    rows = np.concatenate([p_world.numpy(), np.rint(cloud.rgb.numpy() * 255)], 1)
+    kind = "ascii" if order == "=" else "binary_big_endian"
+    fields = [*((k, f"{order}f4") for k in "xyz"), *((k, "u1") for k in ("red", "green", "blue"))]
+    header = f"ply\nformat {kind} 1.0\nelement camera 1\nproperty int id\nelement vertex {len(rows)}\n" + "".join(
+        f"property {'uchar' if t == 'u1' else 'float'} {k}\n" for k, t in fields
+    )
+    if order == "=":
+        body = b"7\n" + "\n".join(" ".join(map(repr, map(float, row))) for row in rows).encode()
+    else:
+        body = b"\0\0\0\7" + np.array([tuple(row) for row in rows], fields).tobytes()
+    (tmp_path / "p.ply").write_bytes(header.encode() + b"end_header\n" + body)
+    read = read_points(tmp_path / "p.ply")
+    torch.testing.assert_close(read.p_world, p_world, rtol=0, atol=0)
+    torch.testing.assert_close(read.rgb, cloud.rgb, rtol=0, atol=0)
+    assert read.normal_world.isnan().all()
+
+
 def test_bad_files_are_named(cloud: PointCloud, tmp_path: Path) -> None:
     path = tmp_path / "p.ply"
     write_points(path, cloud)
     whole = path.read_bytes()
     for data, message in [
         (whole[:-1], "truncated"),
-        (whole[:60], "accepted: a binary little-endian PLY"),
-        (b"", "accepted: a binary little-endian PLY"),
+        (whole[:60], "no end_header"),
+        (b"", "accepted: a file that begins with 'ply'"),
         (b"solid cube\n", "begins with b'solid cube"),
-        (whole.replace(b"binary_little_endian", b"ascii"), "binary little-endian"),
-        (whole.replace(b"float x", b"float a"), "with x y z"),
-        (whole.replace(b"float x", b"half x"), "binary little-endian"),
-        (whole.replace(b"vertex 500", b"vertex 5e2"), "binary little-endian"),
+        (whole.replace(b"binary_little_endian", b"ascii"), "element 'vertex'"),
+        (whole.replace(b"float x", b"float a"), "with an element vertex of x y z"),
+        (whole.replace(b"element vertex", b"element edge"), "vertices of nothing"),
+        (whole.replace(b"float x", b"half x"), "header line 'property half x'"),
+        (whole.replace(b"vertex 500", b"vertex 5e2"), "header line 'element vertex 5e2'"),
     ]:
         path.write_bytes(data)
         with pytest.raises(InputError, match=message) as error:

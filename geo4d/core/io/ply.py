@@ -14,14 +14,10 @@ import torch
 
 from geo4d.core.errors import InputError
 from geo4d.core.io import atomic
+from geo4d.core.io.ply_elements import read_ply
 from geo4d.core.types import PointCloud
 
 FIELDS = [*((k, "<f4") for k in ("x", "y", "z", "nx", "ny", "nz")), *((k, "u1") for k in ("red", "green", "blue"))]
-TYPES = {
-    "char": "i1", "uchar": "u1", "short": "<i2", "ushort": "<u2", "int": "<i4", "uint": "<u4", "float": "<f4",
-    "int8": "i1", "uint8": "u1", "int16": "<i2", "uint16": "<u2", "int32": "<i4", "uint32": "<u4", "float32": "<f4",
-    "double": "<f8", "float64": "<f8",
-}  # fmt: skip
 
 
 def to_uint8(rgb: np.ndarray) -> np.ndarray:
@@ -56,25 +52,23 @@ def write_points(path: Path, points: PointCloud) -> None:
 
 
 def read_points(path: Path) -> PointCloud:
-    """Read the vertices of a binary little-endian PLY; missing or zero normals are NaN, missing colours grey.
+    """Read the vertices of any PLY; missing or zero normals are NaN, missing colours grey.
 
     Raises:
         InputError: missing, truncated or another kind of file.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError("cannot read points", found=f"{path}: {error.strerror}", accepted="a PLY file") from error
-    count, fields, start = _header(data, path)
-    table_type = np.dtype(fields)
-    if len(data) < start + count * table_type.itemsize:
-        raise InputError("cannot read points", found=f"{path}: {len(data)} bytes, truncated",
-                         accepted=f"{start + count * table_type.itemsize} bytes for {count} points")  # fmt: skip
-    table = np.frombuffer(data, table_type, count, start)
+    table = read_ply(path).elements.get("vertex", np.zeros(0))
+    known = set(table.dtype.names or ())
+    if not {"x", "y", "z"} <= known:
+        raise InputError(
+            "cannot read points", found=f"{path}: vertices of {', '.join(sorted(known)) or 'nothing'}",
+            accepted="a PLY file with an element vertex of x y z",
+            hint="save it again as a PLY of points, for example with open3d.io.write_point_cloud",
+        )  # fmt: skip
 
     def columns(names: tuple[str, ...], default: float) -> np.ndarray:
-        known = set(names) <= set(table_type.names or ())
-        return np.stack([table[k] for k in names], -1) if known else np.full((count, len(names)), default)
+        there = set(names) <= known
+        return np.stack([table[k] for k in names], -1) if there else np.full((len(table), len(names)), default)
 
     normal = torch.from_numpy(columns(("nx", "ny", "nz"), 0.0).astype(np.float32))
     normal = torch.where((normal == 0).all(-1, keepdim=True), torch.full_like(normal, torch.nan), normal)
@@ -82,33 +76,6 @@ def read_points(path: Path) -> PointCloud:
     return PointCloud(
         torch.from_numpy(columns(("x", "y", "z"), np.nan).astype(np.float64)), torch.from_numpy(rgb), normal
     )
-
-
-def _header(data: bytes, path: Path) -> tuple[int, list[tuple[str, str]], int]:
-    """Number of vertices, their fields, and where they begin."""
-    head, end, _ = data[:65536].partition(b"end_header\n")
-    lines = [line.split() for line in head.decode("ascii", "replace").splitlines()]
-    fields: list[tuple[str, str]] = []
-    count, element = 0, ""
-    try:
-        valid = bool(end) and lines[0] == ["ply"] and lines[1][:2] == ["format", "binary_little_endian"]
-        for line in lines:
-            if line[:1] == ["element"]:
-                valid &= bool(element) or line[1] == "vertex"  # faces may follow; nothing may precede
-                element = line[1]
-                count = int(line[2]) if element == "vertex" else count
-            elif line[:1] == ["property"] and element == "vertex":
-                fields.append((line[2], TYPES[line[1]]))
-    except (IndexError, KeyError, ValueError):
-        valid = False
-    if not valid or not {"x", "y", "z"} <= {k for k, _ in fields}:
-        raise InputError(
-            "cannot read points",
-            found=f"{path}: begins with {data[:40]!r}",
-            accepted="a binary little-endian PLY whose first element is vertex, with x y z",
-            hint="save it again as a binary PLY, for example with open3d.io.write_point_cloud",
-        )
-    return count, fields, len(head) + len(end)
 
 
 def write_mesh(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -130,7 +131,7 @@ def _read_ascii(header: _Header, path: Path) -> PlyFile:
         for name, count in header.counts.items():
             if name in header.lists:
                 break
-            lines = [line for line, _ in zip(file, range(count), strict=False)]
+            lines = list(itertools.islice(file, count))
             elements[name] = _ascii_table(lines, count, header.fields[name], name, path)
     return PlyFile(elements, header.comments)
 
