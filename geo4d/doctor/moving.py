@@ -20,6 +20,8 @@ from geo4d.doctor.moving_axes import judge_axes
 
 _FEW_TIMES = 3
 _GAP = 4.0
+_BESIDE, _AT_ONE_PLACE = 10.0, 100.0
+"""Cameras so many times farther apart than anything that they see, or nearer to each other, are in another unit."""
 
 
 def is_moving(path: Path) -> bool:
@@ -37,7 +39,12 @@ def look_at_moving(path: Path) -> tuple[dict[str, Any], list[Finding]]:
     facts |= describe(capture)
     findings = [*_left_out(capture), *judge(capture)]
     wrong = any(f.level == "error" for f in findings)  # with wrong cameras clocks cannot be compared
-    offsets = {} if wrong else quick_time_offsets(capture)
+    offsets: dict[str, float] = {}
+    try:
+        offsets = {} if wrong else quick_time_offsets(capture)
+    except InputError as error:
+        damaged = Finding.of(error, "warning")
+        findings += [] if damaged in findings else [damaged]
     findings += _judge_offsets(capture, offsets)
     for sensor, offset in offsets.items():
         facts["cameras"][sensor]["time_offset_s"] = None if math.isnan(offset) else offset
@@ -114,7 +121,9 @@ def _left_out(capture: PosedCapture) -> Iterator[Finding]:
 
 def judge(capture: PosedCapture) -> list[Finding]:
     """Mistakes in cameras and times that show without looking at pictures, and the one check that looks: axes."""
-    checks: Sequence[Callable[[PosedCapture], Iterator[Finding]]] = (_order, _amount, _units, _counts, _depth_scale)
+    checks: Sequence[Callable[[PosedCapture], Iterator[Finding]]] = (
+        _order, _amount, _units, _counts, _depth_scale, _near_far_scale,
+    )  # fmt: skip
     findings = [finding for check in checks for finding in check(capture)]
     return [*findings, *judge_axes(capture)]
 
@@ -192,6 +201,18 @@ def _depth_scale(capture: PosedCapture) -> Iterator[Finding]:
     if len(ratios) >= 20 and not 0.67 < float(np.median(ratios)) < 1.5:
         what = f"measured depth is {float(np.median(ratios)):.3g} times that of the points: their scales differ"
         yield Finding("warning", what, "bring cameras and points to metres, or scale the depth images")
+
+
+def _near_far_scale(capture: PosedCapture) -> Iterator[Finding]:
+    """The distances that a dataset says of what is seen against how far its cameras are apart."""
+    spread = _spread(capture.camera)
+    if capture.near_far is None or spread == 0:
+        return
+    near, far = capture.near_far
+    if near > _AT_ONE_PLACE * spread or spread > _BESIDE * far:
+        what = f"cameras lie within {spread:.3g} of their middle, and see what is {near:.3g} to {far:.3g} away"
+        hint = "bring positions, near and far to one unit; geo4d goes by the positions"
+        yield Finding("warning", f"{what}: their units differ", hint)
 
 
 # --- clocks

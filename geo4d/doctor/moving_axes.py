@@ -46,8 +46,11 @@ def judge_axes(capture: PosedCapture) -> Iterator[Finding]:
 
     Features matched between pictures decide, by their distance from epipolar lines, where there are enough; they also
     tell cameras that belong to other pictures. Else the cameras' axes do: a camera looks at what the others look at.
+    The first picture that cannot be decoded for this is said, too.
     """
-    agreement = _agreement(capture)
+    agreement, damaged = _agreement(capture)
+    if damaged is not None:
+        yield Finding.of(damaged, "warning")
     if agreement:
         given = f"{agreement['as given']:.0%}"
         best = max(agreement, key=lambda k: agreement[k])
@@ -116,21 +119,25 @@ def common_point(centre: Tensor, axis: Tensor) -> Tensor | None:
     return torch.linalg.solve(normal, (across @ centre[..., None]).sum(0))[:, 0]
 
 
-def _agreement(capture: PosedCapture) -> dict[str, float]:
-    """Share of matched features that lie on their epipolar lines, by hypothesis; empty where there are too few."""
+def _agreement(capture: PosedCapture) -> tuple[dict[str, float], InputError | None]:
+    """Share of matched features that lie on their epipolar lines, by hypothesis; empty where there are too few. And
+    why the first picture cannot be decoded that cannot.
+    """
     inliers: dict[str, int] = {}
+    damaged = None
     count, opengl = 0, capture.layout in _OPENGL_LAYOUTS
     for i, j in _pairs(capture):
         try:
             a, b = _matches(capture, i, j)
-        except InputError:
+        except InputError as error:
+            damaged = damaged or error
             continue
         count += len(a)
         meant = [_meant(capture.camera[k].world_from_cam, opengl) for k in (i, j)]
         for name, pose in meant[0].items():
             cameras = capture.camera[i].with_pose(pose), capture.camera[j].with_pose(meant[1][name])
             inliers[name] = inliers.get(name, 0) + _on_lines(cameras, a, b)
-    return {name: n / count for name, n in inliers.items()} if count >= _LEAST else {}
+    return {name: n / count for name, n in inliers.items()} if count >= _LEAST else {}, damaged
 
 
 def _pairs(capture: PosedCapture, most: int = 6) -> list[tuple[int, int]]:

@@ -298,7 +298,12 @@ def _check_no_scene(source: str) -> None:
 def _clock_offsets(posed: PosedCapture, align_times: bool, progress: Progress) -> dict[str, float]:
     """By how much the clocks of cameras disagree, and said where they are not put right; from all pictures to do so."""
     estimate = estimate_time_offsets if align_times else quick_time_offsets
-    offsets = estimate(posed, progress=progress)
+    try:
+        offsets = estimate(posed, progress=progress)
+    except InputError:  # a picture that cannot be decoded, which is said where it is used
+        if align_times:
+            raise
+        offsets = {}
     disagree = disagreement(posed, offsets)
     if disagree and not align_times:
         progress.note(f"{disagree}; --align-times moves them")

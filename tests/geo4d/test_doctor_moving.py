@@ -259,6 +259,28 @@ def test_left_out_entries_are_grouped_by_reason_with_what_to_do(capture: PosedCa
     assert (facts["pictures"], facts["usable"]) == (12, 7)
 
 
+@pytest.mark.parametrize("by", ["axes", "clocks"])
+def test_a_picture_that_cannot_be_decoded_is_a_warning(by: str, capture: PosedCapture, tmp_path: Path) -> None:
+    """Clocks are compared from 8 pictures on, axes only of cameras in different places."""
+    if by == "clocks":
+        frames = [
+            Frame.from_array(f"{c}/{t}.png", capture.frames[0].read(), time_s=t / 10) for c in "ab" for t in range(8)
+        ]
+        capture = replace(
+            capture, frames=Frames(frames), camera=(capture.camera[0],) * 16, split=("train",) * 16
+        )  # fmt: skip
+    write(tmp_path, capture)
+    assert "cannot read" not in said(doctor_moving.look_at_moving(tmp_path)[1])
+    file = tmp_path / capture.frames[0].name
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    facts, findings = doctor_moving.look_at_moving(tmp_path)
+    (damaged,) = [f for f in findings if "cannot read" in f.what]
+    assert damaged.level == "warning"
+    assert "cannot read the photo '0.png'" in damaged.what
+    assert damaged.next
+    assert facts["usable"] == len(capture.frames)  # it has a size, which is all that reading looks at
+
+
 def test_a_pose_that_is_no_rotation_is_an_error(capture: PosedCapture, tmp_path: Path) -> None:
     write(tmp_path, capture)
     edit(tmp_path, lambda c: c["frames"][4]["transform_matrix"].__setitem__(1, [0, 0, 0, 1]))
@@ -279,3 +301,14 @@ def test_depth_in_other_units_than_the_points(capture: PosedCapture) -> None:
         frames = [replace(capture.frames[0], depth=lambda p=prior: p), *list(capture.frames)[1:]]
         measured = replace(capture, frames=Frames(frames), p_world=p_world)
         assert ("their scales differ" in said(doctor_moving.judge(measured))) == (factor == 3.0)
+
+
+def test_cameras_in_other_units_than_what_they_see(capture: PosedCapture) -> None:
+    """Near and far as N3V has them, of cameras and what they see in one unit, and of one of both in thousandths."""
+    one_place = capture.subset([0, 1, 2, 3])
+    near, far = 0.5, 20.0
+    for cameras, seen, differ in ((1, 1, False), (1, 1000, True), (1000, 1, True), (1000, 1000, False)):
+        moved = posed(capture, lambda pose, f=cameras: geometry.rigid(pose[:3, :3], f * pose[:3, 3]))
+        given = replace(moved, near_far=(seen * near, seen * far))
+        assert ("their units differ" in said(doctor_moving.judge(given), "warning")) == differ
+    assert "their units differ" not in said(doctor_moving.judge(replace(one_place, near_far=(1e6, 1e9))))

@@ -391,6 +391,7 @@ def test_n3v_videos_rows_and_the_held_out_camera(filmed: Filmed, tmp_path: Path)
         uv = [32 + f * dot(filmed.p_world, truth, 0) / z, 24 + f * dot(filmed.p_world, truth, 1) / z]
         assert_projects(capture.camera[c * COUNT], filmed.p_world, np.where(z[:, None] > 0, np.stack(uv, -1), np.nan))
     assert any("K was scaled" in note and "128x96, 64x48" in note for note in capture.notes)
+    assert capture.near_far == (0.5, 5.0)
     order = np.random.default_rng(0).permutation(len(capture.frames))
     for i in order.tolist():
         np.testing.assert_array_equal(capture.frames[i].read(), filmed.rgb[i // COUNT][i % COUNT])
@@ -532,6 +533,15 @@ def test_masks_splits_points_and_pictures_without_a_camera(filmed: Filmed, tmp_p
     torch.testing.assert_close(capture.p_world, filmed.p_world, rtol=0, atol=1e-6)
     torch.testing.assert_close(capture.camera[0].world_from_cam, filmed.cameras[0].world_from_cam, rtol=0, atol=1e-9)
     assert any("1 pictures beside these have no camera" in note and "more.png" in note for note in capture.notes)
+
+
+def test_depth_images_that_are_not_read_are_said(filmed: Filmed, tmp_path: Path) -> None:
+    content = write_timed(tmp_path, filmed, NAMINGS["poses"][0])
+    assert not any("depth_file_path" in note for note in load_moving(tmp_path).notes)
+    for frame in content["frames"][:3]:
+        frame["depth_file_path"] = "depth/0.png"
+    write_json(tmp_path / "transforms.json", content)
+    assert any("depth_file_path of 3 frames is not read" in note for note in load_moving(tmp_path).notes)
 
 
 def test_a_pose_that_is_no_rotation_is_refused_by_name(filmed: Filmed, tmp_path: Path) -> None:

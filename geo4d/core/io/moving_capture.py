@@ -28,7 +28,8 @@ class PosedCapture:
     `layout` is the dataset's kind. Frames are in the dataset's order; their `time_s` is in seconds from the first
     picture of the dataset, their `sensor` the physical camera. `camera` has one per frame: OpenCV axes, at the size of
     the stored picture, in the dataset's own world and units. `split` is "train", "val" or "test" per frame. `p_world`
-    float64 `(k, 3)` are points that came with it, in the same world. `notes` say what a user should know.
+    float64 `(k, 3)` are points that came with it, in the same world. `near_far` are the least and the largest distance
+    of what is seen, where the dataset says them. `notes` say what a user should know.
 
     Raises:
         InputError: the fields differ in length, or a camera's size from its picture's.
@@ -39,6 +40,7 @@ class PosedCapture:
     camera: tuple[Camera, ...]
     split: tuple[str, ...]
     p_world: Tensor = field(default_factory=lambda: torch.zeros(0, 3, dtype=torch.float64))
+    near_far: tuple[float, float] | None = None
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -215,7 +217,7 @@ def gather(
     cameras = tuple(s.camera for s in kept if s.camera is not None)
     world = torch.zeros(0, 3, dtype=torch.float64) if points is None else points
     split = tuple(s.split for s in kept)
-    return PosedCapture(layout, frames, cameras, split, world, (*remarks, *said, *snapped))
+    return PosedCapture(layout, frames, cameras, split, world, notes=(*remarks, *said, *snapped))
 
 
 def _fitted(shot: Shot) -> Shot:

@@ -94,6 +94,9 @@ def load_timed_transforms(path: Path, progress: Progress) -> PosedCapture:
     times = [s.time for s in shots if s.time is not None]
     if times and min(times) == 0 and max(times) == 1 and len(set(times)) > 2:
         notes.append("times run from 0 to 1: taken for seconds, though they may be shares of a longer time")
+    unread = sum(bool(entry.get("depth_file_path")) for _, entry in listed)
+    if unread:
+        notes.append(f"depth_file_path of {unread} frames is not read: depth is found from the pictures alone")
     points = _points(content, file.parent)
     return gather(TRANSFORMS, path, shots, points=points, notes=notes)
 

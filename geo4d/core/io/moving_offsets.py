@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from geo4d.core import pictures
-from geo4d.core.errors import InputError, some
+from geo4d.core.errors import some
 from geo4d.core.io.moving_capture import PosedCapture, interval_s
 from geo4d.core.progress import Progress
 from geo4d.core.types import Camera, Frame, Frames
@@ -58,6 +58,9 @@ def estimate_time_offsets(
         capture: with several cameras that stand still.
         most: pictures of a camera that are looked at.
         progress: hears of the pictures.
+
+    Raises:
+        InputError: a picture that cannot be decoded.
     """
     groups = capture.by_sensor()
     unknown = dict.fromkeys(groups, float("nan"))
@@ -81,14 +84,15 @@ def estimate_time_offsets(
 
 
 def quick_time_offsets(capture: PosedCapture, *, progress: Progress | None = None) -> dict[str, float]:
-    """`estimate_time_offsets` of a bounded number of pictures; empty for one camera, and where one is damaged."""
+    """`estimate_time_offsets` of a bounded number of pictures; empty for one camera.
+
+    Raises:
+        InputError: a picture that cannot be decoded.
+    """
     cameras = len(capture.by_sensor())
     if cameras < 2:
         return {}
-    try:
-        return estimate_time_offsets(capture, most=max(FEWEST_EACH, MOST_IN_ALL // cameras), progress=progress)
-    except InputError:  # a picture that cannot be decoded, which is said where it is used
-        return {}
+    return estimate_time_offsets(capture, most=max(FEWEST_EACH, MOST_IN_ALL // cameras), progress=progress)
 
 
 def disagreement(capture: PosedCapture, offsets: Mapping[str, float]) -> str:

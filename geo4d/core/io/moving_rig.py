@@ -65,7 +65,8 @@ def load_n3v(path: Path, progress: Progress) -> PosedCapture:
             advance()
     if _HELD_OUT in streams:
         notes.append(f"{_HELD_OUT} is the camera that this dataset holds out")
-    return gather(N3V, path, shots, notes=list(dict.fromkeys(notes)), unit="seconds")
+    capture = gather(N3V, path, shots, notes=list(dict.fromkeys(notes)), unit="seconds")
+    return replace(capture, near_far=(float(rows[:, 15].min()), float(rows[:, 16].max())))
 
 
 def _streams(path: Path) -> list[str]:
