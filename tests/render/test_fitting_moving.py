@@ -22,7 +22,7 @@ from render.checkpoint import load_checkpoint, save_checkpoint
 from render.fit_options import FitOptions
 from render.fitting import Fitter, split
 from render.motion import Neighbours, begin, miss, standing
-from render.motion_bases import FitBases
+from render.motion_bases import FitBases, apart, undecided
 from render.rigid_groups import RigidGroups, flowing_groups
 
 HW, TIMES, CAMERAS = (60, 80), 6, 3
@@ -400,6 +400,88 @@ def test_constant_speed_is_no_bend(scene: Scene) -> None:
     bent["turns"][2] = 0.1
     assert float(motion._unsteady(bent, 2)[0]) > 1e-4
     assert float(motion._unsteady(bent, 5)[0]) < 1e-9
+
+
+def test_speed_counts_only_where_no_track_told_of_it(scene: Scene) -> None:
+    """Of a basis that goes 0.3 units and turns by 0.2 rad from one time to the next, and others that rest."""
+    motion = Fitter(scene, replace(FAST, motion="bases")).motion
+    assert isinstance(motion, FitBases)
+    times, m = len(motion.time_s), len(motion.anchor)
+    params = {"turns": torch.zeros(times, m, 3), "shifts": torch.zeros(times, m, 3)}
+    motion.rotation = torch.eye(3).expand(times, m, 3, 3).contiguous()
+    motion.centre = torch.zeros(times, m, 3)
+    steps = torch.arange(times).float()
+    params["turns"][:, 0, 2], params["shifts"][:, 0, 0] = 0.2 * steps, 0.3 * steps
+    motion.seen = torch.ones(times, m, dtype=torch.bool)
+    assert float(motion._unsteady(params, 2)[1]) == 0
+    motion.seen[3, 0] = False  # of the two steps from 1 to 3 the second
+    assert float(motion._unsteady(params, 2)[1]) == pytest.approx((0.2**2 + 0.3**2) / (2 * m), rel=1e-4)
+    assert float(motion._unsteady(params, 0)[1]) == 0
+    motion.seen[:, 1:] = False  # which rest
+    assert float(motion._unsteady(params, 0)[1]) == 0
+
+
+def test_neighbours_of_like_weights_are_not_apart() -> None:
+    """Weights are a softmax: logits that differ by a constant are alike, two that follow other bases are 2 apart."""
+    logits = torch.tensor([[0.0, 1, 2], [5, 6, 7], [50, 0, 0], [0, 50, 0]])
+
+    def between(*pairs: tuple[int, int]) -> float:
+        first, second = torch.tensor(pairs).unbind(-1)
+        return float(apart(logits, Neighbours(first, second)))
+
+    assert between((0, 1)) == pytest.approx(0, abs=1e-12)
+    assert between((2, 3)) == pytest.approx(2)
+    assert between((0, 1), (2, 3)) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("still", [0.01, 0.3, 0.5, 0.9])
+def test_gaussians_that_half_move_are_undecided(still: float) -> None:
+    """By the entropy of two outcomes, however the moving part is shared; descent makes the smaller part smaller."""
+    for share in (0.5, 0.9):
+        weights = torch.tensor([[still, (1 - still) * share, (1 - still) * (1 - share)]])
+        logits = weights.log().requires_grad_()
+        loss = undecided(logits)
+        loss.backward()
+        assert loss.item() == pytest.approx(-still * math.log(still) - (1 - still) * math.log(1 - still), rel=1e-4)
+        after = (logits - 0.1 * logits.grad).softmax(-1)[0, 0].item()
+        assert after == pytest.approx(0.5) if still == 0.5 else (after < still) == (still < 0.5)
+    assert float(undecided(torch.tensor([[20.0, 0, 0], [-20.0, 0, 0]]))) < 1e-4
+
+
+REGULARISERS = {
+    "bases": ("smooth_weight", "calm_weight", "alike_weight", "decided_weight"), "hexplane": ("even_weight",),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("motion", REGULARISERS)
+def test_what_is_not_plausible_costs(scene: Scene, motion: str) -> None:
+    """Every regulariser that a fit has by default adds to its loss; that of distances does where it is asked for."""
+    options = replace(FAST, motion=motion)
+    fitter = Fitter(scene, options)
+    assert fitter.motion is not None
+    g = torch.Generator().manual_seed(0)
+    params = {
+        name: p.detach() + 0.1 * torch.randn(p.shape, generator=g) * (name != "follows")
+        for name, p in (fitter.params | fitter.views).items()
+    }
+    if isinstance(fitter.motion, FitBases):
+        fitter.motion.seen[2:] = False
+    fitter.motion.counted(params)
+    moved = fitter.motion.at(params, 3, torch.zeros(len(params["means"]), 1, 3))
+
+    def loss(**change: float) -> float:
+        assert fitter.motion is not None
+        random = torch.Generator().manual_seed(1)
+        return float(fitter.motion.unlikely(replace(options, **change), params, moved, 3, random))
+
+    for name in REGULARISERS[motion]:
+        weight = getattr(options, name)
+        assert weight > 0
+        assert loss() - loss(**{name: 0.0}) == pytest.approx(loss(**{name: 2 * weight}) - loss(), rel=1e-3)
+        assert loss() > loss(**{name: 0.0})
+    assert options.rigid_weight == 0
+    assert loss(rigid_weight=1.0) > loss()
+    assert loss(**dict.fromkeys(REGULARISERS[motion], 0.0)) == 0
 
 
 def test_that_the_first_or_last_time_is_held_out_is_said(scene: Scene) -> None:
