@@ -88,6 +88,9 @@ def test_a_path_of_a_scene_that_nerfstudio_moved_is_brought_back(tmp_path: Path)
     folder = tmp_path / "viewer"
     folder.mkdir()
     write_camera_path(folder / "camera_path.json", camera.with_pose(moved), fps=30)
+    content = json.loads((folder / "camera_path.json").read_text())
+    assert content.pop("generator") == "geo4d"  # nerfstudio writes no such key
+    (folder / "camera_path.json").write_text(json.dumps(content))
     beside = folder / "dataparser_transforms.json"
     beside.write_text(json.dumps({"transform": transform[:3].tolist(), "scale": 0.37}))
     found = read_trajectory(folder / "camera_path.json")
@@ -95,6 +98,13 @@ def test_a_path_of_a_scene_that_nerfstudio_moved_is_brought_back(tmp_path: Path)
         found.camera.world_from_cam, read_trajectory(tmp_path / "own.json").camera.world_from_cam
     )
     assert any("brought back to the world of the scene" in note for note in found.notes)
+    for times, without in ((None, ()), ((0.0, 1.0, 2.0, 3.0, 4.0), ()), ((0.0, 1.0, 2.0, 3.0, 4.0), ("generator",))):
+        own = folder / "own.json"  # a path that geo4d wrote, with the generator's key or with the seconds alone
+        write_camera_path(own, camera, fps=30, time_s=times)
+        own.write_text(json.dumps({k: v for k, v in json.loads(own.read_text()).items() if k not in without}))
+        kept = read_trajectory(own)
+        torch.testing.assert_close(kept.camera.world_from_cam, camera.world_from_cam, rtol=0, atol=1e-12)
+        assert kept.notes == ()
     for bad in ({"scale": 1}, {"transform": transform[:3].tolist(), "scale": 0}, {"transform": [[1, 2]], "scale": 1}):
         beside.write_text(json.dumps(bad))
         with pytest.raises(InputError, match="how nerfstudio moved the scene"):

@@ -25,6 +25,8 @@ NORMALISED = "dataparser_transforms.json"
 """Of the folder of a training with nerfstudio."""
 SPAN = ("time_start_s", "time_end_s")
 """Keys of geo4d beside nerfstudio's, which passes over them: the seconds of `render_time` 0 and 1."""
+GENERATOR = ("generator", "geo4d")
+"""Key and value of the paths of geo4d, which are in the world of the scene wherever they lie."""
 OVERSHOOT = 0.25
 """By which a `render_time` may miss 0 to 1 as a spline does; it is cut off there."""
 ACCEPTED = "camera_path.json of nerfstudio's viewer (a list 'camera_path'), or a transforms.json (a list 'frames')"
@@ -122,7 +124,7 @@ def write_camera_path(
             "default_fov": fov_deg[0], "default_transition_sec": step_s, "keyframes": keyframes,
             "camera_type": "perspective", "render_height": h, "render_width": w, "fps": fps,
             "seconds": len(entries) * step_s, "is_cycle": False, "smoothness_value": 0.0, "camera_path": entries,
-            "crop": None, **ends,
+            "crop": None, **ends, **dict([GENERATOR]),
         },
     )  # fmt: skip
 
@@ -142,7 +144,7 @@ def read_camera_path(path: Path) -> CameraPath:
 
     Its seconds are known where geo4d wrote the file; else `CameraPath.share` has it. nerfstudio moves and scales
     scenes, and its viewer's paths with them: a `dataparser_transforms.json` of the training beside the path takes that
-    back.
+    back. Paths that geo4d wrote stay as they are.
 
     Raises:
         InputError: not such a file, not a perspective camera, a pose that is no rotation, or an impossible angle.
@@ -150,7 +152,8 @@ def read_camera_path(path: Path) -> CameraPath:
     content = atomic.read_json(path, "a camera path")
     try:
         found, normalised = _path(content, path), path.with_name(NORMALISED)
-        return _taken_back(found, normalised) if normalised.is_file() else found
+        own = content.get(GENERATOR[0]) == GENERATOR[1] or all(key in content for key in SPAN)
+        return _taken_back(found, normalised) if normalised.is_file() and not own else found
     except InputError:
         raise
     except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
