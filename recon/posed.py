@@ -61,6 +61,7 @@ def reconstruct_posed(
     if len(train) < 2:
         raise InputError(
             "cannot reconstruct from so few pictures", found=f"{len(train)} to learn from", accepted="2 or more",
+            hint="add pictures, take more of them (--max-frames, --start, --end), or hold out fewer in the dataset",
         )  # fmt: skip
     lean = [abs(float(c.K[0, 1])) / float(c.K[0, 0]) for c in capture.camera]
     skewed = [f.name for f, s in zip(capture.frames, lean, strict=True) if s > SKEW]

@@ -125,13 +125,17 @@ class HexPlaneMotion:
         """
         if len(gaussians) != len(self.moving):
             raise InputError(
-                "this motion is of other Gaussians", found=f"of {len(self.moving)}, not of {len(gaussians)}"
-            )
+                "this motion is of other Gaussians", found=f"of {len(self.moving)}, not of {len(gaussians)}",
+                accepted="as many Gaussians as moving has entries",
+                hint="motion.subset(index) is that of some of its Gaussians",
+            )  # fmt: skip
         sh = options_of(self.params).sh
         if sh not in (0, gaussians.sh.shape[1]):
             raise InputError(
                 "this motion is of other Gaussians",
                 found=f"changes {sh} spherical harmonics per colour, not {gaussians.sh.shape[1]}",
+                accepted=f"Gaussians with {sh} per colour",
+                hint="take the Gaussians that this field was fitted with",
             )
         index = self.moving.nonzero()[:, 0]
         if not len(index):

@@ -112,8 +112,9 @@ class BasesMotion:
         """
         if len(gaussians) != len(self.weights):
             raise InputError(
-                "this motion is of other Gaussians", found=f"{len(self.weights)} weights, {len(gaussians)} Gaussians"
-            )
+                "this motion is of other Gaussians", found=f"{len(self.weights)} weights, {len(gaussians)} Gaussians",
+                accepted="a row of weights per Gaussian", hint="motion.subset(index) is that of some of its Gaussians",
+            )  # fmt: skip
         rest = (gaussians.means, gaussians.quats_wxyz, gaussians.sh)
         own = (self.weights, self.world_from_rest, self.anchor_rest)
         learned = any(t is not None and t.requires_grad for t in (*rest, *own))

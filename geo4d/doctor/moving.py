@@ -104,6 +104,9 @@ _MEND = {
     "the mask is": "resize the masks to their pictures without smoothing",
     "its mask": "give one mask per picture, or none at all",
     "its orientation": "orientation has to be the rotation of cam_from_world, 3x3",
+    "no warp_id": 'give its entry of metadata.json a "warp_id" or a "time_id", the number of its picture in time',
+    "unreadable": "put pictures there that other programs open, or take their entries out of the dataset",
+    "malformed camera": "camera/ID.json has image_size, focal_length, principal_point, orientation (3x3), position",
 }
 
 

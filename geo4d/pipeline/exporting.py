@@ -16,6 +16,7 @@ from geo4d.core.io.export import (
     export_gaussians,
     export_scene,
     export_times,
+    unknown_format,
 )
 from geo4d.core.io.gaussians import (
     GAUSSIANS,
@@ -151,7 +152,7 @@ def export(
 def _check(source: Path, format: str, out: Path, times: str | None) -> None:
     """Refuse what cannot be, before anything is read."""
     if format not in FORMATS:
-        raise InputError(f"cannot export to {format!r}", accepted=", ".join(FORMATS))
+        raise unknown_format(format, FORMATS)
     if source.is_file() and gaussian_format(source) is None:
         raise InputError(
             f"cannot export {str(source)!r}", found=f"a {source.suffix or 'nameless'} file",

@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 import torch
 
+from geo4d.core.errors import InputError
 from geo4d.core.io.gaussians import read_up_world, write_gaussians
 from geo4d.core.types import Gaussians
+from geo4d.pipeline import exporting
 from render.player import write_player
 
 Z_UP = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)
@@ -133,3 +135,11 @@ def test_the_page_of_a_file_stands_upright(gaussians: Gaussians, tmp_path: Path,
         found = re.search(r'"up_world": (\[[^]]*\])', (tmp_path / "a.html").read_text())
         assert found is not None
         assert json.loads(found[1]) == expected
+
+
+def test_a_format_that_does_not_exist_is_refused_with_those_that_do(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot export to 'fbx'") as error:
+        exporting.export(tmp_path, "fbx", tmp_path / "out")
+    assert error.value.found == "no format that geo4d writes"
+    assert "nerfstudio, colmap" in error.value.accepted
+    assert error.value.hint.startswith("geo4d export --help")

@@ -313,8 +313,9 @@ def test_files_that_are_no_field_of_these_gaussians_are_refused(
     tensors = {k: v for k, v in ({**motion.params, "moving": motion.moving} | change).items() if v is not None}
     path = tmp_path / "motion.safetensors"
     safetensors.torch.save_file(tensors, path, METADATA | metadata)
-    with pytest.raises(InputError, match=says):
+    with pytest.raises(InputError, match=says) as error:
         read_motion(path, 40)
+    assert ("pip install --upgrade geo4d" in error.value.hint) == (says == "version 9")
 
 
 def test_damaged_files_are_refused(tmp_path: Path) -> None:
@@ -346,7 +347,9 @@ def test_what_cannot_be_a_field_is_refused() -> None:
         HexPlaneOptions(rotation="euler")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="bool, one per Gaussian"):
         HexPlaneMotion(motion.params, torch.ones(40))
-    with pytest.raises(InputError, match="of 40, not of 39"):
+    with pytest.raises(InputError, match="of 40, not of 39") as error:
         motion.at(some_gaussians(39), 1.0)
-    with pytest.raises(InputError, match="4 spherical harmonics per colour, not 1"):
+    assert "subset" in error.value.hint
+    with pytest.raises(InputError, match="4 spherical harmonics per colour, not 1") as error:
         some_motion(g, replace(SMALL, sh=4)).at(some_gaussians(degree=0), 1.0)
+    assert (error.value.accepted, bool(error.value.hint)) == ("Gaussians with 4 per colour", True)

@@ -33,6 +33,7 @@ from geo4d.core.io.nerfstudio import write_transforms
 from geo4d.core.io.ply import write_points
 from geo4d.core.progress import Progress
 from geo4d.core.types import Camera, Distortion, Frame, Frames, PointCloud
+from geo4d.doctor.moving import look_at_moving
 
 HW, RATE, COUNT = (48, 64), 10, 6
 
@@ -165,7 +166,14 @@ def test_dnerf_comes_back_with_times_splits_and_pictures_on_white(filmed: Filmed
         white = filmed.rgb[i % 3][i] * share + 255 * (1 - share)
         assert np.abs(frame.read() - white).max() <= 0.5 + 1e-9
         assert frame.mask is None
-    assert any("0 to 1" in note for note in capture.notes)
+    assert any("times run from 0 to 1 " in note for note in capture.notes)
+    for split in ("train", "val", "test"):
+        file = tmp_path / f"transforms_{split}.json"
+        content = json.loads(file.read_text())
+        for entry in content["frames"]:
+            entry["time"] = 2 + 3 * entry["time"]
+        write_json(file, content)
+    assert any("times run from 2 to 5 " in note for note in load_moving(tmp_path).notes)
 
 
 def test_a_picture_that_dnerf_lists_and_lacks_is_left_out_by_name(filmed: Filmed, tmp_path: Path) -> None:
@@ -344,11 +352,18 @@ def test_frames_without_camera_picture_or_time_are_left_out_by_name(filmed: Film
     left_handed = [entry["orientation"][1], entry["orientation"][0], entry["orientation"][2]]
     write_json(tmp_path / "camera" / "left1_000004.json", {**entry, "orientation": left_handed})
     write_json(tmp_path / "camera" / "left1_000005.json", {"orientation": 3})
+    write_json(tmp_path / "camera" / "right1_000000.json", [3])
+    (tmp_path / "rgb" / "4x" / "right1_000001.png").write_text("no picture")
     assert load_moving(tmp_path).frames.dropped == {
         "left1_000001.png": "no camera", "left1_000002.png": "no picture",
         "left1_000003.png": "no warp_id in metadata.json", "left1_000004.png": "its orientation is not a rotation",
         "left1_000005.png": "malformed camera (KeyError 'image_size')",
+        "right1_000000.png": "malformed camera (list)",
+        "right1_000001.png": "unreadable: not a picture that can be read",
     }  # fmt: skip
+    left_out = [f for f in look_at_moving(tmp_path)[1] if "left out" in f.what]
+    assert len(left_out) == 7
+    assert all(f.next for f in left_out)
 
 
 def test_old_nerfies_cameras_call_the_tangential_terms_otherwise(filmed: Filmed, tmp_path: Path) -> None:
@@ -734,6 +749,21 @@ def blank(times: Sequence[float], sensors: Sequence[str], splits: Sequence[str])
               for i, (t, s) in enumerate(zip(times, sensors, strict=True))]  # fmt: skip
     camera = Camera(torch.eye(3, dtype=torch.float64), torch.eye(4, dtype=torch.float64), (2, 2))
     return PosedCapture("test", Frames(frames), (camera,) * len(frames), tuple(splits))
+
+
+def test_what_is_no_capture_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    capture = blank([0.0, 1.0], ["a", "a"], ["train", "train"])
+    with pytest.raises(InputError, match="2 frames, 1 cameras, 2 splits") as error:
+        replace(capture, camera=capture.camera[:1])
+    assert error.value.accepted == "as many cameras and splits as frames"
+    assert "subset" in error.value.hint
+    with pytest.raises(InputError, match=r"picture of '1\.png' differ in size(.|\n)*found: 8x6, 2x2") as error:
+        replace(capture, camera=(capture.camera[0], capture.camera[1].resize((6, 8))))
+    assert error.value.accepted == "a camera at the size of its picture"
+    assert "resize" in error.value.hint
+    with pytest.raises(InputError, match="2 no picture") as error:
+        moving_capture.gather("test", tmp_path, [moving_capture.Shot(n, "a", 0.0, None, None) for n in "ab"])
+    assert "docs/formats.md" in error.value.hint
 
 
 @pytest.mark.parametrize("most", [20, 50, 100, 101])

@@ -234,8 +234,10 @@ def test_parts_that_do_not_fit_are_refused() -> None:
     for bad in (weights * 2, -weights):
         with pytest.raises(InputError, match="5 of 5 rows"):
             BasesMotion(times, poses, bad)
-    with pytest.raises(InputError, match="5 weights, 40 Gaussians"):
+    with pytest.raises(InputError, match="5 weights, 40 Gaussians") as error:
         BasesMotion(times, poses, weights).at(some_gaussians(), 0.0)
+    assert error.value.accepted == "a row of weights per Gaussian"
+    assert "subset" in error.value.hint
 
 
 def moving_gaussians() -> Gaussians:
@@ -403,8 +405,9 @@ def test_files_that_are_no_motion_of_these_gaussians_are_refused(
     with np.load(tmp_path / "motion.npz") as stored:
         arrays = {k: v for k, v in {**stored, **change}.items() if v is not None}
     np.savez(tmp_path / "motion.npz", **arrays)
-    with pytest.raises(InputError, match=says):
+    with pytest.raises(InputError, match=says) as error:
         read_motion(tmp_path / "motion.npz", 40)
+    assert ("pip install --upgrade geo4d" in error.value.hint) == (says == "version 9")
     (tmp_path / "motion.npz").write_bytes(b"PK")
     with pytest.raises(InputError, match=r"motion\.npz"):
         read_motion(tmp_path / "motion.npz", 40)

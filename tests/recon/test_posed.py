@@ -52,6 +52,13 @@ def test_cameras_with_skew_are_refused_before_any_work(tmp_path: Path) -> None:
         )
 
 
+def test_one_picture_to_learn_from_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    capture, _, _ = carried_camera(measured=False)
+    held = replace(capture, split=("train", *("test",) * (COUNT - 1)))
+    with pytest.raises(InputError, match=r"1 to learn from(.|\n)*next: add pictures"):
+        reconstruct_posed(held, options=ReconstructOptions(), work_dir=tmp_path, progress=Progress())
+
+
 def test_pictures_from_one_place_are_not_called_a_scene(tmp_path: Path) -> None:
     capture, _, _ = carried_camera(measured=False)
     standing = replace(capture, camera=(capture.camera[0],) * COUNT, frames=Frames([

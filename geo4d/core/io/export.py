@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -96,6 +96,14 @@ GAUSSIAN_EXPORTS = ("ply", "spz", "splat", "compressed", "glb")
 NEED_GAUSSIANS = ("spz", "splat", "compressed")
 
 
+def unknown_format(format: str, known: Iterable[str]) -> InputError:
+    """The error of a format that is not among those that are known."""
+    return InputError(
+        f"cannot export to {format!r}", found="no format that geo4d writes", accepted=", ".join(known),
+        hint="geo4d export --help says what each of them is",
+    )  # fmt: skip
+
+
 def export_scene(
     scene: Scene, format: str, out: Path, *, gaussians: Gaussians | None = None, overwrite: bool = False
 ) -> None:
@@ -106,7 +114,7 @@ def export_scene(
     """
     out = Path(out)
     if format not in EXPORTS:
-        raise InputError(f"cannot export to {format!r}", accepted=", ".join(EXPORTS))
+        raise unknown_format(format, EXPORTS)
     if format in FOLDERS:
         FOLDERS[format](scene, out, overwrite=overwrite)
     elif format in GAUSSIAN_EXPORTS and gaussians is not None:

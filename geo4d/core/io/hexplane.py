@@ -14,6 +14,8 @@ from geo4d.core.io import atomic
 METADATA = {"format": "geo4d-motion", "version": "1", "kind": "hexplane"}
 DTYPES = {"time_s": torch.float64, "moving": torch.bool}
 """Of the tensors that are not float32."""
+ANEW = "geo4d fit makes it anew: --overwrite"
+NEWER = "a newer geo4d wrote it: pip install --upgrade geo4d"
 
 
 def write_hexplane(path: Path, motion: HexPlaneMotion) -> None:
@@ -41,6 +43,7 @@ def read_hexplane(path: Path, count: int) -> HexPlaneMotion:
         raise InputError(
             asked, found=", ".join(f"{k} {metadata.get(k, 'missing')}" for k in METADATA),
             accepted=", ".join(f"{k} {v}" for k, v in METADATA.items()),
+            hint=ANEW if metadata.get("version") in (METADATA["version"], None) else NEWER,
         )  # fmt: skip
     for name, value in tensors.items():
         if value.dtype != _dtype(name) or not bool(torch.isfinite(value).all()):

@@ -10,7 +10,7 @@ import torch
 from geo4d.core.errors import InputError
 from geo4d.core.hexplane import HexPlaneMotion
 from geo4d.core.io.arrays import read_arrays, write_arrays
-from geo4d.core.io.hexplane import read_hexplane, write_hexplane
+from geo4d.core.io.hexplane import ANEW, NEWER, read_hexplane, write_hexplane
 from geo4d.core.motion import BasesMotion
 from geo4d.core.types import Motion
 
@@ -65,11 +65,14 @@ def read_motion(path: Path, count: int) -> Motion:
 
 
 def _read_bases(path: Path, count: int) -> BasesMotion:
-    found = read_arrays(path, "cannot read the motion of Gaussians", hint="geo4d fit makes it anew: --overwrite")
+    found = read_arrays(path, "cannot read the motion of Gaussians", hint=ANEW)
     asked = f"cannot read the motion in {path}"
     version, kind = (str(found.get(name, "missing")) for name in ("version", "kind"))
     if version != str(VERSION) or kind != "bases":
-        raise InputError(asked, found=f"version {version}, kind {kind}", accepted=f"version {VERSION}, kind bases")
+        raise InputError(
+            asked, found=f"version {version}, kind {kind}", accepted=f"version {VERSION}, kind bases",
+            hint=ANEW if version in (str(VERSION), "missing") else NEWER,
+        )  # fmt: skip
     missing = [name for name in ARRAYS if name not in found]
     if missing:
         raise InputError(asked, found=f"no {', '.join(missing)}", accepted=", ".join(ARRAYS))

@@ -46,12 +46,17 @@ class PosedCapture:
     def __post_init__(self) -> None:
         if not len(self.frames) == len(self.camera) == len(self.split):
             found = f"{len(self.frames)} frames, {len(self.camera)} cameras, {len(self.split)} splits"
-            raise InputError("a capture needs one entry per frame in every field", found=found)
+            raise InputError(
+                "a capture needs one entry per frame in every field", found=found,
+                accepted="as many cameras and splits as frames", hint="capture.subset(indices) takes all of theirs",
+            )  # fmt: skip
         for frame, camera in zip(self.frames, self.camera, strict=True):
             if camera.hw != frame.hw:
                 raise InputError(
-                    f"camera and picture of {frame.name!r} differ in size", found=f"{camera.hw}, {frame.hw}"
-                )
+                    f"camera and picture of {frame.name!r} differ in size",
+                    found=f"{_size(camera.hw)}, {_size(frame.hw)}", accepted="a camera at the size of its picture",
+                    hint="camera.resize(frame.hw), where the aspect is the same",
+                )  # fmt: skip
 
     @property
     def time_s(self) -> tuple[float, ...]:
@@ -203,6 +208,7 @@ def gather(
         raise InputError(
             f"no picture of {str(path)!r} can be used", found=reasons or f"a dataset of kind {layout} without pictures",
             accepted="pictures with a camera and a time each",
+            hint="add what is missing: docs/formats.md says where each kind of dataset has it",
         )  # fmt: skip
     scaled = [a.name for a, b in zip(shots, fitted, strict=True) if a.camera is not b.camera and not b.trouble]
     if scaled:

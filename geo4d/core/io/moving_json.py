@@ -37,15 +37,13 @@ def is_dnerf(path: Path) -> bool:
 def load_dnerf(path: Path, progress: Progress) -> PosedCapture:
     """Read transforms_train.json, transforms_val.json and transforms_test.json, those that are there.
 
-    Times stay as they are: 0 to 1. Transparent pixels are laid on white and may be used: they show that nothing is
-    there.
+    Times stay as they are, 0 to 1 in the paper's scenes. Transparent pixels are laid on white and may be used: they
+    show that nothing is there.
 
     Raises:
         InputError: a file is malformed.
     """
     shots: list[Shot] = []
-    notes = ["times run from 0 to 1 as the dataset gives them and are taken for seconds"]
-    notes.append("transparent pixels are laid on white")
     for split in SPLITS:
         file = path / f"transforms_{split}.json"
         if not file.is_file():
@@ -58,6 +56,9 @@ def load_dnerf(path: Path, progress: Progress) -> PosedCapture:
                 inside = Path(os.path.relpath(found.files[name], path)).as_posix()
                 shots.append(_shot(found, name, entry, inside, "camera", split))
                 advance()
+    times = [s.time for s in shots if s.time is not None]
+    span = [f"times run from {min(times):g} to {max(times):g} as the dataset gives them and are taken for seconds"]
+    notes = [*(span if times else []), "transparent pixels are laid on white"]
     return gather(DNERF, path, shots, notes=notes, unit="seconds")
 
 

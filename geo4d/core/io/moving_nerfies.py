@@ -127,9 +127,12 @@ def _shot(folder: _Folder, item: str, bends: list[float]) -> Shot:
         return Shot(name, sensor, time, None, None, split, trouble=what)
     try:
         camera = _camera(file, folder.scale, bends)
-        picture = picture_of(rgb)
     except InputError as error:
         return Shot(name, sensor, time, None, None, split, trouble=error.found or error.asked)
+    try:
+        picture = picture_of(rgb)
+    except InputError as error:
+        return Shot(name, sensor, time, camera, None, split, trouble=f"unreadable: {error.found.split(': ', 1)[-1]}")
     if time is None:
         return Shot(name, sensor, None, camera, picture, split, trouble="no warp_id in metadata.json")
     mask = _mask(folder, item, picture)
@@ -219,7 +222,10 @@ def _read_depth(path: Path, camera: Camera, cut: float | None, unit: float) -> D
 
 def _camera(path: Path, scale: int, bends: list[float]) -> Camera:
     """A camera of `image_size` divided by the scale."""
-    content = atomic.read_json(path, "a camera")
+    try:
+        content = atomic.read_json(path, "a camera")
+    except InputError as error:
+        raise InputError(error.asked, found=f"malformed camera ({error.found.split(': ', 1)[-1]})") from error
     try:
         w, h = (float(n) for n in content["image_size"])
         K = torch.eye(3, dtype=torch.float64)
