@@ -60,6 +60,12 @@ def write_page(source: Path, *, out: Path | None = None, progress: Progress | No
     else:
         page = out or source / PAGE
         held = _write_scene_page(source, page, progress)
+    if held["left_out"] > NOTICED:
+        share = f"{held['left_out']:.0%}"
+        progress.note(
+            f"the page leaves out {share} of the weights of what moves, beyond each Gaussian's four heaviest bases: it "
+            "moves a little otherwise than renders do"
+        )
     size = held.pop("bytes") / 1e6
     return {"player": str(page), "size_mb": size} | {k: v for k, v in held.items() if v}
 
@@ -83,12 +89,6 @@ def _write_scene_page(folder: Path, page: Path, progress: Progress) -> dict[str,
     with progress.stage("player"):
         name = folder.resolve().name
         held = write_player(page, scene, gaussians, name=name, surface=surface, notes=notes)
-    if held["left_out"] > NOTICED:
-        share = f"{held['left_out']:.0%}"
-        progress.note(
-            f"the page leaves out {share} of the weights of what moves, beyond each Gaussian's four heaviest bases: it "
-            "moves a little otherwise than renders do"
-        )
     return held
 
 

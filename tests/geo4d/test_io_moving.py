@@ -756,7 +756,7 @@ def test_what_is_no_capture_is_refused_with_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="2 frames, 1 cameras, 2 splits") as error:
         replace(capture, camera=capture.camera[:1])
     assert error.value.accepted == "as many cameras and splits as frames"
-    assert "subset" in error.value.hint
+    assert "together" in error.value.hint
     with pytest.raises(InputError, match=r"picture of '1\.png' differ in size(.|\n)*found: 8x6, 2x2") as error:
         replace(capture, camera=(capture.camera[0], capture.camera[1].resize((6, 8))))
     assert error.value.accepted == "a camera at the size of its picture"

@@ -990,6 +990,11 @@ def test_packed_motion_blends_as_the_motion(bases: int, most: int) -> None:
 
 
 def test_weights_beyond_the_heaviest_four_are_counted(room: Room, tmp_path: Path) -> None:
+    from geo4d.core.io.gaussians import write_scene_gaussians
+    from geo4d.core.io.scene import save_scene
+    from geo4d.core.progress import Progress
+    from geo4d.pipeline import viewing
+
     weights = torch.tensor([[0.3, 0.2, 0.2, 0.2, 0.1, 0.0], [0.0, 0.0, 0.0, 0.0, 0.0, 1.0], [0.0] * 6])
     poses = torch.eye(4).double().repeat(6, 2, 1, 1)
     poses[:, 1, 0, 3] = torch.arange(6)
@@ -1000,6 +1005,13 @@ def test_weights_beyond_the_heaviest_four_are_counted(room: Room, tmp_path: Path
     assert share[:, 0] == pytest.approx([1 / 3, 2 / 9, 2 / 9, 2 / 9], abs=2e-5)
     assert index[:, 1].tolist() == [5, 0, 0, 0]
     assert share[:, 2].tolist() == [0, 0, 0, 0]
+    # `geo4d view` says so of a scene and of a file alike.
+    save_scene(room.scene, tmp_path / "scene")
+    write_scene_gaussians(tmp_path / "scene", gaussians)
+    for source in (tmp_path / "scene", tmp_path / "scene/gaussians.ply"):
+        progress = Progress()
+        assert viewing.write_page(source, progress=progress)["left_out"] == pytest.approx(0.05)
+        assert sum("leaves out 5% of the weights" in note for note in progress.notes) == 1
 
 
 def test_still_scenes_have_no_time(room: Room, tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ class PosedCapture:
             found = f"{len(self.frames)} frames, {len(self.camera)} cameras, {len(self.split)} splits"
             raise InputError(
                 "a capture needs one entry per frame in every field", found=found,
-                accepted="as many cameras and splits as frames", hint="capture.subset(indices) takes all of theirs",
+                accepted="as many cameras and splits as frames", hint="replace frames, camera and split together",
             )  # fmt: skip
         for frame, camera in zip(self.frames, self.camera, strict=True):
             if camera.hw != frame.hw:
