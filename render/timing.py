@@ -11,8 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from geo4d.core.errors import InputError
-from geo4d.core.io.camera_path import CameraPath
-from geo4d.core.types import Camera
 
 FORMS = "play, a second such as 1.5, a part such as 0.5..2, slow:0.25, or bullet:1.5"
 SLACK = 1e-6
@@ -119,24 +117,3 @@ def check_times(time_s: list[float], span_s: tuple[float, float], hint: str) -> 
             "the scene does not have this time", found=f"{outside[0]:g} s",
             accepted=f"{span_s[0]:g} to {span_s[1]:g} s", hint=hint,
         )  # fmt: skip
-
-
-def along(camera: Camera, timing: Timing, span_s: tuple[float, float], *, fps: float = 30.0) -> CameraPath:
-    """A batch of cameras with the time that each sees: `render_views(gaussians, path.camera, time_s=path.time_s)`.
-
-    Args:
-        camera: `(n, 4, 4)` poses, in the order of the frames.
-        timing: how time runs.
-        span_s: first and last time of the scene.
-        fps: frames per second, which a speed refers to.
-
-    Raises:
-        InputError: the scene does not have these times.
-
-    Example:
-        >>> import torch
-        >>> cameras = Camera(torch.eye(3).double().repeat(3, 1, 1), torch.eye(4).double().repeat(3, 1, 1), (2, 2))
-        >>> along(cameras, parse_timing("0.5.."), (0.0, 2.0)).time_s
-        (0.5, 1.25, 2.0)
-    """
-    return CameraPath(camera, timing.times(span_s, len(camera.K), fps), fps)

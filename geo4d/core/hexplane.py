@@ -107,16 +107,6 @@ class HexPlaneMotion:
         """First and last second of what the planes span."""
         return self.params["time_s"]
 
-    @property
-    def planes(self) -> tuple[Tensor, ...]:
-        """Per scale the three planes of space `(3, c, r, r)` and the three of time `(3, c, t, r)`."""
-        return tuple(v for k, v in self.params.items() if is_plane(k))
-
-    @property
-    def weights(self) -> dict[str, Tensor]:
-        """Of the networks."""
-        return {k: v for k, v in self.params.items() if k not in FIXED and not is_plane(k)}
-
     def at(self, gaussians: Gaussians, time_s: float) -> Gaussians:
         """The Gaussians at a time; those that stand still are untouched. Differentiable.
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import itertools
 
 import pytest
-import torch
 
 from geo4d.core.errors import InputError
-from geo4d.core.types import Camera
-from render.timing import Timing, along, parse_timing
+from render.timing import Timing, parse_timing
 
 SPAN = (1.0, 3.0)
 
@@ -82,11 +80,3 @@ def test_a_time_that_the_scene_does_not_have(text: str) -> None:
 def test_what_is_no_time(text: str) -> None:
     with pytest.raises(InputError, match=r"slow:0\.25, or bullet"):
         parse_timing(text)
-
-
-def test_cameras_with_their_times() -> None:
-    eye = torch.eye(4, dtype=torch.float64).repeat(4, 1, 1)
-    cameras = Camera(eye[:, :3, :3], eye, (4, 4))
-    path = along(cameras, parse_timing("slow:0.5"), SPAN, fps=10)
-    assert path.camera is cameras
-    assert (path.time_s, path.fps) == (pytest.approx((1.0, 1.05, 1.1, 1.15)), 10)
