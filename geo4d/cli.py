@@ -254,7 +254,8 @@ def fit(
             are, it costs quality. The moved poses stand in metrics.json.
         motion: how Gaussians move: bases (a few rigid paths that each may blend), hexplane (a field, for what flows;
             slow to play), none (everything stands still), or auto: bases where the scene has points that were followed
-            and move.
+            and move. Of a field geo4d view shows one moment, and glb-motion, segment --by-motion and edits that move or
+            copy refuse it.
         overwrite: replace Gaussians that are already there.
         resume: go on with a fit that was stopped.
         device: where to compute; cuda needs gsplat.

@@ -99,7 +99,7 @@ def _render(boxes: Boxes, cameras: Sequence[Camera]) -> list[tuple[Tensor, Tenso
     from geo4d.core import procedural
 
     def one(camera: Camera) -> tuple[Tensor, Tensor]:
-        torch.set_num_threads(1)  # torch's own threads wait for each other by spinning: minutes on a busy machine
+        torch.set_num_threads(1)  # torch's own threads wait for each other by spinning: minutes while other work runs
         return procedural.render(boxes, camera)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
