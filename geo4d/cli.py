@@ -60,7 +60,7 @@ def reconstruct(
     fps: float | None = None,
     align_times: bool = False,
     motion: Literal["auto", "always", "none"] = "auto",
-    tracker: Literal["flow", "cotracker"] = "flow",
+    tracker: str = "flow",
     tracker_weights: Path | None = None,
     keep_all: bool = False,
     keep_gps: bool = False,

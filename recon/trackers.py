@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 
-from geo4d.core import pictures
 from geo4d.core.errors import InputError
 from geo4d.core.progress import Progress
 from geo4d.core.types import Frame
-from recon.feedforward.networks import pick_device
 from recon.flow import Clip
 from recon.options import ReconstructOptions
 
 Follow = Callable[[np.ndarray, int], np.ndarray]
 """Pixels `(n, 2)` of a picture of a clip, and its place, to where they are in all pictures `(t, n, 2)`, NaN where they
 are not seen; in the size of the clip, the centre of the first pixel at (0.5, 0.5)."""
-MOST_POINTS = 1024
-"""That a learned tracker follows at once: its memory grows with them."""
+Follower = Callable[[Sequence[Frame], Clip], Follow]
+"""What makes a `Follow` for the frames of a scene and a clip of them."""
 
 
 @dataclass(frozen=True)
 class Tracker:
     """One way to follow points."""
 
+    make: str
+    """`module:function`, of `ReconstructOptions` to a `Follower`."""
     about: str
     licence: str
     commercial: bool
@@ -46,12 +45,21 @@ class Tracker:
 
 
 TRACKERS: dict[str, Tracker] = {
-    "flow": Tracker("dense inverse-search flow, chained as long as the way back returns", "Apache-2.0", True),
-    "cotracker": Tracker(
-        "CoTracker: points that are hidden for a while are found again", "CC-BY-NC-4.0 (no commercial use)", False,
-        "cotracker", "https://github.com/facebookresearch/co-tracker",
+    "flow": Tracker(
+        make="recon.trackers:chain_flow",
+        about="dense inverse-search flow, chained as long as the way back returns",
+        licence="Apache-2.0",
+        commercial=True,
     ),
-}  # fmt: skip
+    "cotracker": Tracker(
+        make="recon.cotracker:make_follower",
+        about="CoTracker: points that are hidden for a while are found again",
+        licence="CC-BY-NC-4.0 (no commercial use)",
+        commercial=False,
+        package="cotracker",
+        source="https://github.com/facebookresearch/co-tracker",
+    ),
+}
 
 
 def check_tracker(name: str, weights: str | None) -> None:
@@ -75,50 +83,21 @@ def check_tracker(name: str, weights: str | None) -> None:
         )  # fmt: skip
 
 
-def follower(options: ReconstructOptions, progress: Progress) -> Callable[[Sequence[Frame], Clip], Follow]:
+def follower(options: ReconstructOptions, progress: Progress) -> Follower:
     """What makes a `Follow` for the frames of a scene and a clip of them.
 
     Raises:
-        InputError: as `check_tracker`.
+        InputError: as `check_tracker`, or weights that are none of the tracker's.
     """
-    name, weights = options.tracker, options.tracker_weights
-    check_tracker(name, weights)
-    tracker = TRACKERS[name]
-    if tracker.package is None:
-        return lambda _, clip: clip.follow
-    device = pick_device(options.device)
+    check_tracker(options.tracker, options.tracker_weights)
+    tracker = TRACKERS[options.tracker]
     if not tracker.commercial:
-        progress.note(f"the weights of {name} may not be used commercially: {tracker.licence}")
-    model = _load_cotracker(str(weights), device)
-    return lambda frames, clip: _cotracker(model, frames, clip, device)
+        progress.note(f"the weights of {options.tracker} may not be used commercially: {tracker.licence}")
+    module, function = tracker.make.split(":")
+    return getattr(importlib.import_module(module), function)(options)
 
 
-def _load_cotracker(weights: str, device: str) -> Any:
-    from cotracker.predictor import CoTrackerPredictor  # pyright: ignore[reportMissingImports]
-
-    try:
-        return CoTrackerPredictor(checkpoint=weights).to(device).eval()
-    except Exception as error:  # of another package, and of files that are anything
-        raise InputError("cannot use the weights of cotracker", found=f"{weights}: {error}") from error
-
-
-def _cotracker(model: Any, frames: Sequence[Frame], clip: Clip, device: str) -> Follow:
-    """CoTracker on the pictures of a clip; it counts pixels from the centre of the first one."""
-    rgb = np.stack([pictures.resize(frames[i].read(), clip.hw) for i in clip.frame])
-    video = torch.from_numpy(rgb).permute(0, 3, 1, 2)[None].float().to(device)
-
-    def follow(uv_px: np.ndarray, start: int) -> np.ndarray:
-        found = np.full((len(clip), len(uv_px), 2), np.nan, np.float32)
-        for first in range(0, len(uv_px), MOST_POINTS):
-            some = torch.from_numpy(uv_px[first : first + MOST_POINTS]).float() - 0.5
-            queries = torch.cat([torch.full((len(some), 1), float(start)), some], -1)[None].to(device)
-            with torch.no_grad():
-                places, seen = model(video, queries=queries, backward_tracking=True)
-            place = places[0].cpu().numpy() + np.float32(0.5)
-            found[:, first : first + MOST_POINTS] = np.where(
-                seen[0].cpu().numpy()[..., None], place, np.float32(np.nan)
-            )
-        found[start] = uv_px
-        return found
-
-    return follow
+def chain_flow(options: ReconstructOptions) -> Follower:
+    """The clip's own flow from picture to picture, as long as the way back returns; it has no options."""
+    del options
+    return lambda _, clip: clip.follow

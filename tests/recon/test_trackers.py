@@ -17,10 +17,10 @@ import torch
 from geo4d.core.errors import InputError
 from geo4d.core.progress import Progress
 from geo4d.core.types import Frame
-from recon import trackers
+from recon import cotracker
 from recon.flow import Clip, clip
 from recon.options import ReconstructOptions
-from recon.trackers import check_tracker, follower
+from recon.trackers import TRACKERS, Tracker, check_tracker, follower
 
 HW, STEP = (48, 64), 1.5
 
@@ -73,10 +73,18 @@ def test_flow_is_the_clip_s_own(film: tuple[list[Frame], Clip]) -> None:
     np.testing.assert_array_equal(follow(uv_px, 1), film[1].follow(uv_px, 1))
 
 
+def test_a_tracker_is_an_entry_of_the_table(film: tuple[list[Frame], Clip], monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = Tracker("recon.trackers:chain_flow", "as flow", "Apache-2.0", commercial=True)
+    monkeypatch.setitem(TRACKERS, "mine", mine)
+    uv_px = np.array([[20.5, 20.5]], np.float32)
+    follow = follower(ReconstructOptions(tracker="mine"), Progress())(*film)
+    np.testing.assert_array_equal(follow(uv_px, 1), film[1].follow(uv_px, 1))
+
+
 def test_a_learned_tracker_counts_pixels_from_the_centre_of_the_first(
     film: tuple[list[Frame], Clip], weights: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trackers, "MOST_POINTS", 2)
+    monkeypatch.setattr(cotracker, "MOST_POINTS", 2)
     options = ReconstructOptions(tracker="cotracker", tracker_weights=weights, device="cpu")
     uv_px = np.array([[20.5, 20.5], [30.0, 12.0], [3.25, 40.0]], np.float32)
     places = follower(options, Progress())(*film)(uv_px, 1)
