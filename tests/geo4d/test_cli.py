@@ -141,8 +141,9 @@ def test_how_long_a_fit_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert said in capsys.readouterr().err
 
 
-def test_unknown_backend_and_scale(room: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_backend_tracker_and_scale(room: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "sfm" in fails(capsys, 2, tmp_path / "out", room / "images", "--backend", "magic")
+    assert "flow, cotracker" in fails(capsys, 2, tmp_path / "out", room / "images", "--tracker", "magic")
     fails(capsys, 2, tmp_path / "out", room / "images", "--scale", "marker:DICT_4X4_50:tall")
 
 
