@@ -20,6 +20,7 @@ from PIL import Image
 
 from geo4d.core.errors import InputError
 from geo4d.core.io import atomic
+from geo4d.core.io.moving_capture import Shot, gather, picture_of
 from geo4d.core.io.nerfstudio import read_transforms
 from geo4d.core.progress import Progress
 from geo4d.core.types import Camera, DepthPrior
@@ -432,3 +433,19 @@ def test_sigterm_in_the_middle_is_an_interruption(walk: Path, geo4d: Any, tmp_pa
     done = geo4d(*command, "--resume")
     assert done.code == 0, done.stderr
     assert "features: " not in done.stderr
+
+
+def test_clocks_are_not_told_by_a_picture_that_cannot_be_decoded(tmp_path: Path) -> None:
+    """A reconstruct goes on, which says so where it uses the picture; one that is to move clocks does not."""
+    camera = Camera(torch.eye(3, dtype=torch.float64), torch.eye(4, dtype=torch.float64), (24, 32))
+    rgb = np.random.default_rng(0).integers(0, 255, (24, 32, 3), dtype=np.uint8)
+    shots = []
+    for k in range(16):
+        file = tmp_path / f"{k}.png"
+        Image.fromarray(rgb).save(file)
+        file.write_bytes(file.read_bytes()[: 200 if k == 5 else None])
+        shots.append(Shot(file.name, "ab"[k % 2], k // 2 / 10, camera, picture_of(file)))
+    capture = gather("test", tmp_path, shots)
+    assert reconstruction._clock_offsets(capture, False, Progress()) == {}
+    with pytest.raises(InputError, match="cannot read the photo"):
+        reconstruction._clock_offsets(capture, True, Progress())
