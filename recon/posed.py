@@ -30,7 +30,6 @@ from recon.stillness import judged
 from recon.trackers import follower
 from recon.working import sparse_scene
 
-TRAIN = "train"
 SKEW = 1e-6
 """Of the focal length: less is rounding."""
 MAPS_BYTES, STEREO_BYTES, FLOW_BYTES = 12, 48, 24
@@ -57,7 +56,7 @@ def reconstruct_posed(
         InputError: fewer than two pictures to learn from, cameras with skew, or more pictures than memory holds.
         ReconstructionError: no two pictures tell how far away anything is.
     """
-    train = [i for i, part in enumerate(capture.split) if part == TRAIN]
+    train = capture.training()
     if len(train) < 2:
         raise InputError(
             "cannot reconstruct from so few pictures", found=f"{len(train)} to learn from", accepted="2 or more",

@@ -56,7 +56,7 @@ PACKAGES: dict[str, Package] = {
     "torch": Package("torch", ("torch",), "tensors: cameras, scenes", _TORCH_PROBE),
     "numpy": Package("numpy", ("numpy",), "arrays"),
     "scipy": Package("scipy", ("scipy",), "least squares, nearest neighbours"),
-    "numba": Package("numba", ("numba",), "fast loops: dense depth", _NUMBA_PROBE),
+    "numba": Package("numba", ("numba",), "fast loops: dense depth, Gaussians", _NUMBA_PROBE),
     "pycolmap": Package("pycolmap", ("pycolmap",), "cameras from photos"),
     "opencv": Package(
         "cv2",
@@ -78,6 +78,7 @@ EXTRAS: dict[str, str] = {
     "captures": "depth images of Record3D exports (.r3d, and EXR)",
     "viewer": "recordings for the Rerun viewer (geo4d export --format rerun)",
     "hub": "weights of networks from the Hugging Face hub (reconstruct --backend), SAM 2 (segment --sam)",
+    "gpu": "fits and renders on a CUDA GPU (gsplat; the first use compiles it)",
     "dev": "the project's own tests and checks",
 }
 """What each extra adds; the list of extras itself comes from the installed package."""
@@ -97,6 +98,9 @@ def look_at_environment(disk: Path) -> tuple[dict[str, Any], list[Finding]]:
     extras, more = look_at_extras()
     if all(found["works"] for found in probed.values()):
         more += look_at_weights()
+    gpu = probed["torch"]["out"].get("gpu")
+    if gpu is not None:
+        more += look_at_gpu(gpu)
     packages = {name: {"version": found["version"], "works": found["works"]} for name, found in probed.items()}
     compute = {**probed["torch"]["out"], "numba": probed["numba"]["out"]}
     backends = look_at_backends() if all(found["works"] for found in probed.values()) else {}
@@ -233,6 +237,14 @@ def look_at_backends() -> dict[str, Any]:
                 "here": network.weights_here() is not None,
             }
     return out
+
+
+def look_at_gpu(name: str) -> list[Finding]:
+    """What keeps fits and renders from a GPU that there is."""
+    from render.rasterizer.cuda import INSTALL, what_is_not_installed
+
+    missing = what_is_not_installed()
+    return [Finding("note", f"fits and renders do not use the {name}: {missing}", INSTALL)] if missing else []
 
 
 def look_at_trackers() -> dict[str, Any]:

@@ -19,6 +19,8 @@ from geo4d.doctor.findings import Finding
 from geo4d.doctor.moving_axes import judge_axes
 
 _FEW_TIMES = 3
+_ELSEWHERE_DEG = 25.0
+"""Pictures that turn by more have too little in common for points to be followed."""
 _GAP = 4.0
 _BESIDE, _AT_ONE_PLACE = 10.0, 100.0
 """Cameras so many times farther apart than anything that they see, or nearer to each other, are in another unit."""
@@ -125,7 +127,7 @@ def _left_out(capture: PosedCapture) -> Iterator[Finding]:
 def judge(capture: PosedCapture) -> list[Finding]:
     """Mistakes in cameras and times that show without looking at pictures, and the one check that looks: axes."""
     checks: Sequence[Callable[[PosedCapture], Iterator[Finding]]] = (
-        _order, _amount, _units, _counts, _depth_scale, _near_far_scale,
+        _order, _amount, _follow, _units, _counts, _depth_scale, _near_far_scale,
     )  # fmt: skip
     findings = [finding for check in checks for finding in check(capture)]
     return [*findings, *judge_axes(capture)]
@@ -158,6 +160,24 @@ def _amount(capture: PosedCapture) -> Iterator[Finding]:
     if len(groups) == 1 and _spread(capture.camera) == 0 and len(capture.frames) > 1:
         what = "one camera that stands still: no two views tell how far away anything is"
         yield Finding("warning", what, "move the camera round the scene, or use a second one")
+
+
+def _follow(capture: PosedCapture) -> Iterator[Finding]:
+    """Pictures that come one after the other and look elsewhere, one at each time, as those of D-NeRF."""
+    train = capture.training()
+    if len({capture.time_s[i] for i in train}) < len(train) or len(train) < _FEW_TIMES:
+        return
+    in_time = sorted(train, key=lambda i: capture.time_s[i])
+    ahead = torch.stack([capture.camera[i].world_from_cam[:3, 2] for i in in_time])
+    turns_deg = torch.rad2deg(torch.acos((ahead[1:] * ahead[:-1]).sum(-1).clamp(-1, 1)))
+    usual_deg = float(turns_deg.median())
+    if usual_deg > _ELSEWHERE_DEG:
+        yield Finding(
+            "warning",
+            f"pictures do not follow each other: from one time to the next the camera turns by {usual_deg:.0f} degrees, "
+            "so that nothing can be followed, and the scene is taken to stand still",
+            "give several pictures of each time, or a film whose pictures follow each other",
+        )  # fmt: skip
 
 
 def _units(capture: PosedCapture) -> Iterator[Finding]:

@@ -17,7 +17,7 @@ from geo4d.core.progress import Progress
 
 OLDEST = (1, 5)
 """Of gsplat: the first whose radii have two axes."""
-INSTALL = 'pip install "gsplat>=1.5.3", beside a CUDA toolkit (nvcc) that fits torch'
+INSTALL = "pip install 'geo4d[gpu]', beside a CUDA toolkit (nvcc) that fits torch"
 
 
 def choose_device(name: str, progress: Progress | None = None) -> str:
@@ -54,16 +54,24 @@ def what_gsplat_lacks() -> str | None:
     Where nobody built its CUDA part before, it is built now, which takes minutes. Without a compiler gsplat can be
     imported all the same and fails in every call.
     """
-    if find_spec("gsplat") is None:
-        return "gsplat is not installed"
+    missing = what_is_not_installed()
+    if missing:
+        return missing
     version = metadata.version("gsplat")
-    if tuple(int(n) for n in re.findall(r"\d+", version)[:2]) < OLDEST:
-        return f"gsplat {version} is too old"
     try:
         from gsplat.cuda._backend import _C  # pyright: ignore
     except Exception as error:
         return f"gsplat {version} does not load ({type(error).__name__}: {str(error).splitlines()[0]})"
     return None if _C is not None else f"the CUDA part of gsplat {version} could not be built"
+
+
+def what_is_not_installed() -> str | None:
+    """Why gsplat as it is installed cannot be used, in words, without a look at whether it works; None where it may."""
+    if find_spec("gsplat") is None:
+        return "gsplat is not installed"
+    version = metadata.version("gsplat")
+    old = tuple(int(n) for n in re.findall(r"\d+", version)[:2]) < OLDEST
+    return f"gsplat {version} is too old" if old else None
 
 
 def _without_gsplat(missing: str) -> MissingDependencyError:

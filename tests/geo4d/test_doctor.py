@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 import tomllib
@@ -81,6 +82,13 @@ def test_every_way_to_find_cameras_is_listed_with_weights_licence_and_whether_th
     assert not found["da3-base"]["here"]
     assert "no commercial use" in found["vggt-1b"]["weights_licence"]
     assert "weights" not in found["sfm"]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("gsplat") is not None, reason="gsplat is installed")
+def test_a_gpu_without_gsplat_is_told_of() -> None:
+    (finding,) = environment.look_at_gpu("NVIDIA X")
+    assert finding.what == "fits and renders do not use the NVIDIA X: gsplat is not installed"
+    assert "geo4d[gpu]" in finding.next
 
 
 def test_packages_and_extras_are_those_of_the_project() -> None:

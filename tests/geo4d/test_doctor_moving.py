@@ -80,6 +80,23 @@ def edit(root: Path, change: Callable[[dict[str, Any]], None]) -> None:
     (root / "transforms.json").write_text(json.dumps(content))
 
 
+@pytest.mark.parametrize(("turn_deg", "wrong"), [(8.0, False), (100.0, True)])
+def test_pictures_that_look_elsewhere_each_time_cannot_be_followed(
+    capture: PosedCapture, turn_deg: float, wrong: bool
+) -> None:
+    """One camera that goes round, as D-NeRF's; three that stand are a rig, however far apart."""
+    one = timed(capture, [k / 10 for k in range(12)])
+    cameras = []
+    for k, camera in enumerate(one.camera):
+        turn = torch.eye(4, dtype=torch.float64)
+        angle = torch.tensor([0.0, 0.0, np.deg2rad(turn_deg * k)], dtype=torch.float64)
+        turn[:3, :3] = geometry.matrix_from_rotvec(angle)
+        cameras.append(camera.with_pose(turn @ capture.camera[0].world_from_cam))
+    one = replace(one, camera=tuple(cameras))
+    assert ("do not follow each other" in said(doctor_moving.judge(one), "warning")) == wrong
+    assert "do not follow each other" not in said(doctor_moving.judge(capture))
+
+
 def test_a_right_dataset_has_facts_and_no_warning(
     capture: PosedCapture, tmp_path: Path, machine_facts: dict[str, Any]
 ) -> None:

@@ -63,6 +63,10 @@ class PosedCapture:
         """Seconds per frame."""
         return tuple(0.0 if f.time_s is None else f.time_s for f in self.frames)
 
+    def training(self) -> list[int]:
+        """Indices of the frames that may be learnt from."""
+        return [i for i, part in enumerate(self.split) if part == "train"]
+
     def by_sensor(self) -> dict[str, list[int]]:
         """Indices of the frames of each physical camera, in order of appearance."""
         groups: dict[str, list[int]] = {}
