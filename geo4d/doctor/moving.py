@@ -174,8 +174,8 @@ def _follow(capture: PosedCapture) -> Iterator[Finding]:
     if usual_deg > _ELSEWHERE_DEG:
         yield Finding(
             "warning",
-            f"pictures do not follow each other: from one time to the next the camera turns by {usual_deg:.0f} degrees, "
-            "so that nothing can be followed, and the scene is taken to stand still",
+            f"pictures do not follow each other: from one time to the next the camera turns by {usual_deg:.0f} "
+            "degrees, so that nothing can be followed, and the scene is taken to stand still",
             "give several pictures of each time, or a film whose pictures follow each other",
         )  # fmt: skip
 
