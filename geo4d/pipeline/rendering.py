@@ -13,7 +13,7 @@ import torch
 from geo4d.core import pictures
 from geo4d.core.errors import InputError
 from geo4d.core.io import atomic
-from geo4d.core.io.buffers import MODALITIES, NEEDED_BUFFERS, BufferWriter
+from geo4d.core.io.buffers import CODECS, MODALITIES, MOST_PNG, NEEDED_BUFFERS, BufferWriter
 from geo4d.core.io.camera_path import CameraPath, read_trajectory, write_camera_path
 from geo4d.core.io.gaussians import GAUSSIANS
 from geo4d.core.io.nerfstudio import write_transforms
@@ -361,6 +361,7 @@ def _render(
     except BaseException:
         writer.close()
         raise
+    _say_lost(facts, progress)
     shown = next(m for m in AS_PHOTO if m in modalities)
     names = [f"{shown}/{i:05d}{Path(facts[shown]['files']).suffix}" for i in range(len(camera.K))]
     times = path.time_s or tuple(i / fps for i in range(len(names)))
@@ -373,6 +374,21 @@ def _render(
         partial / "camera_path.json", camera, fps=fps, time_s=path.time_s, span_s=clock.span_s if clock else None
     )
     return facts
+
+
+def _say_lost(facts: dict[str, Any], progress: Progress) -> None:
+    """What files do not hold of what was rendered, and videos that few programs play."""
+    far = facts.get("depth", {}).get("png_too_far_pixels", 0)
+    if far:
+        farthest = MOST_PNG * facts["depth"]["png_step"]
+        progress.note(
+            f"{far:,} pixels are farther than {farthest:g} m, and unknown in the PNG of depth; the npz has them"
+        )
+    if any(of.get("codec") == CODECS[-1] for of in facts.values()):
+        progress.note(
+            "the videos are MPEG-4 Part 2, which browsers do not play: the installed av cannot write H.264; "
+            "pip install --force-reinstall av"
+        )
 
 
 def _summary(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -65,6 +66,23 @@ def test_all_modalities_along_an_orbit(photographed: Path, tmp_path: Path, geo4d
     # The depth of a frame is that of the Gaussians from the camera beside it.
     expected = render_views(read_gaussians(photographed / "gaussians.ply"), path.camera)
     np.testing.assert_allclose(np.load(out / "depth/00002.npz")["depth"], expected.depth[2].numpy(), rtol=1e-4)
+
+
+def test_what_files_do_not_hold_is_said(
+    photographed: Path, tmp_path: Path, geo4d: Geo4D, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pixels that are farther than 16 bits tell; and videos where nothing writes H.264."""
+    usual = ("render", photographed, "--modalities", "rgb,depth", "--frames", 2)
+    quiet = geo4d(*usual, "-o", tmp_path / "quiet")
+    assert "PNG of depth" not in quiet.stderr
+    assert "MPEG-4" not in quiet.stderr
+    monkeypatch.setattr("geo4d.core.io.buffers.MOST_PNG", 300)
+    monkeypatch.setattr("geo4d.core.io.buffers.CODECS", ("mpeg4",))
+    done = geo4d(*usual, "-o", tmp_path / "out")
+    assert done.code == 0, done.stderr
+    assert re.search(r"[\d,]+ pixels are farther than .* unknown in the PNG of depth", done.stderr)
+    assert "the videos are MPEG-4 Part 2, which browsers do not play" in done.stderr
+    assert json.loads((tmp_path / "out" / "render.json").read_text())["modalities"]["rgb"]["codec"] == "mpeg4"
 
 
 def test_held_out_frames_are_the_photos(photographed: Path, tmp_path: Path) -> None:

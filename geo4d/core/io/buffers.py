@@ -151,8 +151,9 @@ class BufferWriter:
             facts["depth"] |= self._finish_depth()
         if "flow" in facts:
             facts["flow"] |= self._finish_flow()
-        for video in self._videos.values():
+        for modality, video in self._videos.items():
             video.close()
+            facts[modality]["codec"] = video.codec
         for modality, more in _FACTS.items():
             if modality in facts:
                 facts[modality] |= more
