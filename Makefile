@@ -49,9 +49,9 @@ $(VENV)/.geo4d-dev: $(VENV)/.geo4d-base
 	$(PIP) install -q -c constraints.txt -e '.[dev]'
 	@touch $@
 
-# What only some exports and captures need, for the tests of these.
+# What only some exports, captures and SAM 2 need, for the tests of these.
 extras: dev
-	$(PIP) install -q -c constraints.txt -e '.[viewer,captures]'
+	$(PIP) install -q -c constraints.txt -e '.[viewer,captures,hub]'
 
 system-libs:
 	@sh scripts/system_libs.sh

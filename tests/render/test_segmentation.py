@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -514,6 +515,41 @@ def test_sam_is_asked_in_its_own_pixels_and_answers_in_those_of_the_photo():
     box[30:90, 20:100] = True
     assert ((annotation.ids == 7) & box).sum() / ((annotation.ids == 7) | box).sum() > 0.8
     assert annotation.ids[100, 140] == 9
+
+
+def test_sam_of_the_real_package_is_asked_as_it_asks_itself(tmp_path: Path):
+    """A small network with random weights: what it says of a box by its whole forward pass is what is taken."""
+    transformers = pytest.importorskip("transformers", "4.56")
+    torch.manual_seed(0)
+    backbone = {
+        "model_type": "sam2_hiera_det_model", "hidden_size": 16, "image_size": [128, 128],
+        "blocks_per_stage": [1, 1, 2, 1], "embed_dim_per_stage": [16, 32, 64, 128],
+        "num_attention_heads_per_stage": [1, 1, 2, 2], "window_size_per_stage": [8, 4, 4, 4],
+        "global_attention_blocks": [3],
+    }  # fmt: skip
+    vision = {
+        "backbone_config": backbone, "backbone_channel_list": [128, 64, 32, 16], "fpn_hidden_size": 32,
+        "backbone_feature_sizes": [[32, 32], [16, 16], [8, 8]],
+    }  # fmt: skip
+    config = transformers.Sam2Config(
+        vision_config=vision,
+        prompt_encoder_config={"hidden_size": 32, "image_size": 128, "mask_input_channels": 8},
+        mask_decoder_config={"hidden_size": 32, "mlp_dim": 32, "num_attention_heads": 2, "iou_head_hidden_dim": 16},
+    )
+    transformers.Sam2Model(config).save_pretrained(tmp_path)
+    network = sam.load_sam(str(tmp_path))
+    camera = replace(cameras(1)[0], hw=(128, 128))
+    rgb = np.random.default_rng(0).integers(0, 255, (128, 128, 3), np.uint8)
+    said = sam.annotate_with_sam(network, BoxedView(camera, rgb, {7: (20.0, 30.0, 100.0, 90.0)}, {}))
+    pixels = (torch.from_numpy(rgb).float() / 255 - torch.tensor(sam.MEAN)) / torch.tensor(sam.DEVIATION)
+    with torch.no_grad():
+        whole = network(
+            pixel_values=pixels.permute(2, 0, 1)[None], input_boxes=torch.tensor([[[20.0, 30.0, 100.0, 90.0]]]),
+            multimask_output=False,
+        )  # fmt: skip
+    mask = torch.nn.functional.interpolate(whole.pred_masks[0], (128, 128), mode="bilinear")[0, 0] > 0
+    assert 0 < int(mask.sum()) < mask.numel()
+    torch.testing.assert_close(said.ids == 7, mask, rtol=0, atol=0)
 
 
 def test_sam_without_the_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
