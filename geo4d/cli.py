@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, UseAppendAction, arg
 
 from geo4d.core.errors import Geo4DError, InputError
 from geo4d.core.progress import Progress
@@ -31,7 +31,7 @@ def reconstruct(
     out: Out,
     *,
     masks: Path | None = None,
-    scale: tuple[str, ...] = (),
+    scale: Annotated[tuple[tuple[str, ...], ...], UseAppendAction] = (),
     intrinsics: str | None = None,
     intrinsics_std: float = 0.0,
     poses: Path | None = None,
@@ -80,8 +80,8 @@ def reconstruct(
         out: the scene folder to make.
         masks: folder with one mask per photo (white = use, black = ignore); for a video a video of masks, or a folder,
             with one for each of its pictures.
-        scale: where metres come from: marker:DICT_4X4_50:0.05, or distance:A.jpg:x,y:x,y:0.30; several
-            in one list.
+        scale: where metres come from: marker:DICT_4X4_50:0.05, or distance:A.jpg:x,y:x,y:0.30; several one after
+            the other, or each with --scale of its own.
         intrinsics: known intrinsics: fx,fy,cx,cy[,k1,k2,p1,p2]@WIDTHxHEIGHT, a transforms.json, a COLMAP folder or a
             text file with K.
         intrinsics_std: how far the known focal lengths may be off, relative (0 = exact, held fixed).
@@ -142,7 +142,7 @@ def reconstruct(
         network_size=network_size,
         network_dtype=network_dtype,
         device=device,
-        scale=scale,
+        scale=tuple(source for sources in scale for source in sources),
         motion=motion,
         tracker=tracker,
         tracker_weights=None if tracker_weights is None else str(tracker_weights),

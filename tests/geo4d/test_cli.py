@@ -147,6 +147,16 @@ def test_unknown_backend_tracker_and_scale(room: Path, tmp_path: Path, capsys: p
     fails(capsys, 2, tmp_path / "out", room / "images", "--scale", "marker:DICT_4X4_50:tall")
 
 
+@pytest.mark.parametrize("wrong", range(3))
+@pytest.mark.parametrize("flags", [(0,), (0, 1), (0, 2), (0, 1, 2)])
+def test_every_source_of_scale_is_looked_at_however_they_are_typed(
+    room: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: tuple[int, ...], wrong: int
+) -> None:
+    sources = [f"marker:DICT_4X4_50:{'tall' if i == wrong else '0.05'}" for i in range(3)]
+    typed = [word for i, source in enumerate(sources) for word in (*(["--scale"] if i in flags else []), source)]
+    assert "marker:DICT_4X4_50:tall" in fails(capsys, 2, tmp_path / "out", room / "images", *typed)
+
+
 def test_photos_that_do_not_overlap(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, rng = tmp_path / "photos", np.random.default_rng(0)
     folder.mkdir()
