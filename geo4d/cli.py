@@ -93,7 +93,8 @@ def reconstruct(
             estimate where.
         positions: CSV of camera positions: name,x,y,z[,std] in metres, or name,lat,lon,alt with a header.
         depth: folder of measured depth images (16-bit PNG in mm, or npz in m).
-        depth_K: intrinsics of the depth images: fx,fy,cx,cy.
+        depth_K: intrinsics of the depth images, where they are not those of the photos: fx,fy,cx,cy[@WIDTHxHEIGHT], or
+            a file with K.
         depth_std: how far measured depth may be off, relative.
         backend: how cameras are found: auto, sfm (no weights), hybrid (a network made exact), or a network alone, as
             `geo4d doctor` lists them.
@@ -445,7 +446,8 @@ def evaluate(
         reference: poses: transforms.json, COLMAP model, scene folder, folder of camera or pose files; depth: folder of
             16-bit PNG or npz; objects: folder of pictures of object ids; views: none, the scene's photos are the
             reference.
-        depth_K: intrinsics of the reference depth where they differ from the photo's: fx,fy,cx,cy.
+        depth_K: intrinsics of the reference depth where they differ from the photo's: fx,fy,cx,cy[@WIDTHxHEIGHT], or a
+            file with K.
         depth_unit_m: metres per unit of a 16-bit PNG.
         gaussians: views: a file of Gaussians instead of the scene's own.
         holdout: views: compare every k-th photo of the sorted names (default: those that the fit held out).

@@ -315,7 +315,12 @@ def enu_from_geodetic(lat_lon_alt: np.ndarray) -> np.ndarray:
 
 
 def read_depth_folder(
-    folder: Path, depth_K: str | None, relative_std: float, *, metres_per_step: float = 0.001
+    folder: Path,
+    depth_K: str | None,
+    relative_std: float,
+    *,
+    metres_per_step: float = 0.001,
+    progress: Progress | None = None,
 ) -> dict[str, Callable[[], DepthPrior]]:
     """Readers of depth images by file name; each decodes when it is called.
 
@@ -323,17 +328,18 @@ def read_depth_folder(
 
     Args:
         folder: the images; a folder that also holds photos is fine.
-        depth_K: intrinsics of the depth camera as in `parse_intrinsics`; None looks for `intrinsics.json`,
-            `depth_intrinsics.json` or `K.txt` in the folder, and without one the depth is taken to be registered with
-            the photos (K is then NaN until `recon.priors.resolve_depth`).
+        depth_K: intrinsics of the depth camera as in `read_depth_K`; None looks for `depth_intrinsics.json`,
+            `intrinsics.json`, `depth_K.txt` or `K.txt` in the folder, and without one the depth is taken to be
+            registered with the photos (K is then NaN).
         relative_std: standard deviation of a depth, relative.
         metres_per_step: of the PNG values.
+        progress: is told which file in the folder the intrinsics are from.
 
     Raises:
         InputError: no depth image, or intrinsics that do not fit.
     """
     files = _depth_files(folder)
-    camera = _depth_camera(folder, depth_K)
+    camera = read_depth_K(depth_K) if depth_K is not None else _depth_K_beside(folder, progress)
     sizes = {hw for f in files[:1] if (hw := _png_hw(f)) is not None}
     for hw in sizes:
         check_aspect(camera, hw, f"the depth image {files[0].name!r}") if camera else None
@@ -354,7 +360,10 @@ class DepthFile:
     def __call__(self) -> DepthPrior:
         """Decode it."""
         depth_m = read_depth(self.path, self.metres_per_step)
-        return DepthPrior(depth_m, _depth_K(self.camera, depth_m, self.path), self.relative_std)
+        hw = (depth_m.shape[0], depth_m.shape[1])
+        unknown = torch.full((3, 3), torch.nan, dtype=torch.float64)
+        K = unknown if self.camera is None else fit_depth_camera(self.camera, hw, self.path.name).K
+        return DepthPrior(depth_m, K, self.relative_std)
 
     def hw(self) -> tuple[int, int]:
         """Its size."""
@@ -472,25 +481,50 @@ def _known(depth_m: np.ndarray) -> Tensor:
     return torch.from_numpy(np.where(np.isfinite(depth_m) & (depth_m > 0), depth_m, np.float32(np.nan)))
 
 
-def _depth_camera(folder: Path, depth_K: str | None) -> Camera | None:
-    if depth_K is not None:
-        camera = read_intrinsics(depth_K).get(ALL)
-    else:
-        beside = [folder / n for n in ("depth_intrinsics.json", "intrinsics.json", "depth_K.txt", "K.txt")]
-        path = next((p for p in beside if p.is_file()), None)
-        camera = None if path is None else read_intrinsics(path).get(ALL)
-    if camera is not None and camera.distortion is not None:
-        raise InputError("cannot use lens distortion with depth images", found=f"{depth_K or folder}",
-                         accepted="fx,fy,cx,cy@WIDTHxHEIGHT", hint="undistort the depth images first")  # fmt: skip
-    return camera
+def read_depth_K(source: str | Path) -> Camera:
+    """The one camera of all depth images of a folder, from `fx,fy,cx,cy[@WxH]`, a text file with a 3x3 K or a json.
+
+    Args:
+        source: as in `read_intrinsics`, without lens distortion, and not by picture.
+
+    Raises:
+        InputError: it is none of these.
+    """
+    accepted = "fx,fy,cx,cy[@WIDTHxHEIGHT], a text file with a 3x3 K, or a json with fx, fy, cx, cy, width and height"
+    hint = "give the numbers of the depth camera: --depth-K 585,585,320,240@640x480"
+    try:
+        known = read_intrinsics(source)
+    except InputError as error:
+        raise InputError(
+            "cannot use --depth-K", found=f"{error.asked}: {error.found}", accepted=accepted, hint=hint
+        ) from error
+    if ALL not in known:
+        found = f"{str(source)!r}: intrinsics by picture, of {_some(sorted(known))}"
+        raise InputError("cannot use --depth-K", found=found, accepted=accepted, hint=hint)
+    if known[ALL].distortion is not None:
+        raise InputError("cannot use lens distortion with depth images", found=str(source), accepted=accepted,
+                         hint="undistort the depth images first")  # fmt: skip
+    return known[ALL]
 
 
-def _depth_K(camera: Camera | None, depth_m: Tensor, path: Path) -> Tensor:
-    hw = (depth_m.shape[0], depth_m.shape[1])
-    if camera is None:
-        return torch.full((3, 3), torch.nan, dtype=torch.float64)
-    check_aspect(camera, hw, f"the depth image {path.name!r}")
-    return camera.K if camera.hw == UNKNOWN_HW else camera.resize(hw).K
+def _depth_K_beside(folder: Path, progress: Progress | None) -> Camera | None:
+    beside = [folder / n for n in ("depth_intrinsics.json", "intrinsics.json", "depth_K.txt", "K.txt")]
+    path = next((p for p in beside if p.is_file()), None)
+    if path is None:
+        return None
+    if progress:
+        progress.note(f"the depth images have their intrinsics from {path.name} beside them")
+    return read_depth_K(path)
+
+
+def fit_depth_camera(camera: Camera, hw: tuple[int, int], name: str) -> Camera:
+    """The camera of a depth image of this size and name.
+
+    Raises:
+        InputError: as `check_aspect`.
+    """
+    check_aspect(camera, hw, f"the depth image {name!r}")
+    return replace(camera, hw=hw) if camera.hw == UNKNOWN_HW else camera.resize(hw)
 
 
 def check_aspect(camera: Camera, hw: tuple[int, int], what: str) -> None:

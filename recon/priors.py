@@ -82,7 +82,8 @@ def read_priors(
             OpenCV axes), or a TUM trajectory.
         positions: CSV `name,x,y,z[,std]` in metres, or with a header that names lat, lon, alt.
         depth: folder of 16-bit PNG in mm (0 and 65535: no value) or npz in metres.
-        depth_K: intrinsics of the depth images where they are not registered with the photos, as `fx,fy,cx,cy@WxH`.
+        depth_K: intrinsics of the depth images where they are not registered with the photos, as `fx,fy,cx,cy@WxH`, a
+            text file with a 3x3 K, or a json; see `recon.prior_files.read_depth_K`.
         focal_relative_std: of the focal lengths; 0 keeps the intrinsics as they are given.
         rotation_std_rad: of the rotations of `poses`; 0 makes them hard.
         position_std_m: of the positions of `poses`; 0 makes them hard.
@@ -122,7 +123,7 @@ def read_priors(
         position_m, std_m, _ = prior_files.read_positions(Path(positions), positions_std_m)
         result = replace(result, position_m=position_m, position_m_std=std_m)
     if depth is not None:
-        readers = prior_files.read_depth_folder(Path(depth), depth_K, depth_relative_std)
+        readers = prior_files.read_depth_folder(Path(depth), depth_K, depth_relative_std, progress=progress)
         result = replace(result, depth=readers)
     return result
 

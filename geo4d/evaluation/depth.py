@@ -15,6 +15,7 @@ from geo4d.core import metrics, pictures
 from geo4d.core.errors import InputError
 from geo4d.core.types import Camera, Scene
 from geo4d.evaluation.references import match_names, no_match, read_json
+from recon.prior_files import UNKNOWN_HW, fit_depth_camera, read_depth_K
 
 ACCEPTED = "a folder of 16-bit PNG (0 and 65535 = unknown) or of npz or npy in metres, one per image, named like it"
 SMOOTH = 1.05
@@ -24,11 +25,11 @@ _PATTERNS = ("*.depth.png", "depth_*.png", "*_depth.png", "*.png", "*.npz", "*.n
 
 @dataclass(frozen=True)
 class ReferenceDepth:
-    """One reference depth map: `read()` gives metres `(h, w)`, NaN unknown; K is None where it is the photo's own."""
+    """One reference depth map: `read()` gives metres `(h, w)`, NaN unknown; without a camera it is the photo's own."""
 
     file: Path
     read: Callable[[], np.ndarray]
-    K: Tensor | None
+    camera: Camera | None
 
 
 def evaluate_depth(
@@ -48,9 +49,9 @@ def evaluate_depth(
     Args:
         scene: a scene or its folder.
         reference: folder of depth maps, see `read_reference_depths`.
-        depth_K: "fx,fy,cx,cy" of the reference maps in their pixels, for a depth camera of its own beside the colour
-            camera (same place, same axes). Without it the maps show exactly what the photos show, lens distortion
-            included, unless the reference brings its own K.
+        depth_K: `fx,fy,cx,cy[@WxH]` of the reference maps (without a size in their pixels), or a file with it, for a
+            depth camera of its own beside the colour camera (same place, same axes). Without it the maps show exactly
+            what the photos show, lens distortion included, unless the reference brings its own K.
         unit_m: metres per unit of a PNG.
         share: which part of the pixels is the confident one.
 
@@ -98,41 +99,31 @@ def read_reference_depths(
         InputError: no such files, or unusable intrinsics.
     """
     folder = Path(folder)
-    K = None if depth_K is None else _parse_K(depth_K)
+    camera = None if depth_K is None else read_depth_K(depth_K)
     for base in (folder, folder / "reference", folder / "depth"):
         if (base / "cameras.json").is_file():
             listed = read_json(base / "cameras.json").get("depth")
             if listed:
-                return dict(_listed(base, entry, K, unit_m) for entry in listed)
+                return dict(_listed(base, entry, camera, unit_m) for entry in listed)
         for pattern in _PATTERNS:
             files = sorted(base.glob(pattern)) if base.is_dir() else []
             if files:
-                return {f.name: ReferenceDepth(f, _reader(f, unit_m), K) for f in files}
+                return {f.name: ReferenceDepth(f, _reader(f, unit_m), camera) for f in files}
     raise InputError("cannot read reference depth", found=f"{folder}: no depth maps", accepted=ACCEPTED)
 
 
-def _listed(folder: Path, entry: Any, K: Tensor | None, unit_m: float) -> tuple[str, ReferenceDepth]:
+def _listed(folder: Path, entry: Any, camera: Camera | None, unit_m: float) -> tuple[str, ReferenceDepth]:
     try:
         file = folder / entry["file"]
-        own = torch.tensor(entry["K"], dtype=torch.float64).reshape(3, 3) if entry.get("K") else K
-        return str(entry["image"]), ReferenceDepth(file, _reader(file, float(entry.get("unit_m", unit_m))), own)
+        if entry.get("K"):
+            K = torch.tensor(entry["K"], dtype=torch.float64).reshape(3, 3)
+            camera = Camera(K, torch.eye(4, dtype=torch.float64), UNKNOWN_HW)
+        return str(entry["image"]), ReferenceDepth(file, _reader(file, float(entry.get("unit_m", unit_m))), camera)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         found = f"{folder / 'cameras.json'}: {type(error).__name__}: {error}"
         raise InputError(
             "cannot read reference depth", found=found, accepted="'file', 'image' and 'K' per map"
         ) from error
-
-
-def _parse_K(text: str) -> Tensor:
-    try:
-        fx, fy, cx, cy = (float(t) for t in text.split(","))
-    except ValueError as error:
-        raise InputError(
-            "cannot use --depth-K", found=repr(text), accepted="fx,fy,cx,cy", hint="--depth-K 585,585,320,240"
-        ) from error
-    if not (fx > 0 and fy > 0):
-        raise InputError("cannot use --depth-K", found=repr(text), accepted="positive focal lengths")
-    return torch.tensor([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], dtype=torch.float64)
 
 
 def _reader(file: Path, unit_m: float) -> Callable[[], np.ndarray]:
@@ -183,10 +174,8 @@ def sample_reference(reference: ReferenceDepth, camera: Camera, original: Camera
     """Reference depth in metres at every pixel of a pinhole camera in its place: float32 `camera.hw`, NaN unknown."""
     depth_m = reference.read()
     hw = (depth_m.shape[0], depth_m.shape[1])
-    if reference.K is None:
-        source = original.resize(hw)
-    else:
-        source = Camera(reference.K, torch.eye(4, dtype=torch.float64), hw)
+    own = reference.camera
+    source = original.resize(hw) if own is None else fit_depth_camera(own, hw, reference.file.name)
     map_uv = pictures.distortion_map(source, camera)
     inside = np.all((map_uv >= 0) & (map_uv < np.array([hw[1], hw[0]])), axis=-1)  # NaN compares false
     return np.where(inside, _sample(depth_m, np.where(inside[..., None], map_uv, 0)), np.float32(np.nan))

@@ -285,6 +285,8 @@ def test_depth_of_a_second_camera_needs_its_intrinsics(tmp_path: Path) -> None:
         _write_png(tmp_path / f"{name}.depth.png", _reference_wall(K_DEPTH))
         _write(tmp_path / f"{name}.pose.txt", "")
     right = evaluate_depth(_wall_scene(), tmp_path, depth_K="117,117,64,48")
+    assert evaluate_depth(_wall_scene(), tmp_path, depth_K="117,117,64,48@128x96") == right
+    assert evaluate_depth(_wall_scene(), tmp_path, depth_K="234,234,128,96@256x192") == right, "scaled to the maps"
     assert right["frames"] == 2
     assert right["all"]["abs_rel"] < 2e-3  # half a millimetre and half a pixel
     assert right["all"]["completeness"] == 1
@@ -366,7 +368,7 @@ def test_what_is_no_reference_depth_is_an_error_that_says_so(make: Any, message:
 
 def test_unusable_arguments(tmp_path: Path) -> None:
     _write_png(tmp_path / "a.png", np.ones((4, 4)))
-    for text in ("585", "585,585,320,x", "0,585,320,240"):
+    for text in ("585", "585,585,320,x", "0,585,320,240", "585,585,320,240@640"):
         with pytest.raises(InputError, match="cannot use --depth-K"):
             evaluate_depth(_wall_scene(), tmp_path, depth_K=text)
     with pytest.raises(InputError, match="no frame of the scene has depth"):

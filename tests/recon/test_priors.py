@@ -355,11 +355,22 @@ def test_npz_depth_with_its_K_beside_it(tmp_path: Path):
     depth_m[3, 4] = np.inf
     np.savez(tmp_path / "IMG_0001.npz", depth=depth_m)
     np.savetxt(tmp_path / "K.txt", [[90, 0, 24], [0, 91, 18], [0, 0, 1]])
-    prior = read_priors(depth=tmp_path).depth["IMG_0001.npz"]()
+    progress = Progress()
+    prior = read_priors(depth=tmp_path, progress=progress).depth["IMG_0001.npz"]()
     assert prior.K[0, 0] == 90
+    assert progress.notes == ["the depth images have their intrinsics from K.txt beside them"]
     assert bool(torch.isnan(prior.depth_m[3, 4]))
     assert int(torch.isnan(prior.depth_m).sum()) == 1
-    (tmp_path / "K.txt").unlink()
+    by_picture = {"fl_x": 90, "fl_y": 91, "cx": 24, "cy": 18, "w": 48, "h": 36, "frames": [
+        {"file_path": "IMG_0001.jpg", "transform_matrix": np.eye(4).tolist()}]}  # fmt: skip
+    (tmp_path / "K.txt").rename(tmp_path / "transforms.json")
+    (tmp_path / "transforms.json").write_text(json.dumps(by_picture))
+    with pytest.raises(InputError, match=r"cannot use --depth-K\n  found: .*by picture, of IMG_0001\.jpg\n"):
+        read_priors(depth=tmp_path, depth_K=str(tmp_path / "transforms.json"))
+    (tmp_path / "transforms.json").rename(tmp_path / "intrinsics.json")
+    with pytest.raises(InputError, match=r"cannot use --depth-K\n  found: .*intrinsics\.json.* by picture"):
+        read_priors(depth=tmp_path)
+    (tmp_path / "intrinsics.json").unlink()
     assert bool(torch.isnan(read_priors(depth=tmp_path).depth["IMG_0001.npz"]().K).all())  # registered with the photo
 
 
