@@ -78,8 +78,8 @@ def reconstruct(
             Polycam, Stray Scanner), or a dataset of a moving scene with its cameras (D-NeRF, Nerfies, HyperNeRF,
             DyCheck, N3V, transforms.json with times, videos beside cameras).
         out: the scene folder to make.
-        masks: folder with one mask per photo (white = use, black = ignore); for a video a video of masks, or a folder,
-            with one for each of its pictures.
+        masks: folder with one mask per photo (white = use, black = ignore; in a PNG all that is not black is used); for
+            a video a video of masks, or a folder, with one for each of its pictures.
         scale: where metres come from: marker:DICT_4X4_50:0.05, or distance:A.jpg:x,y:x,y:0.30; several one after
             the other, or each with --scale of its own.
         intrinsics: known intrinsics: fx,fy,cx,cy[,k1,k2,p1,p2]@WIDTHxHEIGHT, a transforms.json, a COLMAP folder or a
@@ -119,8 +119,8 @@ def reconstruct(
             keeps what seems to.
         tracker: what follows points that move: flow, or cotracker where that package is installed.
         tracker_weights: file with the tracker's weights.
-        keep_all: keep blurred and duplicate photos too.
-        keep_gps: let GPS positions pass into the scene.
+        keep_all: keep blurred and duplicate photos too (not for a video).
+        keep_gps: let GPS positions of photos pass into the scene.
         overwrite: replace a scene that is already there.
         resume: go on with a run that was interrupted.
         threads: processor threads to use (default: all).

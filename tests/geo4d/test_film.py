@@ -280,3 +280,44 @@ def test_masks_of_another_size_or_kind_are_refused(tmp_path: Path) -> None:
         load_frames(path, masks=tmp_path / "mask.txt")
     with pytest.raises(InputError, match="nothing at"):
         load_frames(path, masks=tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_masks_of_zero_and_one_mean_for_a_video_what_they_mean_for_photos(tmp_path: Path, suffix: str) -> None:
+    """Of a PNG all that is not black is used; a JPEG of zeros and ones is black, and that is said."""
+    path, where, photos = encode(tmp_path / "a.mp4", walk(0, 12)), tmp_path / "masks", tmp_path / "photos"
+    where.mkdir()
+    photos.mkdir()
+    for k, (mask, photo) in enumerate(zip(masks(12), walk(0, 12), strict=True)):
+        Image.fromarray(mask // 255).save(where / f"{k:02d}{suffix}")
+        Image.fromarray(photo).save(photos / f"{k:02d}.png")
+    for source in (path, photos):
+        if suffix == ".jpg":
+            with pytest.raises(InputError, match="black everywhere") as told:
+                load_frames(source, masks=where)
+            assert "white" in str(told.value)
+        else:
+            assert all(int(f.mask.sum()) >= 20 * HW[0] for f in load_frames(source, masks=where, fps=24))
+
+
+def test_pictures_of_a_video_whose_mask_is_black_are_left_out_with_their_names(tmp_path: Path) -> None:
+    path, where = encode(tmp_path / "a.mp4", walk(0, 24)), tmp_path / "masks"
+    frames = load_frames(path)
+    where.mkdir()
+    for k, mask in enumerate(masks(24)):
+        Image.fromarray(0 * mask if k == numbers(frames)[1] else mask).save(where / f"{k:02d}.png")
+    progress = Progress()
+    left = load_frames(path, masks=where, progress=progress)
+    assert left.names == tuple(n for n in frames.names if n != frames.names[1])
+    assert "black everywhere" in left.dropped[frames.names[1]]
+    assert [n for n in progress.notes if frames.names[1] in n and "black everywhere" in n]
+
+
+@pytest.mark.parametrize("option", ["keep_all", "keep_gps"])
+def test_what_is_of_photos_alone_is_refused_for_a_video(tmp_path: Path, option: str) -> None:
+    path = encode(tmp_path / "a.mp4", walk(0, 12))
+    with pytest.raises(InputError, match="cannot be given with a video") as told:
+        load_frames(path, **{option: True})
+    flag = f"--{option.replace('_', '-')}"
+    assert flag in told.value.found
+    assert told.value.hint == f"leave out {flag}, or give a folder of photos"

@@ -20,7 +20,7 @@ from geo4d.core.cuts import CutFinder
 from geo4d.core.errors import InputError, some
 from geo4d.core.io.decoding import PHOTO_SUFFIXES, Header, decode, decode_rgba, read_header
 from geo4d.core.io.film import VIDEO_SUFFIXES, Film, Glimpse, VideoPart, remarks
-from geo4d.core.io.masks import Mask, find_masks, unused_masks
+from geo4d.core.io.masks import NOTHING_LEFT, Mask, find_masks, unused_masks
 from geo4d.core.io.sensors import Mounting, mount
 from geo4d.core.progress import Progress
 from geo4d.core.types import Frame, Frames
@@ -57,8 +57,8 @@ def load_frames(
         source: a folder, a glob, or a video file.
         masks: folder with one mask per photo, white where pixels may be used; for a video also a video of masks, with
             one for each of its pictures.
-        keep_all: keep blurred photos and near-duplicates.
-        keep_gps: read the position where the photo was taken into `Frame.info.gps`.
+        keep_all: keep blurred photos and near-duplicates; not of a video, whose pictures are chosen otherwise.
+        keep_gps: read the position where the photo was taken into `Frame.info.gps`; a video's is never read.
         max_frames: at most this many, evenly spread.
         least: fewer usable photos than this are an error.
         fps: photos are pictures of a film, so many per second in the order of their names, all of one camera: they are
@@ -70,7 +70,7 @@ def load_frames(
 
     Raises:
         InputError: nothing there, fewer than `least` usable photos, two photos of one name, a mask of another size, a
-            part of what is no video.
+            part of what is no video, `keep_all` or `keep_gps` of what is one.
     """
     progress = progress or Progress()
     if max_frames is not None and max_frames < 2:
@@ -79,6 +79,7 @@ def load_frames(
         raise InputError("cannot use this rate of a film", found=f"{fps:g}", accepted="pictures per second, above 0")
     path = Path(source).expanduser()
     if path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES:
+        _check_for_video(path, {"--keep-all": keep_all, "--keep-gps": keep_gps})
         return _load_video(path, masks, max_frames, fps, part, cache_dir, progress)
     if part is not None and part != VideoPart() and fps is None:
         raise InputError(
@@ -90,6 +91,17 @@ def load_frames(
     return _load_photos(paths, masks, keep_all, keep_gps, max_frames, least, fps, part or VideoPart(), progress)
 
 
+def _check_for_video(path: Path, options: Mapping[str, bool]) -> None:
+    found = [name for name, given in options.items() if given]
+    if found:
+        raise InputError(
+            "these options cannot be given with a video", found=f"{', '.join(found)} with {path.name}",
+            accepted="a video's pictures are chosen by blur and motion (--max-frames), or so many per second (--fps), "
+            "and its position is never read",
+            hint=f"leave out {' and '.join(found)}, or give a folder of photos",
+        )  # fmt: skip
+
+
 def _load_video(
     path: Path,
     masks: Path | None,
@@ -99,14 +111,13 @@ def _load_video(
     cache_dir: Path | None,
     progress: Progress,
 ) -> Frames:
-    """A video's position is never read."""
     from geo4d.core.io import video
     from geo4d.core.io.mask_video import with_video_masks
 
     frames = video.keyframes(
         path, cache_dir=cache_dir, max_frames=max_frames or video.MAX_FRAMES, fps=fps, part=part, progress=progress
     )
-    return frames if masks is None else with_video_masks(frames, path, masks.expanduser())
+    return frames if masks is None else with_video_masks(frames, path, masks.expanduser(), progress)
 
 
 # --- finding files
@@ -418,8 +429,7 @@ def _masked_whole(masks: dict[str, Mask]) -> dict[str, str]:
     """Why photos are left out whose mask leaves nothing."""
     with ThreadPoolExecutor(max(1, min(4, os.cpu_count() or 1))) as pool:
         free = list(pool.map(lambda mask: bool(mask.read().any()), masks.values()))
-    reason = "the mask is black everywhere, so nothing of the photo could be used (white = use)"
-    return {name: reason for name, any_free in zip(masks, free, strict=True) if not any_free}
+    return {name: NOTHING_LEFT for name, any_free in zip(masks, free, strict=True) if not any_free}
 
 
 def _frame(name: str, header: Header, mounting: Mounting, mask: Mask | None, transparent: bool) -> Frame:

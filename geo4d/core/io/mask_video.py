@@ -9,37 +9,53 @@ from pathlib import Path
 
 import numpy as np
 
-from geo4d.core.errors import InputError
+from geo4d.core.errors import InputError, some
 from geo4d.core.io.decoding import decode, read_header
 from geo4d.core.io.film import VIDEO_SUFFIXES
-from geo4d.core.io.masks import MASK_SUFFIXES
+from geo4d.core.io.masks import MASK_SUFFIXES, NOTHING_LEFT, may_use
 from geo4d.core.io.moving_video import VideoPool, open_video
+from geo4d.core.progress import Progress
 from geo4d.core.types import Frames
 
-LEVEL = 127
 
-
-def with_video_masks(frames: Frames, video: Path, masks: Path) -> Frames:
-    """Frames of a video with the masks that belong to them, read when they are looked at.
+def with_video_masks(frames: Frames, video: Path, masks: Path, progress: Progress) -> Frames:
+    """Frames of a video with the masks that belong to them; those of which a mask leaves nothing are left out.
 
     Args:
         frames: as `video.keyframes` chose them.
         video: which they are of.
         masks: a video with as many pictures, or a folder with as many masks, in the order of their names.
+        progress: hears of the masks, and of frames that are left out.
 
     Raises:
-        InputError: no masks, more or fewer than the video has pictures, or of another size.
+        InputError: no masks, more or fewer than the video has pictures, of another size, or fewer than two that leave
+            anything.
     """
     times_s = open_video(video, VideoPool()).time_s
     readers = _of_video(masks) if masks.is_file() else _of_folder(masks)
     check_as_many(len(readers), len(times_s), str(masks), video.name)
-    masked = []
-    for frame in frames:
-        number = int(np.abs(times_s - (frame.time_s or 0.0)).argmin())  # by time: damaged pictures are not counted
-        masked.append(replace(frame, read_mask=functools.partial(_checked, readers[number], frame.name, frame.hw)))
-    if masked:
-        masked[0].read_mask()  # a wrong size is said at once
-    return Frames(masked, frames.dropped)
+    masked, black = [], []
+    with progress.stage("masks", total=len(frames)) as advance:
+        for frame in frames:
+            number = int(np.abs(times_s - (frame.time_s or 0.0)).argmin())  # by time: damaged pictures are not counted
+            read = functools.partial(_checked, readers[number], frame.name, frame.hw)
+            if read().any():
+                masked.append(replace(frame, read_mask=read))
+            else:
+                black.append(frame.name)
+            advance()
+    if black:
+        progress.note(f"left out {some(black)}: {NOTHING_LEFT}")
+    if len(masked) < 2:
+        raise InputError(
+            f"the masks of {video.name!r} leave too little of it",
+            found=f"{len(black)} of {len(frames)} pictures are black everywhere in {masks}",
+            accepted="masks that are white where pixels may be used, of two pictures at least; in a video or a JPEG "
+            "more than 127 of 255 is white, in a PNG all that is not black",
+            hint="multiply masks of 0 and 1 by 255, turn masks round that are white where nothing may be used, or "
+            "leave --masks out",
+        )
+    return Frames(masked, {**frames.dropped, **dict.fromkeys(black, NOTHING_LEFT)})
 
 
 def check_as_many(masks: int, pictures: int, where: str, video: str) -> None:
@@ -60,7 +76,7 @@ def _of_video(path: Path) -> Sequence[Callable[[], np.ndarray]]:
             accepted=f"a video ({' '.join(s[1:] for s in VIDEO_SUFFIXES)}) or a folder of masks",
         )  # fmt: skip
     video = open_video(path, VideoPool())
-    return [functools.partial(_white, functools.partial(video.read, i)) for i in range(len(video))]
+    return [lambda i=i: may_use(video.read(i), path) for i in range(len(video))]
 
 
 def _of_folder(folder: Path) -> Sequence[Callable[[], np.ndarray]]:
@@ -73,15 +89,11 @@ def _of_folder(folder: Path) -> Sequence[Callable[[], np.ndarray]]:
         )  # fmt: skip
     files = [p for p in folder.iterdir() if p.suffix.lower() in MASK_SUFFIXES and not p.name.startswith(".")]
     ordered = sorted(files, key=lambda p: natural(p.name))
-    return [functools.partial(_white, functools.partial(_decoded, p)) for p in ordered]
+    return [functools.partial(_decoded, p) for p in ordered]
 
 
 def _decoded(path: Path) -> np.ndarray:
-    return decode(read_header(path))
-
-
-def _white(read: Callable[[], np.ndarray]) -> np.ndarray:
-    return read().max(-1) > LEVEL
+    return may_use(decode(read_header(path)), path)
 
 
 def _checked(read: Callable[[], np.ndarray], name: str, hw: tuple[int, int]) -> np.ndarray:

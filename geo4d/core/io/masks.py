@@ -1,4 +1,4 @@
-"""Masks beside photos: white = use, black = ignore (the convention of COLMAP and nerfstudio)."""
+"""Masks of pictures: white = use, black = ignore (the convention of COLMAP and nerfstudio)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,19 @@ from geo4d.core.errors import InputError
 from geo4d.core.io.decoding import Header, decode, orient, read_header
 
 MASK_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+NOTHING_LEFT = "the mask is black everywhere, so nothing of it could be used (white = use)"
+"""Why a picture is left out."""
 _ACCEPTED = "for IMG.jpg one of IMG.png, IMG.jpg.png, IMG_mask.png (or .jpg, .webp), of the photo's size"
+
+
+def may_use(rgb: np.ndarray, path: Path) -> np.ndarray:
+    """True where a mask lets pixels be used, `(h, w)`: not black; at least half white where a lossy file blurs edges.
+
+    Args:
+        rgb: the mask's own pixels, `(h, w, 3)`, uint8.
+        path: of a picture or a video; its suffix says whether it is lossy (all but PNG are taken to be).
+    """
+    return rgb.max(-1) > (0 if path.suffix.lower() == ".png" else 127)
 
 
 @dataclass(frozen=True)
@@ -23,14 +35,12 @@ class Mask:
     orientation: int
 
     def read(self) -> np.ndarray:
-        """True where pixels may be used, `(h, w)`: not black; at least half white where JPEG blurs the edge.
+        """True where pixels may be used, `(h, w)`; see `may_use`.
 
         Raises:
             InputError: the file is broken.
         """
-        rgb = decode(self.header)
-        lossy = self.header.path.suffix.lower() != ".png"
-        return orient(rgb.max(-1) > (127 if lossy else 0), self.orientation)
+        return orient(may_use(decode(self.header), self.header.path), self.orientation)
 
 
 def find_masks(folder: Path, photos: Sequence[tuple[str, Header]]) -> dict[str, Mask]:

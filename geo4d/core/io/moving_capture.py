@@ -15,6 +15,7 @@ from torch import Tensor
 from geo4d.core.errors import InputError
 from geo4d.core.io.decoding import Header, decode_rgba, read_header
 from geo4d.core.io.film import VideoPart
+from geo4d.core.io.masks import may_use
 from geo4d.core.types import Camera, DepthPrior, Frame, Frames
 
 OPAQUE = 128
@@ -150,8 +151,7 @@ def mask_of(path: Path) -> Picture:
         InputError: it is no picture.
     """
     header = replace(read_header(path), mirrored=False, quarter_turns=0, orient_pixels=1)
-    level = 0 if path.suffix.lower() == ".png" else 127
-    return Picture(header.hw, lambda: decode_rgba(header)[0].max(-1) > level)
+    return Picture(header.hw, lambda: may_use(decode_rgba(header)[0], path))
 
 
 def _on_white(header: Header) -> np.ndarray:

@@ -22,7 +22,8 @@ from geo4d.core.errors import InputError
 from geo4d.core.io import atomic, nerfstudio
 from geo4d.core.io.decoding import PHOTO_SUFFIXES
 from geo4d.core.io.film import VIDEO_SUFFIXES
-from geo4d.core.io.mask_video import LEVEL, check_as_many
+from geo4d.core.io.mask_video import check_as_many
+from geo4d.core.io.masks import may_use
 from geo4d.core.io.moving_capture import Picture, PosedCapture, Shot, gather, picture_of
 from geo4d.core.io.moving_video import Video, VideoPool, open_video
 from geo4d.core.progress import Progress
@@ -147,7 +148,7 @@ def _video_shots(video: Video, sensor: str, camera: Camera, split: str, mask: Vi
 
 
 def _read_mask(mask: Video, number: int) -> np.ndarray:
-    return mask.read(number).max(-1) > LEVEL
+    return may_use(mask.read(number), mask.path)
 
 
 # --- videos beside a file of cameras
