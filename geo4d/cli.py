@@ -33,11 +33,11 @@ def reconstruct(
     masks: Path | None = None,
     scale: Annotated[tuple[tuple[str, ...], ...], UseAppendAction] = (),
     intrinsics: str | None = None,
-    intrinsics_std: float = 0.0,
+    intrinsics_std: float | None = None,
     poses: Path | None = None,
     poses_metric: bool = False,
-    rotation_std_deg: float = 0.0,
-    position_std_m: float = 0.0,
+    rotation_std_deg: float | None = None,
+    position_std_m: float | None = None,
     pose_offset: bool = False,
     positions: Path | None = None,
     depth: Path | None = None,
@@ -84,18 +84,22 @@ def reconstruct(
             the other, or each with --scale of its own.
         intrinsics: known intrinsics: fx,fy,cx,cy[,k1,k2,p1,p2]@WIDTHxHEIGHT, a transforms.json, a COLMAP folder or a
             text file with K.
-        intrinsics_std: how far the known focal lengths may be off, relative (0 = exact, held fixed).
+        intrinsics_std: how far the known focal lengths may be off, relative; 0 is exact, held fixed (default: 0; of a
+            phone capture 0.005).
         poses: known poses: transforms.json, COLMAP folder, folder of 4x4 camera-to-world matrices, TUM trajectory.
         poses_metric: the known poses are in metres (pose texts and TUM trajectories always are).
-        rotation_std_deg: how far the known rotations may be off (0 = exact, held fixed).
-        position_std_m: how far the known positions may be off, in metres (0 = exact, held fixed).
+        rotation_std_deg: how far the rotations of known poses may be off; 0 is exact (default: 0; of a phone capture
+            0.6). Poses are held fixed where this and --position-std-m are 0; one of them alone is nearly exact.
+        position_std_m: how far the positions of known poses may be off, in metres; 0 is exact (default: 0; of a phone
+            capture 0.02).
         pose_offset: the known poses are those of a sensor fixed beside the camera (depth camera, tracker, robot hand);
             estimate where.
-        positions: CSV of camera positions: name,x,y,z[,std] in metres, or name,lat,lon,alt with a header.
+        positions: CSV of camera positions: name,x,y,z[,std] in metres, or name,lat,lon,alt with a header; never held
+            fixed: a std below 0.1 mm counts as that.
         depth: folder of measured depth images (16-bit PNG in mm, or npz in m).
         depth_K: intrinsics of the depth images, where they are not those of the photos: fx,fy,cx,cy[@WIDTHxHEIGHT], or
             a file with K.
-        depth_std: how far measured depth may be off, relative.
+        depth_std: how far measured depth may be off, relative; more than 0.
         backend: how cameras are found: auto, sfm (no weights), hybrid (a network made exact), or a network alone, as
             `geo4d doctor` lists them.
         network: the network for hybrid and auto (default: the first whose weights are on this machine).

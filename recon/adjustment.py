@@ -21,12 +21,16 @@ from recon.tracks import Tracks
 if TYPE_CHECKING:
     import pycolmap
 
+    from recon.priors import Priors
+
 LOSS_PX = 0.5
 """Scale of the Cauchy loss in pixels of a picture of `intrinsics.MAPPING_SIDE`, as are all thresholds here."""
 MIN_POINTS = 20
 MIN_OBSERVATIONS = 8
 """With fewer points in view a picture counts as not registered, unless its pose was given."""
 MIN_ANGLE_DEG = 1.0
+NEARLY_EXACT = 1e-4
+"""Deviation of rotations in radians, or of positions in units of their extent, that are exact beside the other."""
 UNALIGNED_SIGMA = 3.0
 """Deviation of keypoints that could not be aligned photometrically, relative to those that could."""
 
@@ -132,7 +136,17 @@ def _placed(run: Run, state: Tracks, known: bundle.Priors, frame: np.ndarray) ->
     problem, agreeing = measured.into_world(state.problem, known, seed=run.options.seed)
     given = np.isfinite(known.position_std).all(1)
     dropped = given & ~np.isfinite(agreeing.position_std).all(1)
-    if dropped.any() and not dropped.all() and given.sum() > 2:
+    if given.sum() == 1 and dropped.any():
+        run.progress.note(
+            f"of the pictures that have a camera only {run.names[frame[int(given.argmax())]]!r} has a known place, "
+            "which says nothing of the others: it is not used"
+        )
+    elif given.any() and (dropped == given).all():
+        run.progress.note(
+            f"the {int(given.sum())} given positions lie on a line, about which they leave the cameras free to turn: "
+            "they give a scale, and the adjustment goes without them"
+        )
+    elif dropped.any():
         some = ", ".join(repr(run.names[frame[k]]) for k in np.flatnonzero(dropped)[:3])
         run.progress.note(
             f"{int(dropped.sum())} of {int(given.sum())} given positions are far from where the photos put the camera "
@@ -233,6 +247,7 @@ def _bundle_priors(run: Run, frame: np.ndarray, state: Tracks) -> bundle.Priors:
         lens[g], std[g] = state.problem.intrinsics[g], 0.0  # none of its pictures was placed
     pose = state.problem.cam_from_world.copy()
     rotation_std, position_std = np.full(n, np.inf), np.full((n, 3), np.inf)
+    turn_rad, shift = _pose_std(run.priors)
     for k, index in enumerate(frame):
         name = run.names[index]
         if name in run.priors.world_from_cam:
@@ -240,12 +255,21 @@ def _bundle_priors(run: Run, frame: np.ndarray, state: Tracks) -> bundle.Priors:
             # A sensor beside the camera does not turn with the upright picture.
             beside = run.priors.pose_offset
             pose[k] = (np.linalg.inv(given) if beside else run.sensors.sensor_pose(int(index), given))[:3]
-            rotation_std[k], position_std[k] = run.priors.rotation_std_rad, run.priors.position_std_m
+            rotation_std[k], position_std[k] = turn_rad, shift
         elif name in run.priors.position_m and not run.priors.world_from_cam:
             centre = run.priors.position_m[name].numpy().astype(np.float64)
             pose[k, :, 3] = -pose[k, :, :3] @ centre
             position_std[k] = max(run.priors.position_m_std.get(name, 0.0), 1e-4)
     return bundle.Priors(lens, std, aspect, pose, rotation_std, position_std)
+
+
+def _pose_std(priors: Priors) -> tuple[float, float]:
+    """Deviations of the rotations and positions of known poses, both 0 or none: a pose is held whole or not at all."""
+    turn_rad, shift = priors.rotation_std_rad, priors.position_std_m
+    if turn_rad == 0 == shift or not priors.world_from_cam:
+        return turn_rad, shift
+    centres = torch.stack([pose[:3, 3] for pose in priors.world_from_cam.values()])
+    return turn_rad or NEARLY_EXACT, shift or NEARLY_EXACT * float((centres - centres.mean(0)).norm(dim=-1).max())
 
 
 def solution(

@@ -184,8 +184,8 @@ def _priors(frames: Frames, cameras: Sequence[Camera], progress: Progress) -> Pr
 def merge_priors(given: Priors, capture: Priors, *, progress: Progress | None = None) -> Priors:
     """What is known of a capture's pictures, field by field: what the user gives wins, the capture fills the rest.
 
-    Deviations that the user gives without values are those of the capture's values. Positions that the user gives
-    place the scene in another world than the capture's poses do: those are left out then, and `progress` is told.
+    Deviations go with the values that they are of. Positions that the user gives place the scene in another world than
+    the capture's poses do: those are left out then, and `progress` is told.
     """
     progress = progress or Progress()
     poses = given if given.world_from_cam else capture
@@ -195,10 +195,10 @@ def merge_priors(given: Priors, capture: Priors, *, progress: Progress | None = 
     return replace(
         given,
         intrinsics=given.intrinsics or capture.intrinsics,
-        focal_relative_std=given.focal_relative_std or (0.0 if given.intrinsics else capture.focal_relative_std),
+        focal_relative_std=(given if given.intrinsics else capture).focal_relative_std,
         world_from_cam=poses.world_from_cam,
-        rotation_std_rad=given.rotation_std_rad or poses.rotation_std_rad,
-        position_std_m=given.position_std_m or poses.position_std_m,
+        rotation_std_rad=poses.rotation_std_rad,
+        position_std_m=poses.position_std_m,
         pose_hw=poses.pose_hw,
         metric=poses.metric,
         depth=given.depth or capture.depth,

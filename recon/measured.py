@@ -34,7 +34,8 @@ def into_world(problem: Problem, known: Priors, *, seed: int = 0) -> tuple[Probl
     """The problem moved, turned and scaled so that its cameras lie where they are known, and the priors that agree.
 
     Judged before any adjustment, which would bend cameras to wrong priors. Priors far from where the photos put their
-    camera are dropped; so are positions that do not fix the world (two, or on a line), unless rotations are known too.
+    camera are dropped; so are positions that do not fix the world (one, two, or on a line), unless rotations are known
+    too.
     Held poses are where they are: the pictures were placed by them.
 
     Raises:

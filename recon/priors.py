@@ -25,8 +25,10 @@ _ROLES = ("color", "colour", "rgb", "image", "img", "pose", "depth", "cam2world"
 
 @dataclass(frozen=True, eq=False)
 class Priors:
-    """What is known of the pictures, by picture name; a standard deviation of 0 makes it a hard constraint.
+    """What is known of the pictures, by picture name, hard or with a standard deviation.
 
+    A deviation of 0 makes intrinsics and poses hard constraints; of positions it counts as 0.1 mm, and depth images
+    always have one.
     After `match_priors` the names are those of the frames, and every camera has the size of its upright picture.
     """
 
@@ -48,6 +50,7 @@ class Priors:
     position_m: Mapping[str, Tensor] = field(default_factory=dict)
     """Camera centres `(3,)` in metres, in a world of their own."""
     position_m_std: Mapping[str, float] = field(default_factory=dict)
+    """Below 0.1 mm they count as that."""
     depth: Mapping[str, Callable[[], DepthPrior]] = field(default_factory=dict)
     """Readers of measured depth images; their relative deviation stands in each `DepthPrior`."""
 
@@ -90,7 +93,7 @@ def read_priors(
         pose_offset: whether `poses` are those of a sensor fixed beside the camera (a depth camera, a tracker, a robot's
             hand): its place is estimated.
         positions_std_m: of `positions` rows without one; None means 0.05 m, or 5 m for latitude and longitude.
-        depth_relative_std: of the depths.
+        depth_relative_std: of the depths, above 0.
         metric: whether `poses` are in metres; None: pose texts and trajectories are, the others are not.
         progress: is told what was left out.
 
@@ -98,12 +101,16 @@ def read_priors(
         InputError: a file is not of these forms, or a value cannot be.
     """
     progress = progress or Progress()
-    stds = {"focal": focal_relative_std, "rotation": rotation_std_rad, "position": position_std_m,
-            "positions": positions_std_m or 0.0, "depth": depth_relative_std}  # fmt: skip
-    wrong = {k: v for k, v in stds.items() if not (np.isfinite(v) and v >= 0)}
-    if wrong or depth_relative_std == 0:
-        raise InputError("cannot use these standard deviations", found=f"{wrong or {'depth': 0.0}}",
-                         accepted="finite numbers, 0 for a hard constraint (depth: above 0)")  # fmt: skip
+    stds = {"focal lengths": focal_relative_std, "rotations": rotation_std_rad, "positions of poses": position_std_m,
+            "positions": positions_std_m or 0.0, "depth images": depth_relative_std}  # fmt: skip
+    wrong = {k: v for k, v in stds.items() if not (np.isfinite(v) and (v > 0 if k == "depth images" else v >= 0))}
+    if wrong:
+        raise InputError(
+            "cannot use these standard deviations",
+            found=", ".join(f"{v:g} of {k}" for k, v in wrong.items()),
+            accepted="finite numbers from 0 on; of depth images more than 0, since they are never exact",
+            hint="give how far the values may really be off (--depth-std 0.02 is 2 %), or leave it out",
+        )
     if pose_offset and poses is None:
         raise InputError("cannot estimate an offset of poses that were not given", found="a pose offset without poses",
                          accepted="poses of a sensor fixed beside the camera", hint="add --poses FILE")  # fmt: skip
@@ -161,11 +168,16 @@ def match_priors(priors: Priors, frames: Frames, *, progress: Progress | None = 
         if frame.name in pose_names:
             key = pose_names[frame.name]
             poses[frame.name] = _upright_pose(priors.world_from_cam[key], priors.pose_hw.get(key), frame)
-    if poses and position_names:
-        progress.note("poses are known too: the positions are not used")
     if len(poses) == 1 < len(frames):
         progress.note("a single known pose says nothing of how the pictures stand to each other: it is not used")
         poses = {}
+    if poses and position_names:
+        used = (
+            "in metres: the positions are not used"
+            if priors.metric
+            else "without a unit: the positions give that alone"
+        )
+        progress.note(f"poses are known too, {used}")
     return replace(
         priors,
         intrinsics=intrinsics,

@@ -57,14 +57,17 @@ _OF_CAMERAS = ("mapper", "feature_size", "scale", "network", "weights", "network
 
 @dataclass(frozen=True)
 class PriorPaths:
-    """Where what is known of the cameras is written; see `recon.priors.read_priors`."""
+    """Where what is known of the cameras is written; see `recon.priors.read_priors`.
+
+    Deviations of None are 0 where values are given here, and those of a phone capture where its values are used.
+    """
 
     intrinsics: str | None = None
-    intrinsics_std: float = 0.0
+    intrinsics_std: float | None = None
     poses: Path | None = None
     poses_metric: bool = False
-    rotation_std_deg: float = 0.0
-    position_std_m: float = 0.0
+    rotation_std_deg: float | None = None
+    position_std_m: float | None = None
     pose_offset: bool = False
     positions: Path | None = None
     depth: Path | None = None
@@ -79,14 +82,22 @@ class PriorPaths:
             positions=self.positions,
             depth=self.depth,
             depth_K=self.depth_K,
-            focal_relative_std=self.intrinsics_std,
-            rotation_std_rad=float(np.deg2rad(self.rotation_std_deg)),
-            position_std_m=self.position_std_m,
             pose_offset=self.pose_offset,
             depth_relative_std=self.depth_std,
             metric=self.poses_metric or None,
             progress=progress,
+            **self.deviations,
         )
+
+    @property
+    def deviations(self) -> dict[str, float]:
+        """Those of focal lengths, rotations and positions that are given, by the names of `Priors`."""
+        turn_rad = None if self.rotation_std_deg is None else float(np.deg2rad(self.rotation_std_deg))
+        known = {
+            "focal_relative_std": self.intrinsics_std, "rotation_std_rad": turn_rad,
+            "position_std_m": self.position_std_m,
+        }  # fmt: skip
+        return {name: value for name, value in known.items() if value is not None}
 
 
 def reconstruct_folder(
@@ -211,7 +222,7 @@ class _Inputs:
         if self.is_capture:
             self._check_for_capture()
             frames, measured = load_capture(self.source, max_frames=self.max_frames or MAX_FRAMES, progress=progress)
-            return frames, merge_priors(given, measured, progress=progress)
+            return frames, merge_priors(given, replace(measured, **self.priors.deviations), progress=progress)
         frames = load_frames(
             self.source, masks=self.masks, keep_all=self.keep_all, keep_gps=self.keep_gps, max_frames=self.max_frames,
             least=self.least, fps=self.fps, part=self.part, cache_dir=video_dir, progress=progress,

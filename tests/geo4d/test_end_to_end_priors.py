@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -275,6 +276,19 @@ def test_positions_give_metres_and_the_world(
     assert float(torch.rad2deg(up_error)) < 3
 
 
+@pytest.mark.parametrize(("count", "kind", "said"), [
+    (1, "relative", "only 'photo 0.jpg' has a known place"), (2, "metric", "the 2 given positions lie on a line"),
+])  # fmt: skip
+def test_positions_that_fix_no_world_are_said(
+    solved: Callable[..., Scene], truth: dict[str, Camera], tmp_path: Path, count: int, kind: str, said: str
+) -> None:
+    known = dict(list(positions_m(truth).items())[:count])
+    (tmp_path / "p.csv").write_text(table("header", known))
+    scene = solved("--positions", tmp_path / "p.csv")
+    assert scene.scale.kind == kind
+    assert len([line for line in scene.report["warnings"] if said in line]) == 1
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -377,6 +391,31 @@ def test_names_in_a_trajectory_may_hold_spaces(truth: dict[str, Camera], tmp_pat
     assert list(found.world_from_cam) == list(truth)
     for name, camera in truth.items():
         torch.testing.assert_close(found.world_from_cam[name], camera.world_from_cam, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("exact", ["rotations", "positions"])
+def test_what_is_exact_of_a_pose_is_kept_beside_what_is_not(
+    solved: Callable[..., Scene], truth: dict[str, Camera], tmp_path: Path, exact: str
+) -> None:
+    """Even where the photos say otherwise: by 0.2 degrees, or by 1 % of the distance between the outer cameras."""
+    draw = torch.Generator().manual_seed(0)
+    centres = torch.stack([c.world_from_cam[:3, 3] for c in truth.values()])
+    extent_m, none, given = float(torch.pdist(centres).max()), torch.zeros(3, dtype=torch.float64), {}
+    for name, camera in truth.items():
+        off = torch.nn.functional.normalize(torch.randn(3, generator=draw, dtype=torch.float64), dim=0)
+        turned = geometry.rigid(geometry.matrix_from_rotvec(np.deg2rad(0.2) * off), none)
+        shifted = geometry.rigid(torch.eye(3, dtype=torch.float64), 0.01 * extent_m * off)
+        pose = camera.world_from_cam @ turned if exact == "rotations" else shifted @ camera.world_from_cam
+        given[name] = replace(camera, world_from_cam=pose)
+    path = write_poses("matrices", tmp_path / "poses", given)
+    loose = ("--position-std-m", 0.03) if exact == "rotations" else ("--rotation-std-deg", 1)
+    scene = solved("--poses", path, *loose)
+    for name, camera in zip(scene.frames.names, scene.camera, strict=True):
+        pose, wanted = camera.world_from_cam, given[name].world_from_cam
+        if exact == "rotations":
+            assert float(torch.rad2deg(geometry.rotation_angle(pose[:3, :3] @ wanted[:3, :3].T))) < 0.05
+        else:
+            assert float((pose[:3, 3] - wanted[:3, 3]).norm()) < 1e-3 * extent_m
 
 
 def test_poses_that_cannot_be(refused: Callable[..., str], truth: dict[str, Camera], tmp_path: Path) -> None:

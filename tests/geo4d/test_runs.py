@@ -337,7 +337,21 @@ def test_what_the_user_gives_joins_what_the_capture_knows() -> None:
     assert (placed.world_from_cam, placed.metric) == ({}, False)
     assert (placed.depth, placed.intrinsics) == (capture.depth, capture.intrinsics)
     assert "poses are not used" in progress.notes[0]
-    assert merge_priors(Priors(rotation_std_rad=0.1), capture).rotation_std_rad == 0.1
+
+
+@pytest.mark.parametrize("stated", [0.0, 0.1])
+def test_a_deviation_that_is_typed_is_that_of_the_captures_values(polycam: Path, tmp_path: Path, stated: float) -> None:
+    def stds(**given: float) -> list[float]:
+        priors = reconstruction.PriorPaths(**given)
+        inputs = reconstruction._Inputs(str(polycam), priors, None, None, False, False)
+        _, known = inputs.load(tmp_path / "video", Progress())
+        return [known.focal_relative_std, known.rotation_std_rad, known.position_std_m]
+
+    focal, turn, place = stds()
+    assert min(focal, turn, place) > 0
+    assert stds(intrinsics_std=stated) == [stated, turn, place]
+    assert stds(rotation_std_deg=stated) == [focal, np.deg2rad(stated), place]
+    assert stds(position_std_m=stated) == [focal, turn, stated]
 
 
 @pytest.fixture

@@ -305,8 +305,12 @@ def test_pose_files_that_cannot_be(tmp_path: Path):
     track.write_text("a 0 0 0 0 0 0 1\na 0 0 0 0 0 0 1\n")
     with pytest.raises(InputError, match="second time"):
         read_priors(poses=track)
-    with pytest.raises(InputError, match="standard deviations"):
+    with pytest.raises(InputError, match="standard deviations\n  found: -1 of rotations\n"):
         read_priors(poses=track, rotation_std_rad=-1)
+    with pytest.raises(
+        InputError, match=r"found: 0 of depth images\n  accepted: .*more than 0.*\n  next: .*--depth-std"
+    ):
+        read_priors(depth=tmp_path, depth_relative_std=0)
 
 
 @pytest.mark.parametrize("text", ["", "1,2,3", "a,b,c,d", "-5,5,5,5", "1,1,1,1@10", "1,1,1,nan", "1" * 5000])
@@ -322,6 +326,21 @@ def test_parse_intrinsics_with_two_terms():
 
 
 # --- depth images
+
+
+@pytest.mark.parametrize(("metric", "poses", "said"), [
+    (True, 2, ["poses are known too, in metres: the positions are not used"]),
+    (False, 2, ["poses are known too, without a unit: the positions give that alone"]),
+    (False, 1, ["a single known pose says nothing of how the pictures stand to each other: it is not used"]),
+])  # fmt: skip
+def test_what_positions_are_for_beside_poses_is_said(metric: bool, poses: int, said: list[str]) -> None:
+    known = {n: c.world_from_cam for n, c in list(_cameras().items())[:poses]}
+    centres = {n: c.world_from_cam[:3, 3] for n, c in _cameras().items()}
+    progress = Progress()
+    given = Priors(world_from_cam=known, metric=metric, position_m=centres, position_m_std=dict.fromkeys(centres, 0.05))
+    matched = match_priors(given, _frames(), progress=progress)
+    assert progress.notes[1:] == said
+    assert len(matched.world_from_cam) == (poses if poses > 1 else 0)
 
 
 def _write_depth(path: Path, depth_m: np.ndarray) -> None:
