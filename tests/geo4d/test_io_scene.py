@@ -489,6 +489,27 @@ def test_what_is_there_is_kept(scene: Scene, tmp_path: Path) -> None:
         save_scene(scene, mine / foreign, overwrite=True)
 
 
+@pytest.mark.parametrize("there", ["notes.txt", "scene.json"])
+def test_a_folder_that_is_not_geo4ds_is_left_alone_where_the_replaced_scene_would_wait(
+    scene: Scene, tmp_path: Path, there: str
+) -> None:
+    place, mine = tmp_path / "scene", tmp_path / "scene.geo4d-replaced"
+    mine.mkdir()
+    (mine / there).write_text("{}")
+    with pytest.raises(InputError, match="cannot read a scene"):
+        load_scene(place)
+    assert not place.exists(), "it is no scene that was there before"
+    with pytest.raises(InputError, match="geo4d did not put there"):
+        save_scene(scene, place)
+    mine.rename(tmp_path / "elsewhere")
+    save_scene(scene, place)
+    (tmp_path / "elsewhere").rename(mine)
+    assert_same_scene(scene, load_scene(place))
+    with pytest.raises(InputError, match="geo4d did not put there"):
+        save_scene(scene, place, overwrite=True)
+    assert (mine / there).read_text() == "{}"
+
+
 def test_a_failing_picture_leaves_nothing(scene: Scene, tmp_path: Path) -> None:
     def broken() -> np.ndarray:
         raise KeyboardInterrupt

@@ -148,9 +148,15 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"cannot read {what}", found=f"{path}: {reason}", accepted="a JSON file") from error
+        raise InputError(
+            f"cannot read {what}", found=f"{path}: {reason}", accepted="a JSON file",
+            hint="check the path; a damaged file has to be copied or written again",
+        ) from error  # fmt: skip
     if not isinstance(value, dict):
-        raise InputError(f"cannot read {what}", found=f"{path}: {type(value).__name__}", accepted="a JSON object")
+        raise InputError(
+            f"cannot read {what}", found=f"{path}: {type(value).__name__}", accepted="a JSON object",
+            hint="check that this is the file that you mean",
+        )  # fmt: skip
     return value
 
 
@@ -166,16 +172,27 @@ def _aside(final: Path) -> Path:
     return final.with_name(final.name + ".geo4d-replaced")
 
 
-def recover_folder(final: Path) -> None:
-    """Tidy up after a `commit_folder` that was killed, so that `final` is whole again if it ever was."""
+def recover_folder(final: Path, *, marker: str) -> None:
+    """Tidy up after a `commit_folder` that was killed, so that `final` is whole again if it ever was.
+
+    A folder of that name that geo4d did not put there stays as it is; `marker` is that of `check_replaceable`.
+    """
     aside = _aside(final)
-    if not aside.is_dir():
+    # What is replaced has the marker or is empty, and loses the marker last.
+    if aside.is_symlink() or not aside.is_dir() or (any(aside.iterdir()) and not _is_ours(aside / marker)):
         return
     with disk_errors("the folder that an interrupted run left", aside):
         if final.exists():  # the successor is in place; only the deletion of the old one was cut short
-            shutil.rmtree(aside)
+            _delete(aside, marker)
         else:  # the kill fell between the two renames
             aside.rename(final.resolve())
+
+
+def _delete(folder: Path, marker: str) -> None:
+    """Delete a folder so that what a kill leaves of it still shows, by its marker, that geo4d made it."""
+    for entry in sorted(folder.iterdir(), key=lambda p: p.name == marker):
+        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+    folder.rmdir()
 
 
 def check_replaceable(final: Path, *, overwrite: bool, marker: str) -> None:
@@ -189,11 +206,23 @@ def check_replaceable(final: Path, *, overwrite: bool, marker: str) -> None:
     Raises:
         InputError: something is there that must not be replaced.
     """
-    recover_folder(final)
+    recover_folder(final, marker=marker)
+    aside = _aside(final)
+    if aside.exists() or aside.is_symlink():
+        raise InputError(
+            f"will not work beside {str(aside)!r}",
+            found=f"a {'folder' if aside.is_dir() else 'file'} that geo4d did not put there, where {final.name!r} waits "
+            "while it is replaced",
+            accepted="nothing there",
+            hint="move it away, or choose another output folder",
+        )
     if not final.exists() and not final.is_symlink():
         return
     if not final.is_dir():
-        raise InputError(f"cannot write to {str(final)!r}", found="a file", accepted="a new folder")
+        raise InputError(
+            f"cannot write to {str(final)!r}", found="a file", accepted="a new folder",
+            hint="choose another output folder",
+        )  # fmt: skip
     content = sorted(p.name for p in final.iterdir())
     if not content:
         return
@@ -206,7 +235,10 @@ def check_replaceable(final: Path, *, overwrite: bool, marker: str) -> None:
         )
     if not overwrite:
         raise InputError(
-            f"{str(final)!r} already holds a result", accepted="a new folder", hint="add --overwrite to replace it"
+            f"{str(final)!r} already holds a result",
+            found=f"{final / marker}",
+            accepted="a new folder",
+            hint="add --overwrite to replace it",
         )
 
 
@@ -366,7 +398,7 @@ def commit_folder(partial: Path, final: Path, *, overwrite: bool = False, marker
         (place / PARTIAL_MARKER).unlink(missing_ok=True)  # not before: a kill would leave a folder that is nobody's
         _sync_folder(place.parent)
         if aside.exists():
-            shutil.rmtree(aside)
+            _delete(aside, marker)
 
 
 def _sync_folder(folder: Path) -> None:

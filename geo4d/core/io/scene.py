@@ -338,7 +338,7 @@ def load_scene(folder: Path) -> Scene:
         InputError: no scene there, one of a newer version, or one with missing or damaged files.
     """
     folder = Path(folder)
-    atomic.recover_folder(folder)
+    atomic.recover_folder(folder, marker=MARKER)
     if not (folder / MARKER).is_file():
         partial = atomic.partial_folder(folder)
         found = f"{folder}: {'no ' + MARKER if folder.is_dir() else 'no such folder'}"
