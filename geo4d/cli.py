@@ -480,7 +480,10 @@ def evaluate(
         return result
     if reference is None:
         raise InputError(
-            f"evaluate {what} needs a reference", hint=f"geo4d evaluate {what} {scene} --reference FILE_OR_FOLDER"
+            f"evaluate {what} needs a reference",
+            found="no --reference",
+            accepted="a file or folder with the truth",
+            hint=f"geo4d evaluate {what} {scene} --reference FILE_OR_FOLDER",
         )
     if what == "poses":
         return evaluation.evaluate_poses(scene, reference)
@@ -499,7 +502,7 @@ def marker(
     size: float = 0.05,
     dictionary: str = "DICT_4X4_50",
     id: int = 0,
-    page: Literal["A4", "letter"] = "A4",
+    page: Literal["A5", "A4", "A3", "letter", "tabloid"] = "A4",
     json: bool = False,
 ) -> dict[str, Any]:
     """A PDF with one marker that gives photos a metric scale; print it at 100 %.
@@ -618,7 +621,12 @@ def _score(value: float | None, digits: str, unit: str = "") -> str:
 def _on_cpu(device: str) -> None:
     """This verb has no GPU path: `auto` means the CPU, and asking for a GPU is told so."""
     if device == "cuda":
-        raise InputError("this verb runs on the CPU only", found="--device cuda", accepted="--device auto or cpu")
+        raise InputError(
+            "this verb runs on the CPU only",
+            found="--device cuda",
+            accepted="--device auto or cpu",
+            hint="leave out --device",
+        )
 
 
 @contextmanager

@@ -245,7 +245,12 @@ def check_request(backend: str, options: ReconstructOptions, *, max_frames: int 
     _check_number("max-frames", max_frames, 2, "frames", instead="leave it out for the usual number")
     _check_number("seed", options.seed, 0, "as a seed")
     if options.motion not in MOTIONS:
-        raise InputError("unknown motion", found=repr(options.motion), accepted=", ".join(MOTIONS))
+        raise InputError(
+            "unknown motion",
+            found=repr(options.motion),
+            accepted=", ".join(MOTIONS),
+            hint="leave it out: auto looks for what moves where pictures follow each other",
+        )
     check_tracker(options.tracker, options.tracker_weights)
     if options.mapper not in MAPPERS:
         raise InputError("unknown mapper", found=repr(options.mapper), accepted=", ".join(MAPPERS),
@@ -270,9 +275,11 @@ def _check_network(backend: str, options: ReconstructOptions) -> None:
         check_name(options.network)
         if own not in (*ANY, options.network):
             raise InputError(
-                f"--backend {backend} is a network itself", found=f"--network {options.network}",
+                f"--backend {backend} is a network itself",
+                found=f"--network {options.network}",
                 accepted=f"--backend {backend} alone, or --backend {options.network}",
-            )  # fmt: skip
+                hint="leave out one of the two",
+            )
     if own is not None:
         pick_dtype(options.network_dtype, options.device if options.device != "auto" else "cpu")
 

@@ -137,7 +137,12 @@ def load_capture(
     """
     progress = progress or Progress()
     if max_frames is not None and max_frames < 2:
-        raise InputError("cannot work with so few frames", found=f"max_frames = {max_frames}", accepted="2 or more")
+        raise InputError(
+            "cannot work with so few frames",
+            found=f"max_frames = {max_frames}",
+            accepted="2 or more",
+            hint="leave out --max-frames, or give a larger number",
+        )
     path = Path(path)
     app = recognise_capture(path)
     if app is None:
@@ -146,11 +151,16 @@ def load_capture(
             found="neither of the three layouts",
             accepted="Record3D (.r3d, or a folder with metadata and rgbd/ or rgb/), Polycam (keyframes/images, "
             "keyframes/cameras), Stray Scanner (rgb.mp4, odometry.csv, camera_matrix.csv)",
+            hint="export it from the app again, as one of these",
         )
     shots = _READERS[app](path, depth, progress)
     if len(shots) < 2:
-        raise InputError(f"cannot use the {app} capture {str(path)!r}", found=f"{len(shots)} pictures with poses",
-                         accepted="two or more")  # fmt: skip
+        raise InputError(
+            f"cannot use the {app} capture {str(path)!r}",
+            found=f"{len(shots)} pictures with poses",
+            accepted="two or more",
+            hint="export the capture with its poses, or give the folder of its pictures as photos",
+        )
     kept = shots if max_frames is None else [shots[i] for i in spread([s.camera for s in shots], max_frames)]
     if len(kept) < len(shots):
         progress.note(f"{len(kept)} of {len(shots)} pictures of the capture are used, spread along the camera's motion")
@@ -275,7 +285,12 @@ def _pose(quat_xyzw: Sequence[float], position: Sequence[float]) -> Tensor:
 def _decode(data: bytes, what: str) -> np.ndarray:
     picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
     if picture is None:
-        raise InputError(f"cannot read the picture {what!r}", found=f"{len(data)} bytes that are not an image")
+        raise InputError(
+            f"cannot read the picture {what!r}",
+            found=f"{len(data)} bytes that are not an image",
+            accepted="JPEG or PNG",
+            hint="export the capture from the app again",
+        )
     return picture
 
 
@@ -303,7 +318,12 @@ def _read_record3d(path: Path, depth: bool, progress: Progress) -> list[_Shot]:
     text = next((n for n in ("metadata", "metadata.json") if n in names), None)
     meta = _record3d_metadata(files.read(text), path) if text else None
     if meta is None:
-        raise InputError(f"cannot read the Record3D capture {str(path)!r}", found="no metadata with poses, K, w and h")
+        raise InputError(
+            f"cannot read the Record3D capture {str(path)!r}",
+            found="no metadata with poses, K, w and h",
+            accepted="metadata of Record3D with poses, K, w and h",
+            hint="export it as .r3d, which holds them",
+        )
     pictures = _index_of(names, r"rgbd?/(\d+)\.(?:jpg|jpeg|png)")
     native = _index_of(names, r"rgbd/(\d+)\.depth")
     depths = (native or _index_of(names, r"depth/(\d+)\.exr")) if depth else {}
@@ -333,8 +353,12 @@ def _picture_reader(files: _Files, name: str, hw: tuple[int, int]) -> Callable[[
     def read() -> np.ndarray:
         picture = _decode(files.read(name), name)
         if picture.shape[:2] != hw:
-            raise InputError(f"the picture {name!r} does not fit its capture", found=f"{picture.shape[:2]}",
-                             accepted=f"{hw} as the capture says")  # fmt: skip
+            raise InputError(
+                f"the picture {name!r} does not fit its capture",
+                found=f"{picture.shape[:2]}",
+                accepted=f"{hw} as the capture says",
+                hint="export the capture again, without changing its pictures",
+            )
         return picture
 
     return read
@@ -345,7 +369,10 @@ def _record3d_metadata(data: bytes, path: Path) -> dict[str, Any] | None:
         meta = json.loads(data)
     except ValueError as error:
         raise InputError(
-            f"cannot read the Record3D capture {str(path)!r}", found=f"metadata is not JSON: {error}"
+            f"cannot read the Record3D capture {str(path)!r}",
+            found=f"metadata is not JSON: {error}",
+            accepted="JSON, as Record3D writes it",
+            hint="export the capture from the app again",
         ) from None
     whole = isinstance(meta, dict) and {"poses", "K", "w", "h"} <= set(meta) and len(meta["K"]) == 9
     return meta if whole and all(len(p) == 7 for p in meta["poses"]) else None
@@ -360,8 +387,12 @@ def _record3d_depth(
             return _measured(_read_exr(data), None)
         depth_m = np.frombuffer(decompress_lzfse(data), np.float32)
         if depth_m.size != hw[0] * hw[1]:
-            raise InputError(f"cannot read the depth {depth_name!r}", found=f"{depth_m.size} values",
-                             accepted=f"{hw[0]} x {hw[1]} as the capture says")  # fmt: skip
+            raise InputError(
+                f"cannot read the depth {depth_name!r}",
+                found=f"{depth_m.size} values",
+                accepted=f"{hw[0]} x {hw[1]} as the capture says",
+                hint="export the capture from the app again",
+            )
         confidence = None
         if confidence_name is not None:
             values = np.frombuffer(decompress_lzfse(files.read(confidence_name)), np.uint8)
@@ -452,6 +483,7 @@ def _polycam_camera(file: Path) -> Camera:
             f"cannot read the camera {str(file)!r}",
             found=f"{type(error).__name__}: {error}",
             accepted="Polycam's json with t_00 ... t_23, fx, fy, cx, cy, width, height",
+            hint="export the capture from the app again",
         ) from None
     pose = torch.tensor([*rows, [0, 0, 0, 1]], dtype=torch.float64)
     pose = geometry.rigid(geometry.project_to_so3(pose[:3, :3]), pose[:3, 3])
@@ -478,7 +510,12 @@ def _png_depth(depth_file: Path, confidence_file: Path) -> Callable[[], np.ndarr
         else:
             depth_mm = cv2.imdecode(np.frombuffer(depth_file.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
         if depth_mm is None or depth_mm.ndim != 2:
-            raise InputError(f"cannot read the depth {str(depth_file)!r}", accepted="one channel in mm")
+            raise InputError(
+                f"cannot read the depth {str(depth_file)!r}",
+                found="not such a picture",
+                accepted="one channel in mm",
+                hint="export the capture again, or take its depth folder away",
+            )
         confidence = None
         if confidence_file.is_file():
             confidence = cv2.imdecode(np.frombuffer(confidence_file.read_bytes(), np.uint8), cv2.IMREAD_GRAYSCALE)
@@ -495,7 +532,12 @@ def _read_stray(path: Path, depth: bool, progress: Progress) -> list[_Shot]:
     try:
         K = np.loadtxt(path / "camera_matrix.csv", delimiter=",").reshape(3, 3)
     except ValueError as error:
-        raise InputError(f"cannot read {str(path / 'camera_matrix.csv')!r}", found=str(error), accepted="3x3") from None
+        raise InputError(
+            f"cannot read {str(path / 'camera_matrix.csv')!r}",
+            found=str(error),
+            accepted="3x3",
+            hint="export the capture from the app again",
+        ) from None
     video = open_video(path / "rgb.mp4", VideoPool(), as_stored=True)
     if len(video) != len(rows):
         progress.note(f"rgb.mp4 has {len(video)} pictures and odometry.csv {len(rows)} poses: the shorter one is used")
@@ -526,8 +568,12 @@ def _odometry(file: Path) -> list[dict[str, float]]:
     except ValueError:
         result = []
     if not result or not {"x", "y", "z", "qx", "qy", "qz", "qw"} <= set(header):
-        raise InputError(f"cannot read {str(file)!r}", found=f"columns {header}, {len(rows)} rows",
-                         accepted="timestamp, frame, x, y, z, qx, qy, qz, qw")  # fmt: skip
+        raise InputError(
+            f"cannot read {str(file)!r}",
+            found=f"columns {header}, {len(rows)} rows",
+            accepted="timestamp, frame, x, y, z, qx, qy, qz, qw",
+            hint="export the capture from the app again",
+        )
     return result
 
 

@@ -236,7 +236,12 @@ def _views(scene: Scene) -> dict[str, Any]:
     """The views that have depth, as the arrays that `recon.fusion` takes; where something moves none is known."""
     indices = [i for i, depth in enumerate(scene.depth) if depth is not None]
     if not indices:
-        raise InputError("this scene has no depth", hint="reconstruct it without --no-dense")
+        raise InputError(
+            "this scene has no depth",
+            found="no depth map of any photo",
+            accepted="a scene with depth maps",
+            hint="reconstruct it without --no-dense",
+        )
     cameras = [scene.depth_camera(i) for i in indices]
     depths = [_of_what_stands(scene.depth[i], scene.dynamic[i]) for i in indices]
     maps = zip((scene.confidence[i] for i in indices), cameras, strict=True)

@@ -56,7 +56,10 @@ def begin(frames: Frames, *, priors: Priors, options: ReconstructOptions, work_d
 
     if len(frames) < 2:
         raise InputError(
-            "cannot find cameras from so few pictures", found=f"{len(frames)}", accepted="2 or more of one place"
+            "cannot find cameras from so few pictures",
+            found=f"{len(frames)}",
+            accepted="2 or more of one place",
+            hint="add photos of the same place",
         )
     # Failures of the mappers are told by the errors raised here.
     pycolmap.logging.minloglevel = pycolmap.logging.FATAL.value

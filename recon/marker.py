@@ -15,8 +15,8 @@ PAGES_MM: dict[str, tuple[float, float]] = {
     "A5": (148, 210),
     "A4": (210, 297),
     "A3": (297, 420),
-    "LETTER": (215.9, 279.4),
-    "TABLOID": (279.4, 431.8),
+    "letter": (215.9, 279.4),
+    "tabloid": (279.4, 431.8),
 }
 """Width and height."""
 _POINTS_PER_MM = 72 / 25.4
@@ -35,30 +35,43 @@ def write_marker_pdf(
         dictionary: one of OpenCV's.
         marker_id: which of its markers.
         size_m: side of the black square in metres.
-        page: a key of `PAGES_MM`, in any case.
+        page: a key of `PAGES_MM`.
 
     Raises:
         InputError: no such dictionary, marker or page, another suffix than .pdf, or the marker does not fit the page.
     """
     path = Path(path)
     if path.suffix.lower() != ".pdf":
-        raise InputError("cannot write the marker", found=f"{str(path)!r}", accepted="a file name that ends in .pdf")
+        raise InputError(
+            "cannot write the marker",
+            found=f"{str(path)!r}",
+            accepted="a file name that ends in .pdf",
+            hint="--out marker.pdf",
+        )
     cells = marker_cells(dictionary_name(dictionary), marker_id)
-    if page.upper() not in PAGES_MM:
-        raise InputError(f"unknown page {page!r}", accepted=", ".join(PAGES_MM))
-    width, height = PAGES_MM[page.upper()]
+    if page not in PAGES_MM:
+        raise InputError(f"unknown page {page!r}", found=repr(page), accepted=", ".join(PAGES_MM), hint="--page A4")
+    width, height = PAGES_MM[page]
     side_mm = 1000 * check_side(size_m)
-    # A white cell on every side keeps the square apart from what lies around it; below come text and ruler.
-    largest_mm = min((width - 2 * _EDGE_MM), (height - 2 * _EDGE_MM - 40)) / (1 + 2 / len(cells))
+    largest_mm = _largest_mm((width, height), len(cells))
     if side_mm > largest_mm:
+        fitting = [name for name, page_mm in PAGES_MM.items() if side_mm <= _largest_mm(page_mm, len(cells))]
+        larger = f", or --page {min(fitting, key=PAGES_MM.__getitem__)}" if fitting else ""
         raise InputError(
             f"a marker of {side_mm:g} mm does not fit the page",
-            found=f"{page.upper()} is {width:g} x {height:g} mm", accepted=f"up to {np.floor(largest_mm):g} mm",
-            hint=f"--size {np.floor(largest_mm) / 1000:g}, or a larger --page",
+            found=f"{page} is {width:g} x {height:g} mm", accepted=f"up to {np.floor(largest_mm):g} mm",
+            hint=f"--size {np.floor(largest_mm) / 1000:g}{larger}",
         )  # fmt: skip
     name = dictionary_name(dictionary)
     write_bytes(path, _pdf((width, height), _drawing(cells, side_mm, (width, height), name, marker_id, size_m)))
     return path
+
+
+def _largest_mm(page_mm: tuple[float, float], cells: int) -> float:
+    """Side of the largest marker of so many cells that a page of this width and height holds."""
+    width, height = page_mm
+    # A white cell on every side keeps the square apart from what lies around it; below come text and ruler.
+    return min((width - 2 * _EDGE_MM), (height - 2 * _EDGE_MM - 40)) / (1 + 2 / cells)
 
 
 def marker_cells(dictionary: str, marker_id: int) -> np.ndarray:
@@ -70,7 +83,9 @@ def marker_cells(dictionary: str, marker_id: int) -> np.ndarray:
     markers = cv2.aruco.getPredefinedDictionary(getattr(cv2.aruco, dictionary))
     count = len(markers.bytesList)
     if not 0 <= marker_id < count:
-        raise InputError(f"no marker {marker_id} in {dictionary}", accepted=f"0 to {count - 1}")
+        raise InputError(
+            f"no marker {marker_id} in {dictionary}", found=str(marker_id), accepted=f"0 to {count - 1}", hint="--id 0"
+        )
     return markers.generateImageMarker(marker_id, markers.markerSize + 2, borderBits=1) == 0
 
 

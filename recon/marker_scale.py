@@ -425,6 +425,7 @@ def _from_one_photo(
             f"the markers of {dictionary} do not agree with the cameras",
             found=f"seen in {len(shown)} photos, of which no two show one square in one place",
             accepted="markers that stay where they are while the photos are taken, every id printed once",
+            hint="take photos while nothing moves, or leave out this --scale",
         )
     usable = [v for v in views if depth and v.frame in depth]
     if not usable:

@@ -174,8 +174,12 @@ def _rigid_poses(matrices: Mapping[str, np.ndarray], path: Path, progress: Progr
     finite = {name: m for name, m in matrices.items() if np.isfinite(m).all()}
     lost = [name for name in matrices if name not in finite]
     if not finite:
-        raise InputError(f"cannot use the poses of {str(path)!r}", found=f"{len(lost)} poses, none of them finite",
-                         accepted="at least one pose without NaN or infinity")  # fmt: skip
+        raise InputError(
+            f"cannot use the poses of {str(path)!r}",
+            found=f"{len(lost)} poses, none of them finite",
+            accepted="at least one pose without NaN or infinity",
+            hint="check what wrote these poses",
+        )
     if lost:
         progress.note(f"{len(lost)} poses of {path.name} are not finite and are left out: {_some(lost)}")
     return {name: rigid_pose(m, f"{name!r} in {str(path)!r}") for name, m in finite.items()}
@@ -564,8 +568,12 @@ def _camera_from_json(content: Mapping[str, Any], path: Path) -> Camera:
         return _distorted(_camera(values.reshape(3, 3) if values.size == 9 else values, hw, str(path)), lower)
     values = [first(*names) for names in (("fx", "fl_x"), ("fy", "fl_y"), ("cx", "ppx"), ("cy", "ppy"))]
     if any(v is None for v in values):
-        raise InputError(f"cannot read intrinsics from {str(path)!r}", found=f"keys {sorted(content)[:12]}",
-                         accepted="fx, fy, cx, cy, width, height, or K (3x3)")  # fmt: skip
+        raise InputError(
+            f"cannot read intrinsics from {str(path)!r}",
+            found=f"keys {sorted(content)[:12]}",
+            accepted="fx, fy, cx, cy, width, height, or K (3x3)",
+            hint="add the missing ones, or write K",
+        )
     fx, fy, cx, cy = (float(v) for v in values if v is not None)
     return _distorted(_camera(np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]]), hw, str(path)), lower)
 
@@ -583,8 +591,12 @@ def _camera(K: np.ndarray, hw: tuple[int, int], where: str) -> Camera:
     K = K.T if K.shape == (3, 3) and K[2, 0] > 1 and K[0, 2] == 0 else K
     ok = K.shape == (3, 3) and np.isfinite(K).all() and K[0, 0] > 0 and K[1, 1] > 0
     if not ok or abs(K[0, 1]) > 1e-6 * K[0, 0] or np.abs(K[[1, 2, 2, 2], [0, 0, 1, 2]] - [0, 0, 0, 1]).max() > 1e-9:
-        raise InputError(f"cannot read intrinsics from {where!r}", found=f"{K.tolist()}",
-                         accepted="K = [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in pixels")  # fmt: skip
+        raise InputError(
+            f"cannot read intrinsics from {where!r}",
+            found=f"{K.tolist()}",
+            accepted="K = [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in pixels",
+            hint="write fx, fy, cx and cy in pixels into it, without skew",
+        )
     return Camera(torch.from_numpy(np.ascontiguousarray(K, dtype=np.float64)), torch.eye(4, dtype=torch.float64), hw)
 
 
@@ -596,8 +608,12 @@ def _matrix(path: Path, shapes: tuple[tuple[int, int], ...]) -> np.ndarray:
         values = np.zeros(0)
     shape = next((s for s in shapes if s[0] * s[1] == values.size), None)
     if shape is None:
-        raise InputError(f"cannot read a matrix from {str(path)!r}", found=f"{values.size} numbers",
-                         accepted=" or ".join(f"{a}x{b}" for a, b in shapes))  # fmt: skip
+        raise InputError(
+            f"cannot read a matrix from {str(path)!r}",
+            found=f"{values.size} numbers",
+            accepted=" or ".join(f"{a}x{b}" for a, b in shapes),
+            hint="write these numbers alone, row by row, separated by spaces",
+        )
     return values.reshape(shape)
 
 

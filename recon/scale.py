@@ -128,7 +128,7 @@ def dictionary_name(text: str) -> str:
     wanted = text.strip().upper().removeprefix("DICT_")
     found = next((n for n in dictionaries() if n.upper() == f"DICT_{wanted}"), None)
     if found is None:
-        raise InputError(f"unknown marker dictionary {text!r}", accepted=", ".join(dictionaries()),
+        raise InputError(f"unknown marker dictionary {text!r}", found=repr(text), accepted=", ".join(dictionaries()),
                          hint="geo4d marker -o marker.pdf --size 0.05 prints one of DICT_4X4_50")  # fmt: skip
     return found
 
@@ -382,6 +382,7 @@ def scale_from_positions(centres: Tensor, positions_m: Tensor, std_m: Tensor, *,
             "cannot get a scale from the positions",
             found=f"{len(p)} registered pictures with a position, {extent_m:.3g} m apart",
             accepted="at least two at different places, better five round the scene",
+            hint="add positions of more photos, or leave out --positions",
         )
     std = torch.as_tensor(std_m).double().clamp_min(1e-4 * extent_m)
     if len(p) == 2 or _line_like(q, std) or _line_like(p, 1e-6 * extent * torch.ones(len(p))):

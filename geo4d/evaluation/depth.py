@@ -63,7 +63,10 @@ def evaluate_depth(
     with_depth = {f.name: i for i, f in enumerate(scene.frames) if scene.depth[i] is not None}
     if not with_depth:
         raise InputError(
-            "cannot evaluate depth", found="no frame of the scene has depth", hint="reconstruct it without --no-dense"
+            "cannot evaluate depth",
+            found="no frame of the scene has depth",
+            accepted="a scene with depth maps",
+            hint="reconstruct it without --no-dense",
         )
     matches = match_names(maps, with_depth)
     if not matches:
@@ -109,7 +112,12 @@ def read_reference_depths(
             files = sorted(base.glob(pattern)) if base.is_dir() else []
             if files:
                 return {f.name: ReferenceDepth(f, _reader(f, unit_m), camera) for f in files}
-    raise InputError("cannot read reference depth", found=f"{folder}: no depth maps", accepted=ACCEPTED)
+    raise InputError(
+        "cannot read reference depth",
+        found=f"{folder}: no depth maps",
+        accepted=ACCEPTED,
+        hint="check the path after --reference",
+    )
 
 
 def _listed(folder: Path, entry: Any, camera: Camera | None, unit_m: float) -> tuple[str, ReferenceDepth]:
@@ -122,7 +130,10 @@ def _listed(folder: Path, entry: Any, camera: Camera | None, unit_m: float) -> t
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         found = f"{folder / 'cameras.json'}: {type(error).__name__}: {error}"
         raise InputError(
-            "cannot read reference depth", found=found, accepted="'file', 'image' and 'K' per map"
+            "cannot read reference depth",
+            found=found,
+            accepted="'file', 'image' and 'K' per map",
+            hint="mend this entry, or delete cameras.json and name the maps like the photos",
         ) from error
 
 
@@ -145,9 +156,19 @@ def _read_depth(file: Path, unit_m: float) -> np.ndarray:
             raw = raw if isinstance(raw, np.ndarray) else raw["depth" if "depth" in raw.files else raw.files[0]]
             integers, depth = True, np.where(np.isfinite(raw) & (raw > 0), raw, np.nan).astype(np.float32)
     except (OSError, ValueError, KeyError, IndexError, EOFError, SyntaxError) as error:
-        raise InputError("cannot read reference depth", found=f"{file}: {error}", accepted=ACCEPTED) from error
+        raise InputError(
+            "cannot read reference depth",
+            found=f"{file}: {error}",
+            accepted=ACCEPTED,
+            hint="write this file again, or take it out of the folder",
+        ) from error
     if depth.ndim != 2 or not integers:
-        raise InputError("cannot read reference depth", found=f"{file}: {raw.dtype} {raw.shape}", accepted=ACCEPTED)
+        raise InputError(
+            "cannot read reference depth",
+            found=f"{file}: {raw.dtype} {raw.shape}",
+            accepted=ACCEPTED,
+            hint="save it as 16-bit PNG, or as npz in metres; --depth-unit-m says what a step of a PNG is",
+        )
     return depth
 
 

@@ -37,7 +37,12 @@ def evaluate_poses(scene: Scene | Path, reference: Path, *, images: Sequence[str
     if not known:
         raise no_match("cannot evaluate poses", list(truth), list(estimated))
     if len(counted) < 2:
-        raise InputError("cannot evaluate poses", found=f"one common image: {counted[0]!r}", accepted="two or more")
+        raise InputError(
+            "cannot evaluate poses",
+            found=f"one common image: {counted[0]!r}",
+            accepted="two or more",
+            hint="check that --reference belongs to the photos of this scene",
+        )
     guess = [estimated.get(known.get(name, "")) for name in counted]
     pairs = metrics.pair_errors_deg(guess, [truth[n] for n in counted])
     registered = torch.tensor([g is not None for g in guess])

@@ -39,15 +39,30 @@ def read_reference_poses(path: Path) -> Poses:
     """
     path = Path(path)
     if not path.exists():
-        raise InputError("cannot read reference poses", found=f"{path}: no such file or folder", accepted=ACCEPTED)
+        raise InputError(
+            "cannot read reference poses",
+            found=f"{path}: no such file or folder",
+            accepted=ACCEPTED,
+            hint="check the path after --reference",
+        )
     source = _source(path)
     if source is None:
         content = ", ".join(sorted(p.name for p in path.iterdir())[:5]) if path.is_dir() else "a file of another kind"
-        raise InputError("cannot read reference poses", found=f"{path}: {content or 'empty'}", accepted=ACCEPTED)
+        raise InputError(
+            "cannot read reference poses",
+            found=f"{path}: {content or 'empty'}",
+            accepted=ACCEPTED,
+            hint="give the file or the folder that holds the cameras",
+        )
     place, read = source
     poses = read(place)
     if not poses:
-        raise InputError("cannot read reference poses", found=f"{place}: no poses", accepted=ACCEPTED)
+        raise InputError(
+            "cannot read reference poses",
+            found=f"{place}: no poses",
+            accepted=ACCEPTED,
+            hint="give the file or the folder that holds the cameras",
+        )
     return {name: _exact(pose, f"{place}, {name!r}") for name, pose in poses.items()}
 
 
@@ -123,7 +138,10 @@ def _exact(pose: Tensor, where: str) -> Tensor:
     rotation = geometry.project_to_so3(pose[:3, :3])
     if pose.shape != (4, 4) or float((rotation - pose[:3, :3]).abs().max()) > 0.05:
         raise InputError(
-            "cannot read reference poses", found=f"{where}: {pose.tolist()}", accepted="a rotation and a translation"
+            "cannot read reference poses",
+            found=f"{where}: {pose.tolist()}",
+            accepted="a rotation and a translation",
+            hint="mend this pose, or take it out of the reference",
         )
     return geometry.rigid(rotation, pose[:3, 3])
 
@@ -137,9 +155,19 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError("cannot read a reference", found=f"{path}: {error}", accepted="a JSON file") from error
+        raise InputError(
+            "cannot read a reference",
+            found=f"{path}: {error}",
+            accepted="a JSON file",
+            hint="copy or write the file again",
+        ) from error
     if not isinstance(content, dict):
-        raise InputError("cannot read a reference", found=f"{path}: {type(content).__name__}", accepted="a JSON object")
+        raise InputError(
+            "cannot read a reference",
+            found=f"{path}: {type(content).__name__}",
+            accepted="a JSON object",
+            hint="check that this is the file that you mean",
+        )
     return content
 
 
@@ -157,7 +185,10 @@ def _from_entries(path: Path, entries: Any, name: str) -> Poses:
     except (KeyError, TypeError, ValueError) as error:
         found = f"{path}: {type(error).__name__}: {error}"
         raise InputError(
-            "cannot read reference poses", found=found, accepted=f"{name!r} and 'world_from_cam' per image"
+            "cannot read reference poses",
+            found=found,
+            accepted=f"{name!r} and 'world_from_cam' per image",
+            hint="write the file again with both for every image",
         ) from error
 
 
@@ -200,11 +231,17 @@ def _numbers(file: Path, count: int) -> list[float]:
         values = [float(token) for token in file.read_text().split()]
     except (OSError, ValueError) as error:
         raise InputError(
-            "cannot read reference poses", found=f"{file}: {error}", accepted=f"{count} numbers"
+            "cannot read reference poses",
+            found=f"{file}: {error}",
+            accepted=f"{count} numbers",
+            hint="mend this file, or take it out of the folder",
         ) from error
     if len(values) != count:
         raise InputError(
-            "cannot read reference poses", found=f"{file}: {len(values)} numbers", accepted=f"{count} numbers"
+            "cannot read reference poses",
+            found=f"{file}: {len(values)} numbers",
+            accepted=f"{count} numbers",
+            hint="mend this file, or take it out of the folder",
         )
     return values
 

@@ -19,6 +19,7 @@ from PIL import Image
 
 from geo4d import cli
 from geo4d.cli import VERBS, main
+from recon.marker import PAGES_MM
 
 
 def geo4d(*args: str | Path, timeout: float = 240) -> subprocess.CompletedProcess[str]:
@@ -88,6 +89,13 @@ def test_doctor_and_marker(scene: Path, tmp_path: Path) -> None:
     assert (tmp_path / "marker.pdf").read_bytes().startswith(b"%PDF")
 
 
+@pytest.mark.parametrize("page", PAGES_MM)
+def test_every_page_that_a_marker_can_be_printed_on_can_be_typed(tmp_path: Path, page: str) -> None:
+    assert main(["marker", "-o", str(tmp_path / "marker.pdf"), "--page", page]) == 0
+    box = "/MediaBox [0 0 " + " ".join(f"{mm * 72 / 25.4:.4f}" for mm in PAGES_MM[page])
+    assert box in (tmp_path / "marker.pdf").read_text("latin1")
+
+
 # Bad input: an error that says what was found, what is accepted and what to do; nothing half-written.
 
 
@@ -96,8 +104,8 @@ def fails(capsys: pytest.CaptureFixture[str], code: int, out: Path, *args: str |
     before = sorted(out.parent.iterdir()) if out.parent.exists() else []
     assert main(["reconstruct", *map(str, args), "-o", str(out)]) == code
     message = capsys.readouterr().err
-    assert "found:" in message
-    assert "next:" in message or "accepted:" in message
+    for part in ("found:", "accepted:", "next:"):
+        assert part in message, message
     assert not (out / "scene.json").exists()
     left = [p for p in sorted(out.parent.iterdir()) if p not in before and p.name != out.name + ".failed"]
     assert left == [], "something half-written was left"

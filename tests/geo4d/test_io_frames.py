@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 import shutil
 import unicodedata
 import zlib
@@ -228,6 +229,22 @@ def test_only_broken_files(tmp_path):
     with pytest.raises(InputError, match="too few photos") as error:
         load_frames(tmp_path)
     assert "0 bytes" in error.value.found
+    assert str(tmp_path) in error.value.asked
+
+
+def test_the_reason_of_a_broken_file_is_said_whole_whatever_its_path(tmp_path):
+    (tmp_path / "Rome: day 2").mkdir()
+    (tmp_path / "Rome: day 2" / "IMG: 1.png").write_bytes(b"no picture")
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain" / "IMG 1.png").write_bytes(b"no picture")
+    reasons = [re.search(r"\(unreadable: .*\)", str(_refused(p)))[0] for p in tmp_path.iterdir()]
+    assert reasons[0] == reasons[1]
+
+
+def _refused(folder: Path) -> InputError:
+    with pytest.raises(InputError) as error:
+        load_frames(folder)
+    return error.value
 
 
 # --- decoding

@@ -94,6 +94,15 @@ def test_the_largest_marker_keeps_its_white_margin_and_its_ruler(tmp_path: Path,
     assert text_y.min() > 8
 
 
+def test_a_larger_page_is_named_where_there_is_one(tmp_path: Path):
+    for size_m, page, hint in ((0.14, "A5", r", or --page A4$"), (0.2, "A4", r", or --page A3$"), (0.5, "A4", r"\d$")):
+        with pytest.raises(InputError, match="does not fit") as caught:
+            write_marker_pdf(tmp_path / "m.pdf", size_m=size_m, page=page)
+        assert re.search(hint, caught.value.hint), caught.value.hint
+    write_marker_pdf(tmp_path / "m.pdf", size_m=0.14, page="A4")
+    write_marker_pdf(tmp_path / "m.pdf", size_m=0.2, page="A3")
+
+
 def test_what_cannot_be_printed(tmp_path: Path):
     for arguments in (
         {"dictionary": "DICT_3X3"},

@@ -34,7 +34,10 @@ def disk_errors(what: str, path: Path) -> Iterator[None]:
         if error.errno not in FULL:
             hint = "choose an output folder that you may write to"
         raise InputError(
-            f"cannot write {what}", found=f"{path}: {error.strerror or error} ({free_space(path)})", hint=hint
+            f"cannot write {what}",
+            found=f"{path}: {error.strerror or error} ({free_space(path)})",
+            accepted="a place with room that you may write to",
+            hint=hint,
         ) from error
 
 
@@ -211,8 +214,8 @@ def check_replaceable(final: Path, *, overwrite: bool, marker: str) -> None:
     if aside.exists() or aside.is_symlink():
         raise InputError(
             f"will not work beside {str(aside)!r}",
-            found=f"a {'folder' if aside.is_dir() else 'file'} that geo4d did not put there, where {final.name!r} waits "
-            "while it is replaced",
+            found=f"a {'folder' if aside.is_dir() else 'file'} that geo4d did not put there, where {final.name!r} would"
+            " wait while it is replaced",
             accepted="nothing there",
             hint="move it away, or choose another output folder",
         )

@@ -145,6 +145,7 @@ def _incomplete(file: Path) -> InputError:
     return InputError(
         "a file of the COLMAP model is not complete",
         found=f"{file}: {file.stat().st_size} bytes, {atomic.free_space(file)}",
+        accepted="cameras, images and points3D, each whole",
         hint="free some space on that disk, or copy the model again",
     )
 
@@ -164,6 +165,7 @@ def find_colmap(folder: Path) -> Path:
         "cannot read a COLMAP model",
         found=f"{folder}: {present}",
         accepted="cameras, images and points3D as .bin or .txt in it, or in its " + ", ".join(PLACES[1:]),
+        hint="give the folder with these files, or convert it: colmap model_converter",
     )
 
 
@@ -185,15 +187,29 @@ def read_colmap(folder: Path) -> ColmapModel:
     except InputError:
         raise
     except Exception as error:  # COLMAP throws whatever its containers throw
-        raise InputError("cannot read a COLMAP model", found=f"{place}: damaged ({error})") from error
+        raise InputError(
+            "cannot read a COLMAP model",
+            found=f"{place}: damaged ({error})",
+            accepted="a model that COLMAP itself reads",
+            hint="copy or export the model again",
+        ) from error
     cameras_size = 8 + sum(24 + 8 * len(c.params) for c in model.cameras.values())
     if binary and (place / "cameras.bin").stat().st_size != cameras_size:
         raise _incomplete(place / "cameras.bin")
     ids = sorted(model.reg_image_ids())
     cameras = {model.images[i].name: _camera(model.images[i], place) for i in ids}
     if len(cameras) != len(ids):
-        hint = "" if binary else "COLMAP's text reader cuts names at a space; convert the model to binary"
-        raise InputError("cannot read a COLMAP model", found=f"{place}: two images of one name", hint=hint)
+        hint = (
+            "rename one of them"
+            if binary
+            else "COLMAP's text reader cuts names at a space; convert the model to binary"
+        )
+        raise InputError(
+            "cannot read a COLMAP model",
+            found=f"{place}: two images of one name",
+            accepted="one name per image",
+            hint=hint,
+        )
     return ColmapModel(cameras, _observations(model, ids))
 
 

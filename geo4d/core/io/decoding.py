@@ -195,6 +195,11 @@ def _srgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def trouble(error: InputError, path: Path) -> str:
+    """Why the photo at `path` is left out, from the error of reading it."""
+    return f"unreadable: {error.found.removeprefix(str(path)).split(': ', 1)[-1]}"
+
+
 def _unreadable(path: Path, error: BaseException) -> InputError:
     size = path.stat().st_size if path.exists() else None
     return InputError(

@@ -46,7 +46,9 @@ class VideoPart:
                 accepted="seconds from the first picture, the end after the start", hint="--start 2 --end 8.5",
             )  # fmt: skip
         if self.cuts not in CUTS:
-            raise InputError("unknown cuts", found=repr(self.cuts), accepted=", ".join(CUTS))
+            raise InputError(
+                "unknown cuts", found=repr(self.cuts), accepted=", ".join(CUTS), hint="--cuts none uses all pieces"
+            )
 
     def holds(self, time_s: float) -> bool:
         """Whether a picture of this time is wanted."""

@@ -18,7 +18,7 @@ import numpy as np
 from geo4d.core import selection
 from geo4d.core.cuts import CutFinder
 from geo4d.core.errors import InputError, some
-from geo4d.core.io.decoding import PHOTO_SUFFIXES, Header, decode, decode_rgba, read_header
+from geo4d.core.io.decoding import PHOTO_SUFFIXES, Header, decode, decode_rgba, read_header, trouble
 from geo4d.core.io.film import VIDEO_SUFFIXES, Film, Glimpse, VideoPart, remarks
 from geo4d.core.io.masks import NOTHING_LEFT, Mask, find_masks, unused_masks
 from geo4d.core.io.sensors import Mounting, mount
@@ -74,9 +74,19 @@ def load_frames(
     """
     progress = progress or Progress()
     if max_frames is not None and max_frames < 2:
-        raise InputError("cannot work with so few frames", found=f"max_frames = {max_frames}", accepted="2 or more")
+        raise InputError(
+            "cannot work with so few frames",
+            found=f"max_frames = {max_frames}",
+            accepted="2 or more",
+            hint="leave out --max-frames, or give a larger number",
+        )
     if fps is not None and not 0 < fps < math.inf:
-        raise InputError("cannot use this rate of a film", found=f"{fps:g}", accepted="pictures per second, above 0")
+        raise InputError(
+            "cannot use this rate of a film",
+            found=f"{fps:g}",
+            accepted="pictures per second, above 0",
+            hint="give the rate of the film: --fps 24",
+        )
     path = Path(source).expanduser()
     if path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES:
         _check_for_video(path, {"--keep-all": keep_all, "--keep-gps": keep_gps})
@@ -88,7 +98,7 @@ def load_frames(
             hint="leave them out; of photos give a glob: 'photos/IMG_01*.jpg'",
         )  # fmt: skip
     paths = _find(source, path, progress)
-    return _load_photos(paths, masks, keep_all, keep_gps, max_frames, least, fps, part or VideoPart(), progress)
+    return _load_photos(source, paths, masks, keep_all, keep_gps, max_frames, least, fps, part or VideoPart(), progress)
 
 
 def _check_for_video(path: Path, options: Mapping[str, bool]) -> None:
@@ -202,7 +212,10 @@ def _one_file(path: Path) -> InputError:
             hint="give the folder that holds the photos",
         )
     return InputError(
-        f"cannot load {path.name!r}", found=f"a file of type {path.suffix or '(none)'}: {path}", accepted=_ACCEPTED
+        f"cannot load {path.name!r}",
+        found=f"a file of type {path.suffix or '(none)'}: {path}",
+        accepted=_ACCEPTED,
+        hint="give the folder that holds the photos, or convert the file first",
     )
 
 
@@ -249,6 +262,7 @@ class _Photo:
 
 
 def _load_photos(
+    source: str | Path,
     paths: dict[str, Path],
     masks: Path | None,
     keep_all: bool,
@@ -280,7 +294,7 @@ def _load_photos(
         names = [n for n, r in dropped.items() if r == reason]
         progress.note(f"left out {some(names)}: {reason}")
     kept = {n: header for n, header in kept.items() if n not in dropped}
-    _check_enough(kept, dropped, least)
+    _check_enough(source, kept, dropped, least)
     mountings = mount(list(kept.values()))
     frames = [
         _frame(name, header, mounting, mask_of.get(name), photos[name].transparent)
@@ -332,7 +346,7 @@ def _examine(path: Path, keep_gps: bool) -> _Photo:
         header = read_header(path, keep_gps=keep_gps)
         rgb, alpha = decode_rgba(header, at_least=_ANALYSIS_PX)
     except InputError as error:
-        return _Photo(error=f"unreadable: {error.found.split(': ', 1)[-1]}")
+        return _Photo(error=trouble(error, path))
     transparent = alpha is not None and bool((alpha < 128).any())
     return _Photo(header, selection.look(rgb, header.time_s), transparent)
 
@@ -396,13 +410,13 @@ def _thin(names: Sequence[str], max_frames: int | None) -> dict[str, str]:
     return {n: f"evenly thinned out to {max_frames} of {len(names)} photos" for n in names if n not in kept}
 
 
-def _check_enough(kept: dict[str, Header], dropped: dict[str, str], least: int) -> None:
+def _check_enough(source: str | Path, kept: dict[str, Header], dropped: dict[str, str], least: int) -> None:
     if len(kept) >= least:
         return
     reasons = "; ".join(f"{n} ({r})" for n, r in list(dropped.items())[:4])
     hint = "add photos, each overlapping its neighbours by two thirds"
     raise InputError(
-        "too few photos to see depth",
+        f"too few photos in {str(source)!r} to see depth",
         found=f"{len(kept)} usable" + (f"; left out: {reasons}" if dropped else ""),
         accepted="2 photos of one place at least, from different positions; 3 or more recommended",
         hint=hint

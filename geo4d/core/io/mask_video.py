@@ -72,9 +72,11 @@ def check_as_many(masks: int, pictures: int, where: str, video: str) -> None:
 def _of_video(path: Path) -> Sequence[Callable[[], np.ndarray]]:
     if path.suffix.lower() not in VIDEO_SUFFIXES:
         raise InputError(
-            "cannot read the masks", found=f"a file of type {path.suffix or '(none)'}: {path}",
+            "cannot read the masks",
+            found=f"a file of type {path.suffix or '(none)'}: {path}",
             accepted=f"a video ({' '.join(s[1:] for s in VIDEO_SUFFIXES)}) or a folder of masks",
-        )  # fmt: skip
+            hint="export the masks as .mp4, or as PNG files into a folder",
+        )
     video = open_video(path, VideoPool())
     return [lambda i=i: may_use(video.read(i), path) for i in range(len(video))]
 

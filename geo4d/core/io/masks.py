@@ -55,7 +55,10 @@ def find_masks(folder: Path, photos: Sequence[tuple[str, Header]]) -> dict[str, 
     """
     if not folder.is_dir():
         raise InputError(
-            "cannot read the masks", found=f"{folder} is not a folder", accepted=f"a folder with masks: {_ACCEPTED}"
+            "cannot read the masks",
+            found=f"{folder} is not a folder",
+            accepted=f"a folder with masks: {_ACCEPTED}",
+            hint="check the path after --masks",
         )
     files = _files(folder)
     found = {name: _mask(header, path) for name, header in photos if (path := _match(name, files)) is not None}

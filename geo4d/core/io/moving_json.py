@@ -14,7 +14,7 @@ import torch
 from geo4d.core import geometry
 from geo4d.core.errors import InputError
 from geo4d.core.io import atomic, nerfstudio
-from geo4d.core.io.decoding import PHOTO_SUFFIXES
+from geo4d.core.io.decoding import PHOTO_SUFFIXES, trouble
 from geo4d.core.io.film import VIDEO_SUFFIXES
 from geo4d.core.io.moving_capture import Picture, PosedCapture, Shot, gather, mask_of, picture_of
 from geo4d.core.io.ply import read_points
@@ -148,7 +148,7 @@ def _shot(
     try:
         picture = picture_of(found.files[name])
     except InputError as error:
-        return replace(plain, trouble=f"unreadable: {error.found.split(': ', 1)[-1]}")
+        return replace(plain, trouble=trouble(error, found.files[name]))
     mask: Picture | None = None
     if name in found.masks:
         try:

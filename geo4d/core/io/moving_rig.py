@@ -20,7 +20,7 @@ import torch
 from geo4d.core import geometry
 from geo4d.core.errors import InputError
 from geo4d.core.io import atomic, nerfstudio
-from geo4d.core.io.decoding import PHOTO_SUFFIXES
+from geo4d.core.io.decoding import PHOTO_SUFFIXES, trouble
 from geo4d.core.io.film import VIDEO_SUFFIXES
 from geo4d.core.io.mask_video import check_as_many
 from geo4d.core.io.masks import may_use
@@ -132,7 +132,7 @@ def _file_shot(file: Path, shown: str, sensor: str, time: float, camera: Camera,
     try:
         picture = picture_of(file)
     except InputError as error:
-        return Shot(shown, sensor, time, camera, None, split, trouble=f"unreadable: {error.found.split(': ', 1)[-1]}")
+        return Shot(shown, sensor, time, camera, None, split, trouble=trouble(error, file))
     return Shot(shown, sensor, time, camera, Picture(picture.hw, picture.read), split)
 
 

@@ -129,7 +129,12 @@ def read_transforms(path: Path) -> Transforms:
     content = atomic.read_json(path, "cameras from a transforms.json")
     frames = content.get("frames")
     if not isinstance(frames, list):
-        raise InputError("cannot read cameras", found=f"{path}: no list of frames", accepted="a transforms.json")
+        raise InputError(
+            "cannot read cameras",
+            found=f"{path}: no list of frames",
+            accepted="a transforms.json",
+            hint="check that this is the file that lists the cameras of the photos",
+        )
     result = Transforms({}, {})
     try:
         original_from_file = undo_applied(content)
@@ -141,7 +146,12 @@ def read_transforms(path: Path) -> Transforms:
         raise
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = f"{path}: {type(error).__name__} {error}"
-        raise InputError("cannot read cameras", found=reason, accepted="a transforms.json of nerfstudio") from error
+        raise InputError(
+            "cannot read cameras",
+            found=reason,
+            accepted="a transforms.json of nerfstudio",
+            hint="export the cameras again, or mend what is named here",
+        ) from error
     missing = [n for n, f in result.files.items() if not f.is_file()]
     if missing:
         result.warnings.append(f"{path}: {len(missing)} of {len(frames)} pictures are missing, such as {missing[0]}")
@@ -152,7 +162,12 @@ def _add(
     result: Transforms, name: str, file: Path, path: Path, frame: dict[str, Any], original_from_file: torch.Tensor
 ) -> None:
     if name in result.cameras:
-        raise InputError("cannot read cameras", found=f"{path}: two frames of {name!r}")
+        raise InputError(
+            "cannot read cameras",
+            found=f"{path}: two frames of {name!r}",
+            accepted="every picture once",
+            hint="delete one of the two frames",
+        )
     hw = _size(frame, file)
     if hw is None:
         result.warnings.append(f"{path}: frame {name!r} left out: no w and h, and no readable picture that would tell")
@@ -203,7 +218,12 @@ def _camera(frame: dict[str, Any], hw: tuple[int, int], original_from_file: torc
     focal = frame.get("fl_x") or _focal(frame, "x", hw[1]), frame.get("fl_y") or _focal(frame, "y", hw[0])
     known = [float(f) for f in focal if f]
     if not known:
-        raise InputError("cannot read cameras", found=f"{where}: no focal length", accepted="fl_x or camera_angle_x")
+        raise InputError(
+            "cannot read cameras",
+            found=f"{where}: no focal length",
+            accepted="fl_x or camera_angle_x",
+            hint="add fl_x in pixels, or camera_angle_x in radians",
+        )
     K[0, 0], K[1, 1] = known[0], known[-1]
     K[0, 2], K[1, 2] = float(frame.get("cx", hw[1] / 2)), float(frame.get("cy", hw[0] / 2))
     matrix = torch.eye(4, dtype=torch.float64)
@@ -224,8 +244,12 @@ def exact_pose(pose: torch.Tensor, where: str) -> torch.Tensor:
     linear = pose[:3, :3] / scale
     rotation = geometry.project_to_so3(linear) if bool(torch.isfinite(pose).all() and scale > 0) else linear
     if not bool((rotation - linear).abs().max() < 1e-2):  # NaN compares false
-        raise InputError("cannot read cameras", found=f"{where}: transform_matrix {pose.tolist()}",
-                         accepted="a rotation and a translation, camera to world")  # fmt: skip
+        raise InputError(
+            "cannot read cameras",
+            found=f"{where}: transform_matrix {pose.tolist()}",
+            accepted="a rotation and a translation, camera to world",
+            hint="mend this matrix, or delete the frame",
+        )
     return geometry.rigid(rotation, pose[:3, 3])
 
 
@@ -235,13 +259,21 @@ def _distortion(frame: dict[str, Any], where: str) -> Distortion | None:
         frame = {**frame, **dict(zip(("k1", "k2", "k3", "k4", "p1", "p2"), frame["distortion_params"], strict=False))}
     values = {k: float(frame.get(k) or 0.0) for k in ("k1", "k2", "k3", "k4", "p1", "p2")}
     if model not in (*PERSPECTIVE, "OPENCV_FISHEYE"):
-        raise InputError(f"cannot read a camera of model {model!r}", found=where,
-                         accepted=", ".join((*PERSPECTIVE, "OPENCV_FISHEYE")))  # fmt: skip
+        raise InputError(
+            f"cannot read a camera of model {model!r}",
+            found=where,
+            accepted=", ".join((*PERSPECTIVE, "OPENCV_FISHEYE")),
+            hint="undistort the pictures first, or export with one of these models",
+        )
     kind = "OPENCV_FISHEYE" if model == "OPENCV_FISHEYE" else "OPENCV"
     unused = {k: v for k, v in values.items() if k not in EXTRAS[kind] and v != 0}
     if unused:
-        raise InputError(f"cannot read a camera of model {model!r}", found=f"{where}: {unused}",
-                         accepted=f"distortion by {', '.join(EXTRAS[kind])} only")  # fmt: skip
+        raise InputError(
+            f"cannot read a camera of model {model!r}",
+            found=f"{where}: {unused}",
+            accepted=f"distortion by {', '.join(EXTRAS[kind])} only",
+            hint="undistort the pictures first, or export with another model",
+        )
     params = torch.tensor([values[k] for k in EXTRAS[kind]], dtype=torch.float64)
     # A fisheye without terms still is an equidistant projection; an OPENCV lens without terms is a pinhole.
     return Distortion(kind, params) if kind == "OPENCV_FISHEYE" or bool(params.any()) else None

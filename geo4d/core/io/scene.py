@@ -32,6 +32,7 @@ TRACK_ARRAYS = {"time_s": "f8", "p_world": "f8", "uv_px": "f8", "frame_id": "i8"
 """Name -> numbers."""
 LOSSLESS = (".png", ".bmp", ".tif", ".tiff")
 DAMAGED = "a file of the scene is damaged"
+COPY = "copy the scene folder again, whole, or make it anew"
 AGAIN = "make the scene again: geo4d reconstruct PHOTOS -o SCENE --overwrite"
 CLEAN = {"jfif", "jfif_version", "jfif_unit", "jfif_density"}
 """What a stored picture's file may say besides its pixels."""
@@ -69,10 +70,18 @@ def _decode(path: Path, mode: str, hw: tuple[int, int]) -> np.ndarray:
         with Image.open(path) as picture:
             array = np.array(picture.convert(mode))
     except (OSError, ValueError, SyntaxError) as error:
-        raise InputError("cannot read a picture of the scene", found=f"{path}: {error}") from error
+        raise InputError(
+            "cannot read a picture of the scene",
+            found=f"{path}: {error}",
+            accepted="a JPEG or PNG that other programs open",
+            hint=COPY,
+        ) from error
     if array.shape[:2] != hw:
         raise InputError(
-            "cannot use a picture of the scene", found=f"{path}: (h, w) = {array.shape[:2]}", accepted=f"{hw}"
+            "cannot use a picture of the scene",
+            found=f"{path}: (h, w) = {array.shape[:2]}",
+            accepted=f"{hw}",
+            hint=COPY,
         )
     return array
 
@@ -351,7 +360,10 @@ def load_scene(folder: Path) -> Scene:
     content = atomic.read_json(folder / MARKER, "a scene")
     if content.get("format") != FORMAT:
         raise InputError(
-            "cannot read a scene", found=f"{folder / MARKER}: format {content.get('format')!r}", accepted=FORMAT
+            "cannot read a scene",
+            found=f"{folder / MARKER}: format {content.get('format')!r}",
+            accepted=FORMAT,
+            hint="geo4d reconstruct PHOTOS -o SCENE makes one",
         )
     if content.get("version") != VERSION:
         raise InputError(
@@ -367,7 +379,7 @@ def load_scene(folder: Path) -> Scene:
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError) as error:
         reason = f"missing {error}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
         raise InputError(
-            "cannot read a scene", found=f"{folder / MARKER}: {reason}", accepted="see docs/formats.md"
+            "cannot read a scene", found=f"{folder / MARKER}: {reason}", accepted="see docs/formats.md", hint=COPY
         ) from error
 
 
@@ -408,12 +420,12 @@ def _read_tracks(folder: Path, content: dict[str, Any], frames: int) -> PointTra
     arrays = read_arrays(path, DAMAGED)
     missing = [name for name in TRACK_ARRAYS if name not in arrays]
     if missing:
-        raise InputError(DAMAGED, found=f"{path}: no {', '.join(missing)}", accepted=", ".join(TRACK_ARRAYS))
+        raise InputError(DAMAGED, found=f"{path}: no {', '.join(missing)}", accepted=", ".join(TRACK_ARRAYS), hint=COPY)
     wrong = {n: arrays[n].dtype for n, kind in TRACK_ARRAYS.items() if arrays[n].dtype != np.dtype(kind)}
     out_of_range = arrays["frame_id"].size and not -1 <= arrays["frame_id"].min() <= arrays["frame_id"].max() < frames
     if wrong or out_of_range:
         found = f"{path}: {wrong or 'frames ' + str(np.unique(arrays['frame_id'])[[0, -1]].tolist())}"
-        raise InputError(DAMAGED, found=found, accepted=f"{TRACK_ARRAYS}, frames -1 to {frames - 1}")
+        raise InputError(DAMAGED, found=found, accepted=f"{TRACK_ARRAYS}, frames -1 to {frames - 1}", hint=COPY)
     return PointTracks(**{name: torch.from_numpy(arrays[name]) for name in TRACK_ARRAYS})
 
 
@@ -422,11 +434,14 @@ def _inside(folder: Path, file: str) -> Path:
     path = folder / file
     if not path.resolve().is_relative_to(folder.resolve()):
         raise InputError(
-            "cannot read a scene", found=f"{folder / MARKER} names {file!r}", accepted="files inside of the scene"
+            "cannot read a scene",
+            found=f"{folder / MARKER} names {file!r}",
+            accepted="files inside of the scene",
+            hint=COPY,
         )
     if not path.exists():
         raise InputError(
-            "a file of the scene is missing", found=f"no {path}", hint="copy the scene folder again, whole"
+            "a file of the scene is missing", found=f"no {path}", accepted="all files that scene.json names", hint=COPY
         )
     return path
 
@@ -487,7 +502,7 @@ def _read_maps(folder: Path, file: str | None) -> dict[str, torch.Tensor]:
     for key in set(MAPS) & set(arrays):
         if arrays[key].ndim != 2 or arrays[key].dtype != np.float32:
             found = f"{folder / file}, {key}: {arrays[key].dtype} {arrays[key].shape}"
-            raise InputError("cannot read a dense map", found=found, accepted="float32 (h, w)")
+            raise InputError("cannot read a dense map", found=found, accepted="float32 (h, w)", hint=COPY)
     return {key: torch.from_numpy(arrays[key]) for key in MAPS if key in arrays}
 
 
@@ -499,6 +514,9 @@ def _read_observations(folder: Path, content: dict[str, Any], frames: int) -> Ob
             f"{folder / content['colmap']}: {len(model.cameras)} pictures, such as {next(iter(model.cameras), None)!r}"
         )
         raise InputError(
-            "the COLMAP model is not that of the scene", found=found, accepted=f"the {frames} pictures of {MARKER}"
+            "the COLMAP model is not that of the scene",
+            found=found,
+            accepted=f"the {frames} pictures of {MARKER}",
+            hint=COPY,
         )
     return model.observations
