@@ -54,11 +54,6 @@ class Priors:
     depth: Mapping[str, Callable[[], DepthPrior]] = field(default_factory=dict)
     """Readers of measured depth images; their relative deviation stands in each `DepthPrior`."""
 
-    @property
-    def empty(self) -> bool:
-        """Whether nothing is known."""
-        return not (self.intrinsics or self.world_from_cam or self.position_m or self.depth)
-
 
 def read_priors(
     *,
@@ -353,19 +348,6 @@ def _upright_pose(world_from_cam: Tensor, given_hw: tuple[int, int] | None, fram
 def _examples(names: Iterable[str]) -> str:
     listed = sorted(names)
     return ", ".join(map(repr, listed[:3])) + (f", ... ({len(listed)})" if len(listed) > 3 else "")
-
-
-def resolve_depth(prior: DepthPrior, camera: Camera) -> DepthPrior:
-    """The depth image with intrinsics: one that is registered with its photo (K is NaN) takes those of the photo.
-
-    Args:
-        prior: as a frame's `depth()` returns it.
-        camera: the calibrated camera of the photo. Its lens distortion is lost here; `sample_depth` keeps it.
-    """
-    if bool(torch.isfinite(prior.K).all()):
-        return prior
-    hw = (prior.depth_m.shape[0], prior.depth_m.shape[1])
-    return replace(prior, K=camera.undistorted().resize(hw).K)
 
 
 def sample_depth(

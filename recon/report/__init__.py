@@ -22,7 +22,7 @@ from recon.report.facts import (
 )
 from recon.report.overview import Verdict, verdict
 from recon.report.page import write_report
-from recon.report.photos import scene_thumbnails, thumbnail
+from recon.report.photos import thumbnail
 from recon.report.scale_facts import facts_from_scale
 
 __all__ = [
@@ -42,7 +42,6 @@ __all__ = [
     "Verdict",
     "facts_from_scale",
     "facts_from_scene",
-    "scene_thumbnails",
     "thumbnail",
     "verdict",
     "write_report",

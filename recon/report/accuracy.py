@@ -42,16 +42,13 @@ def _histogram(facts: ReportFacts) -> str:
 
 def _error_notes(facts: ReportFacts) -> list[str]:
     errors = facts.get("errors") or {}
-    hw, cycle = errors.get("picture_hw"), errors.get("cycle_error_deg")
-    notes = []
+    hw, notes = errors.get("picture_hw"), []
     if errors.get("median_px") is not None:
         notes.append(f"median {html.with_unit(errors.get('median_px'), 'px')}")
     if errors.get("p95_px") is not None:
         notes.append(f"95 % below {html.with_unit(errors.get('p95_px'), 'px')}")
     if hw:
         notes.append(f"in pictures of {hw[1]} × {hw[0]}")
-    if cycle is not None:
-        notes.append(f"rotations round three photos close to {number(cycle, 2)}° (median)")
     return notes
 
 

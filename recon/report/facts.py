@@ -65,7 +65,6 @@ class ErrorFacts(TypedDict, total=False):
     edges_px: list[float]
     """Edges of the histogram's bins; the last bin also holds all that is larger."""
     counts: list[int]
-    cycle_error_deg: float | None
 
 
 class CoverageFacts(TypedDict, total=False):

@@ -25,11 +25,6 @@ def thumbnail(picture: np.ndarray, long_side: int = THUMBNAIL_PX) -> np.ndarray:
     return pictures.resize(picture, pictures.fit_hw((picture.shape[0], picture.shape[1]), long_side))
 
 
-def scene_thumbnails(scene: Scene) -> dict[str, np.ndarray]:
-    """Thumbnails of a scene's own pictures, for a page without the original photos at hand."""
-    return {frame.name: thumbnail(frame.read()) for frame in scene.frames}
-
-
 def side(count: int) -> int:
     """Longer side of the thumbnails: smaller where there are many, so that the page stays small."""
     return THUMBNAIL_PX if count <= 80 else 120 if count <= 200 else 88

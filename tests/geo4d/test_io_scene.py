@@ -548,7 +548,10 @@ def test_full_disk_is_said_and_leaves_nothing(scene: Scene, tmp_path: Path, monk
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(InputError, match=r"No space left on device \(.* MB free\)\n  accepted: a place with room.*\n  next: free some space"):
+    with pytest.raises(
+        InputError,
+        match=r"No space left on device \(.* MB free\)\n  accepted: a place with room.*\n  next: free some space",
+    ):
         save_scene(scene, tmp_path / "scene")
     with pytest.raises(InputError, match="No space left"):
         atomic.write_bytes(tmp_path / "file", b"abc")

@@ -19,7 +19,7 @@ import torch
 from geo4d.core import geometry
 from geo4d.core.io import atomic
 from geo4d.core.types import Camera, Frame, Frames, Observations, PointCloud, Scale, Scene
-from recon.report import facts_from_scale, facts_from_scene, figures, scene_thumbnails, verdict, write_report
+from recon.report import facts_from_scale, facts_from_scene, figures, thumbnail, verdict, write_report
 from recon.report.facts import camera_centre_covariance, merge_arcs, natural_order
 from recon.scale import ScaleEstimate, combine_scales
 
@@ -83,7 +83,6 @@ def full_facts(scene: Scene) -> dict[str, Any]:
     facts: dict[str, Any] = dict(facts_from_scene(scene, unregistered={"late.jpg": "only 9 matches"}))
     names = [p["name"] for p in facts["photos"]]
     facts["photos"] += [{"name": "dropped.jpg", "status": "dropped", "reason": "blurred", "features": 12}]
-    facts["errors"]["cycle_error_deg"] = 0.2
     facts["links"] = {
         "names": names, "pairs": [[0, 1, 200], [1, 2, 150]], "components": [names[:3], ["late.jpg"]], "candidates": 6,
     }  # fmt: skip
@@ -262,7 +261,7 @@ def test_photos_come_in_natural_order_and_all_of_them() -> None:
 def test_page_is_self_contained_balanced_and_names_every_photo(tmp_path: Path) -> None:
     scene = make_scene([0, 20, 40, 60], names=STRANGE, scale=Scale("metric", "marker", 0.004))
     facts = full_facts(scene)
-    page = page_of(tmp_path, facts, thumbnails=scene_thumbnails(scene), scene=scene)
+    page = page_of(tmp_path, facts, thumbnails={f.name: thumbnail(f.read()) for f in scene.frames}, scene=scene)
     for photo in facts["photos"]:
         assert photo["name"] in page.texts
     assert "script" not in re.findall(r"<(\w+)>alert", page.source)

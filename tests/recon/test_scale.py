@@ -15,7 +15,7 @@ from geo4d.core import geometry
 from geo4d.core.errors import InputError
 from geo4d.core.progress import Progress
 from geo4d.core.types import Camera, DepthPrior, Distortion, Frame, Frames, Observations, PhotoInfo
-from recon.priors import Priors, match_priors, read_priors, register_depth, resolve_depth
+from recon.priors import Priors, match_priors, read_priors, register_depth
 from recon.scale import (
     DistanceSpec,
     MarkerSpec,
@@ -381,8 +381,6 @@ def test_registered_depth_is_the_depth_of_the_working_camera(kind: str):
     known = torch.isfinite(depth)
     assert float(known.float().mean()) > 0.4
     assert float((depth / truth - 1)[known].abs().median()) < 0.01
-    resolved = resolve_depth(prior, camera)
-    assert bool(torch.isfinite(resolved.K).all())
 
 
 # --- combining
