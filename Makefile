@@ -16,7 +16,7 @@ SHELL := /bin/sh
 
 help:
 	@echo "make demo        install geo4d, reconstruct the bundled photos, fit Gaussians, make a video and a player"
-	@echo "make test        all tests (fewer than 10 minutes on 2 cores)"
+	@echo "make test        the tests, but for slow ones and the GPU's (fewer than 10 minutes on 2 cores)"
 	@echo "make test-slow   the checks that take minutes; make test-wheel: the suite against the built wheel"
 	@echo "make parity      parity tests against the folder GOLDEN=$(GOLDEN); make test-gpu: those that need CUDA"
 	@echo "make check       format, lint, types, layers, README tables"

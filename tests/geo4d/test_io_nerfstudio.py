@@ -42,6 +42,7 @@ def opengl(world_from_cam: torch.Tensor) -> list[list[float]]:
     return (world_from_cam @ torch.diag(torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=torch.float64))).tolist()
 
 
+@pytest.mark.parity
 def test_axes_agree_with_recorded_numbers(golden_dir: Path, tmp_path: Path) -> None:
     for camera in golden_cameras(golden_dir):
         expected = torch.tensor(camera["camera_to_world_opencv"], dtype=torch.float64)
@@ -63,6 +64,7 @@ def test_axes_agree_with_recorded_numbers(golden_dir: Path, tmp_path: Path) -> N
         torch.testing.assert_close(uv_px[in_front], pixels, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parity
 def test_applied_transform_is_undone(golden_dir: Path, tmp_path: Path) -> None:
     """The recorded poses in nerfstudio's z-up world lead back to the world of COLMAP, also when it was scaled."""
     for camera in golden_cameras(golden_dir):
