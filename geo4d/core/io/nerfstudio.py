@@ -248,7 +248,7 @@ def exact_pose(pose: torch.Tensor, where: str) -> torch.Tensor:
             "cannot read cameras",
             found=f"{where}: transform_matrix {pose.tolist()}",
             accepted="a rotation and a translation, camera to world",
-            hint="mend this matrix, or delete the frame",
+            hint="write a rotation and a translation there, or delete the frame",
         )
     return geometry.rigid(rotation, pose[:3, 3])
 
