@@ -247,7 +247,10 @@ def _path(
         given = read_trajectory(Path(name))
     except InputError as error:
         raise InputError(
-            error.asked, found=error.found, accepted=error.accepted, hint=error.hint or f"--trajectory takes {FILES}"
+            error.asked,
+            found=error.found,
+            accepted=error.accepted,
+            hint="; ".join(filter(None, [error.hint, f"--trajectory takes {FILES}"])),
         ) from error
     for note in given.notes:
         progress.note(f"{name}: {note}")
