@@ -162,15 +162,16 @@ def _corner_response(grey: np.ndarray) -> np.ndarray:
 
 
 def explained_share(scene: Scene) -> float | None:
-    """Share of the flow between neighbouring pictures of a sensor that leads along epipolar lines; None without any.
+    """Share of the flow between neighbouring pictures of a sensor that leads along epipolar lines.
 
-    Flow counts where it returns to where it began.
+    Flow counts where it returns to where it began. None where most neighbours do not follow each other: what flow
+    there is between the others is of few pictures, and nothing was followed from one to the next.
     """
     pairs = [pair for index in clips_of(scene) for pair in itertools.pairwise(index)]
     chosen = [pairs[round(k)] for k in np.linspace(0, len(pairs) - 1, min(PAIRS, len(pairs)))]
     along = [_along(scene, i, j) for i, j in chosen]
-    values = np.concatenate(along) if along else np.zeros(0, bool)
-    return float(values.mean()) if len(values) else None
+    followed = [values for values in along if len(values)]
+    return float(np.concatenate(followed).mean()) if 2 * len(followed) > len(along) else None
 
 
 def _along(scene: Scene, i: int, j: int) -> np.ndarray:

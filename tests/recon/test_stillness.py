@@ -187,8 +187,13 @@ def test_flow_before_a_camera_that_only_turns_leads_where_the_turn_does() -> Non
 
 
 def test_pictures_that_do_not_follow_each_other_tell_nothing() -> None:
+    """Nor where a few of them happen to."""
     unlike = scene_of([paint(20 + k, HW) for k in range(4)])
     assert explained_share(unlike) is None
+    some = scene_of([along_the_wall(k) if k < 4 else paint(20 + k, HW) for k in range(COUNT)])
+    assert explained_share(some) is None
+    most = scene_of([along_the_wall(k) if k < 7 else paint(20 + k, HW) for k in range(COUNT)])
+    assert explained_share(most) is not None
 
 
 def test_views_of_a_thing_from_all_sides_are_not_called_still_nor_their_cameras_wrong() -> None:
