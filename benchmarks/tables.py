@@ -206,7 +206,10 @@ def dynamic_models() -> str:
 def dynamic_others() -> str:
     """The scene that stands still, and the film."""
     cases, rows = result("dynamic")["cases"], [["what", "with motion", "without"]]
-    for case, motion, what in (("still", "auto", "4 cameras"), ("still_sweep", "bases", "1 camera carried along")):
+    for case, motion, what in (
+        ("still", "auto", "4 cameras"),
+        ("still_sweep", "bases", "1 camera, told that something does"),
+    ):
         if case in cases:
             (still,) = cases[case]["scenes"]
             both = [still[k] for k in (motion, "none")]
