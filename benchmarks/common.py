@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -75,7 +76,7 @@ def commit() -> str:
 
 def origin() -> dict[str, Any]:
     """What is needed to repeat a measurement."""
-    given = ["PATH" if Path(argument).is_absolute() else argument for argument in sys.argv[1:]]
+    given = [re.sub(r"(^|=)/\S*", r"\1PATH", argument) for argument in sys.argv[1:]]
     command = "python " + " ".join([f"benchmarks/{Path(sys.argv[0]).name}", *given])
     return {"command": command, "commit": commit(), "machine": machine()}
 

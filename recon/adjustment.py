@@ -143,8 +143,8 @@ def _placed(run: Run, state: Tracks, known: bundle.Priors, frame: np.ndarray) ->
         )
     elif given.any() and (dropped == given).all():
         run.progress.note(
-            f"the {int(given.sum())} given positions lie on a line, about which they leave the cameras free to turn: "
-            "they give a scale, and the adjustment goes without them"
+            f"the {int(given.sum())} given positions lie on a line, as far as their deviations tell, about which they "
+            "leave the cameras free to turn: they give a scale, and the adjustment goes without them"
         )
     elif dropped.any():
         some = ", ".join(repr(run.names[frame[k]]) for k in np.flatnonzero(dropped)[:3])

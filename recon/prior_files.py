@@ -516,9 +516,18 @@ def _depth_K_beside(folder: Path, progress: Progress | None) -> Camera | None:
     path = next((p for p in beside if p.is_file()), None)
     if path is None:
         return None
+    try:
+        camera = read_depth_K(path)
+    except InputError as error:
+        if progress:
+            progress.note(
+                f"{path.name} beside the depth images is not used: {error.found}; they are taken to be registered with "
+                "their photos (--depth-K gives them intrinsics of their own)"
+            )
+        return None
     if progress:
         progress.note(f"the depth images have their intrinsics from {path.name} beside them")
-    return read_depth_K(path)
+    return camera
 
 
 def fit_depth_camera(camera: Camera, hw: tuple[int, int], name: str) -> Camera:

@@ -37,7 +37,8 @@ LEAST_EXPLAINED = 0.5
 PAIRS = 8
 """Pairs of pictures that are looked at."""
 RETURNS = 0.3
-"""Share of a picture's corners whose flow has to return: two pictures of less in common do not follow each other."""
+"""Share of a picture's corners, where it may be used, whose flow has to return: two pictures of less in common do not
+follow each other."""
 
 UNTOLD = "what moves cannot be told"
 
@@ -182,12 +183,16 @@ def _along(scene: Scene, i: int, j: int) -> np.ndarray:
     here = (np.stack([u, v], -1) + np.float32(0.5)).reshape(-1, 2)
     there = follow_once(here, flow(grey[0], grey[1]), flow(grey[1], grey[0]))
     kept = np.asarray(np.isfinite(there).all(-1))
+    free = np.ones(len(here), bool)
     for k, place in ((i, here), (j, there)):
         mask = scene.frames[k].read_mask
         if mask is not None:
-            kept &= at(pictures.resize_mask(mask(), hw).astype(np.float32), place.astype(np.float32)) > 0.5
-    corners = (_corner_response(grey[0]) > CORNER).reshape(-1)
-    if kept[corners].mean() < RETURNS if corners.any() else kept.mean() < RETURNS:
+            usable = pictures.resize_mask(mask(), hw)
+            kept &= at(usable.astype(np.float32), place.astype(np.float32)) > 0.5
+            free &= usable.reshape(-1) if k == i else True
+    corners = free & (_corner_response(grey[0]) > CORNER).reshape(-1)
+    asked = corners if corners.any() else free
+    if not asked.any() or kept[asked].mean() < RETURNS:
         return np.zeros(0, bool)
     cameras = [scene.camera[k].resize(hw) for k in (i, j)]
     return _across_px(cameras[0], cameras[1], here[kept], there[kept]) <= ACROSS_PX

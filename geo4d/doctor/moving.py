@@ -163,21 +163,23 @@ def _amount(capture: PosedCapture) -> Iterator[Finding]:
 
 
 def _follow(capture: PosedCapture) -> Iterator[Finding]:
-    """Pictures that come one after the other and look elsewhere, one at each time, as those of D-NeRF."""
-    train = capture.training()
-    if len({capture.time_s[i] for i in train}) < len(train) or len(train) < _FEW_TIMES:
-        return
-    in_time = sorted(train, key=lambda i: capture.time_s[i])
-    ahead = torch.stack([capture.camera[i].world_from_cam[:3, 2] for i in in_time])
-    turns_deg = torch.rad2deg(torch.acos((ahead[1:] * ahead[:-1]).sum(-1).clamp(-1, 1)))
-    usual_deg = float(turns_deg.median())
-    if usual_deg > _ELSEWHERE_DEG:
-        yield Finding(
-            "warning",
-            f"pictures do not follow each other: from one time to the next the camera turns by {usual_deg:.0f} "
-            "degrees, so that nothing can be followed, and the scene is taken to stand still",
-            "give several pictures of each time, or a film whose pictures follow each other",
-        )  # fmt: skip
+    """Cameras whose pictures, one after the other, look elsewhere, as that of D-NeRF; those of a rig follow alone."""
+    train = set(capture.training())
+    for sensor, index in capture.by_sensor().items():
+        in_time = sorted((i for i in index if i in train), key=lambda i: capture.time_s[i])
+        if len({capture.time_s[i] for i in in_time}) < _FEW_TIMES:
+            continue
+        ahead = torch.stack([capture.camera[i].world_from_cam[:3, 2] for i in in_time])
+        turns_deg = torch.rad2deg(torch.acos((ahead[1:] * ahead[:-1]).sum(-1).clamp(-1, 1)))
+        usual_deg = float(turns_deg.median())
+        if usual_deg > _ELSEWHERE_DEG:
+            yield Finding(
+                "warning",
+                f"pictures of {sensor!r} do not follow each other: from one time to the next it turns by "
+                f"{usual_deg:.0f} degrees, so that nothing in them can be followed",
+                "give several pictures of each time, or a film whose pictures follow each other; else the scene is "
+                "taken to stand still",
+            )  # fmt: skip
 
 
 def _units(capture: PosedCapture) -> Iterator[Finding]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
+import sys
 from collections.abc import Sequence
 from importlib import metadata
 from importlib.util import find_spec
@@ -57,11 +59,13 @@ def what_gsplat_lacks() -> str | None:
     missing = what_is_not_installed()
     if missing:
         return missing
-    version = metadata.version("gsplat")
+    version = _version()
     try:
-        from gsplat.cuda._backend import _C  # pyright: ignore
+        with contextlib.redirect_stdout(sys.stderr):  # it prints, and stdout is for results
+            from gsplat.cuda._backend import _C  # pyright: ignore
     except Exception as error:
-        return f"gsplat {version} does not load ({type(error).__name__}: {str(error).splitlines()[0]})"
+        reason = (str(error).splitlines() or [""])[0]
+        return f"gsplat {version} does not load ({type(error).__name__}: {reason})"
     return None if _C is not None else f"the CUDA part of gsplat {version} could not be built"
 
 
@@ -69,9 +73,17 @@ def what_is_not_installed() -> str | None:
     """Why gsplat as it is installed cannot be used, in words, without a look at whether it works; None where it may."""
     if find_spec("gsplat") is None:
         return "gsplat is not installed"
-    version = metadata.version("gsplat")
-    old = tuple(int(n) for n in re.findall(r"\d+", version)[:2]) < OLDEST
-    return f"gsplat {version} is too old" if old else None
+    version = _version()
+    numbers = tuple(int(n) for n in re.findall(r"\d+", version)[:2])
+    return f"gsplat {version} is too old" if numbers and numbers < OLDEST else None
+
+
+def _version() -> str:
+    """Of gsplat; a copy that was not installed says none."""
+    try:
+        return metadata.version("gsplat")
+    except metadata.PackageNotFoundError:
+        return "of unknown version"
 
 
 def _without_gsplat(missing: str) -> MissingDependencyError:

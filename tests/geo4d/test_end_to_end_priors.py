@@ -7,7 +7,8 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -20,7 +21,10 @@ from geo4d.core.io.nerfstudio import read_transforms, write_transforms
 from geo4d.core.io.scene import load_scene
 from geo4d.core.progress import Progress
 from geo4d.core.types import Camera, Observations, Scene
+from recon import sfm
+from recon.linking import Run
 from recon.prior_files import read_poses
+from recon.priors import Priors
 
 HW = (270, 360)
 
@@ -374,15 +378,36 @@ def test_hard_poses_are_the_cameras_of_the_scene(
 def test_poses_that_the_photos_contradict_are_doubted(
     geo4d: Any, walk: Path, truth: dict[str, Camera], tmp_path: Path
 ) -> None:
-    """World to camera where camera to world is meant: rigid, and wrong for every pair that turns."""
-    folder = write_poses("matrices", tmp_path / "poses", truth)
-    for wrong in (False, True):
-        out = tmp_path / f"{wrong}"
-        if wrong:
-            for path in sorted(folder.glob("*.pose.txt")):
-                np.savetxt(path, np.linalg.inv(np.loadtxt(path)))
-        done = geo4d("reconstruct", walk / "images", "-o", out, "--no-dense", "--poses", folder)
-        assert ("the given poses do not fit the photos: only" in done.stderr) == wrong, done.stderr
+    """World to camera where camera to world is meant, and OpenGL's axes: rigid, and wrong for every pair that turns."""
+    flipped = np.diag([1.0, -1.0, -1.0, 1.0])
+    ways: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+        "right": lambda pose: pose, "inverse": np.linalg.inv, "axes": lambda pose: pose @ flipped,
+    }  # fmt: skip
+    for way, change in ways.items():
+        folder = write_poses("matrices", tmp_path / way, truth)
+        for path in sorted(folder.glob("*.pose.txt")):
+            np.savetxt(path, change(np.loadtxt(path)))
+        done = geo4d("reconstruct", walk / "images", "-o", tmp_path / f"{way}_", "--no-dense", "--poses", folder)
+        assert ("the given poses do not fit the photos: only" in done.stderr) == (way != "right"), (way, done.stderr)
+
+
+def test_poses_are_doubted_where_pairs_agree_among_themselves() -> None:
+    """Of few photos that repeat, pairs are wrong and not the poses; and rough poses need not agree to degrees."""
+
+    def doubt(*evidence: tuple[float, float], **priors: Any) -> str | None:
+        return sfm._doubt(cast(Run, SimpleNamespace(priors=Priors(**priors))), evidence)
+
+    nan = float("nan")
+    assert doubt((0.43, 41.0)) is None
+    assert doubt((nan, nan)) is None
+    assert doubt((0.1, 1.0), (0.9, 1.0)) is None
+    said = doubt((0.2, 1.0), (nan, nan))
+    assert said is not None
+    assert "only 20 % of the pairs" in said
+    assert "intrinsics" not in said
+    assert doubt((0.2, 1.0), rotation_std_rad=0.1) is None
+    lens = Camera(torch.eye(3, dtype=torch.float64), torch.eye(4, dtype=torch.float64), (4, 4))
+    assert "(or the intrinsics)" in (doubt((0.2, 1.0), intrinsics={"a": lens}) or "")
 
 
 def test_names_in_a_trajectory_may_hold_spaces(truth: dict[str, Camera], tmp_path: Path) -> None:

@@ -102,6 +102,17 @@ def test_points_of_any_order_of_bytes_and_of_words(cloud: PointCloud, tmp_path: 
     assert read.normal_world.isnan().all()
 
 
+@pytest.mark.parametrize(("kind", "word", "white"), [("f4", "float", 1.0), ("u2", "ushort", 65535)])
+def test_colours_of_other_types(tmp_path: Path, kind: str, word: str, white: float) -> None:
+    fields = [*((k, "<f4") for k in "xyz"), *((k, f"<{kind}") for k in ("red", "green", "blue"))]
+    rows = np.array([(1, 2, 3, white, white / 5, 0)], fields)
+    header = "ply\nformat binary_little_endian 1.0\nelement vertex 1\n" + "".join(
+        f"property {'float' if k in 'xyz' else word} {k}\n" for k, _ in fields
+    )
+    (tmp_path / "p.ply").write_bytes(header.encode() + b"end_header\n" + rows.tobytes())
+    torch.testing.assert_close(read_points(tmp_path / "p.ply").rgb, torch.tensor([[1, 0.2, 0]]), rtol=0, atol=1e-6)
+
+
 def test_bad_files_are_named(cloud: PointCloud, tmp_path: Path) -> None:
     path = tmp_path / "p.ply"
     write_points(path, cloud)
@@ -112,7 +123,7 @@ def test_bad_files_are_named(cloud: PointCloud, tmp_path: Path) -> None:
         (b"", "accepted: a file that begins with 'ply'"),
         (b"solid cube\n", "begins with b'solid cube"),
         (whole.replace(b"binary_little_endian", b"ascii"), "element 'vertex'"),
-        (whole.replace(b"float x", b"float a"), "with an element vertex of x y z"),
+        (whole.replace(b"float x", b"float a"), "an element vertex of x y z"),
         (whole.replace(b"element vertex", b"element edge"), "vertices of nothing"),
         (whole.replace(b"float x", b"half x"), "header line 'property half x'"),
         (whole.replace(b"vertex 500", b"vertex 5e2"), "header line 'element vertex 5e2'"),

@@ -489,6 +489,14 @@ def test_what_is_there_is_kept(scene: Scene, tmp_path: Path) -> None:
         save_scene(scene, mine / foreign, overwrite=True)
 
 
+def test_an_empty_folder_of_that_name_is_no_scene_that_was_replaced(scene: Scene, tmp_path: Path) -> None:
+    (tmp_path / "scene.geo4d-replaced").mkdir()
+    with pytest.raises(InputError, match="cannot read a scene"):
+        load_scene(tmp_path / "scene")
+    assert not (tmp_path / "scene").exists()
+    assert (tmp_path / "scene.geo4d-replaced").is_dir()
+
+
 @pytest.mark.parametrize("there", ["notes.txt", "scene.json"])
 def test_a_folder_that_is_not_geo4ds_is_left_alone_where_the_replaced_scene_would_wait(
     scene: Scene, tmp_path: Path, there: str

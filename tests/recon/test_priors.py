@@ -387,8 +387,12 @@ def test_npz_depth_with_its_K_beside_it(tmp_path: Path):
     with pytest.raises(InputError, match=r"cannot use --depth-K\n  found: .*by picture, of IMG_0001\.jpg\n"):
         read_priors(depth=tmp_path, depth_K=str(tmp_path / "transforms.json"))
     (tmp_path / "transforms.json").rename(tmp_path / "intrinsics.json")
-    with pytest.raises(InputError, match=r"cannot use --depth-K\n  found: .*intrinsics\.json.* by picture"):
-        read_priors(depth=tmp_path)
+    progress = Progress()  # of the pictures, and not of the depth images: nobody asked for it
+    prior = read_priors(depth=tmp_path, progress=progress).depth["IMG_0001.npz"]()
+    assert bool(torch.isnan(prior.K).all())
+    (said,) = progress.notes
+    assert "intrinsics.json beside the depth images is not used" in said
+    assert "by picture" in said
     (tmp_path / "intrinsics.json").unlink()
     assert bool(torch.isnan(read_priors(depth=tmp_path).depth["IMG_0001.npz"]().K).all())  # registered with the photo
 

@@ -196,6 +196,18 @@ def test_pictures_that_do_not_follow_each_other_tell_nothing() -> None:
     assert explained_share(most) is not None
 
 
+def test_a_mask_does_not_take_pictures_apart() -> None:
+    """Of what may be used most returns, however little of the picture that is."""
+    free = np.zeros(HW, bool)
+    free[:, 10:50] = True
+
+    def masked(scene: Scene) -> Scene:
+        return replace(scene, frames=Frames([replace(f, read_mask=lambda: free) for f in scene.frames]))
+
+    assert explained_share(masked(scene_of([along_the_wall(k) for k in range(COUNT)]))) == pytest.approx(1, abs=0.05)
+    assert explained_share(masked(scene_of([paint(20 + k, HW) for k in range(COUNT)]))) is None
+
+
 def test_views_of_a_thing_from_all_sides_are_not_called_still_nor_their_cameras_wrong() -> None:
     """As those of D-NeRF: one picture per time, each from elsewhere, on white, whose flow stays where it is."""
 

@@ -442,6 +442,12 @@ def test_what_backward_needs_counts_before_it_runs(monkeypatch: pytest.MonkeyPat
         rasterization(**given, width=320, height=240)
     with torch.no_grad():
         rasterization(**given, width=320, height=240)
+    monkeypatch.setattr("geo4d.core.memory.memory_bytes", lambda: (16e9, 4 * 4 * 5 * 320 * 240))
+    rasterization(**given, width=320, height=240)
+    many = {k: v.detach().repeat(100, *[1] * (v.dim() - 1)) if v.dim() < 3 else v for k, v in given.items()}
+    many["means"].requires_grad_()
+    with pytest.raises(InputError, match="would need about"):  # a pixel of the dense reference keeps all Gaussians
+        rasterization(**many, width=320, height=240, backend="reference")
 
 
 class TestTheChoiceOfADevice:
@@ -465,9 +471,10 @@ class TestTheChoiceOfADevice:
             for name in ("gsplat/__init__.py", "gsplat/cuda/__init__.py"):
                 (tmp_path / name).touch()
             (tmp_path / "gsplat/cuda/_backend.py").write_text(backend)
-            about = tmp_path / f"gsplat-{version}.dist-info"
-            about.mkdir()
-            (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: gsplat\nVersion: {version}\n")
+            if version:
+                about = tmp_path / f"gsplat-{version}.dist-info"
+                about.mkdir()
+                (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: gsplat\nVersion: {version}\n")
             monkeypatch.syspath_prepend(str(tmp_path))
 
         return installed
@@ -477,6 +484,7 @@ class TestTheChoiceOfADevice:
         [
             ("1.5.3", "_C = None", "the CUDA part of gsplat 1.5.3 could not be built"),
             ("1.5.3", "raise ImportError('no gsplat_cuda.so')", "does not load (ImportError: no gsplat_cuda.so)"),
+            ("1.5.3", "raise AssertionError", "does not load (AssertionError: )"),
             ("1.4.0", "_C = 1", "gsplat 1.4.0 is too old"),
         ],
     )
@@ -493,9 +501,14 @@ class TestTheChoiceOfADevice:
             cuda.choose_device("cuda")
         assert said in error.value.found
 
-    def test_one_that_has_its_cuda_part_is(self, gsplat: Callable[[str, str], None]) -> None:
-        gsplat("1.6.0+pt211cu128", "_C = 1")
+    @pytest.mark.parametrize("version", ["1.6.0+pt211cu128", ""])
+    def test_one_that_has_its_cuda_part_is(
+        self, gsplat: Callable[[str, str], None], capsys: pytest.CaptureFixture[str], version: str
+    ) -> None:
+        """Also a copy that was not installed; what it prints is not taken for a result."""
+        gsplat(version, "print('set up')\n_C = 1")
         assert [cuda.choose_device(name) for name in ("auto", "cuda", "cpu")] == ["cuda", "cuda", "cpu"]
+        assert capsys.readouterr().out == ""
 
 
 def test_lists_that_need_more_memory_than_there_is_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -181,10 +181,13 @@ def recover_folder(final: Path, *, marker: str) -> None:
     A folder of that name that geo4d did not put there stays as it is; `marker` is that of `check_replaceable`.
     """
     aside = _aside(final)
-    # What is replaced has the marker or is empty, and loses the marker last.
-    if aside.is_symlink() or not aside.is_dir() or (any(aside.iterdir()) and not _is_ours(aside / marker)):
+    if aside.is_symlink() or not aside.is_dir():
         return
     with disk_errors("the folder that an interrupted run left", aside):
+        # What is replaced has the marker, and loses it last; it may be empty where all but the folder is deleted.
+        ours = _is_ours(aside / marker) or (final.exists() and not any(aside.iterdir()))
+        if not ours:
+            return
         if final.exists():  # the successor is in place; only the deletion of the old one was cut short
             _delete(aside, marker)
         else:  # the kill fell between the two renames

@@ -23,6 +23,7 @@ from torch import Tensor
 from geo4d.core import geometry
 from geo4d.core.errors import InputError
 from geo4d.core.io import atomic
+from geo4d.core.io.decoding import trouble
 from geo4d.core.io.moving_capture import Picture, PosedCapture, Shot, gather, joined, mask_of, picture_of
 from geo4d.core.progress import Progress
 from geo4d.core.types import Camera, DepthPrior, Distortion
@@ -132,7 +133,7 @@ def _shot(folder: _Folder, item: str, bends: list[float]) -> Shot:
     try:
         picture = picture_of(rgb)
     except InputError as error:
-        return Shot(name, sensor, time, camera, None, split, trouble=f"unreadable: {error.found.split(': ', 1)[-1]}")
+        return Shot(name, sensor, time, camera, None, split, trouble=trouble(error, rgb))
     if time is None:
         return Shot(name, sensor, None, camera, picture, split, trouble="no warp_id in metadata.json")
     mask = _mask(folder, item, picture)
@@ -225,7 +226,8 @@ def _camera(path: Path, scale: int, bends: list[float]) -> Camera:
     try:
         content = atomic.read_json(path, "a camera")
     except InputError as error:
-        raise InputError(error.asked, found=f"malformed camera ({error.found.split(': ', 1)[-1]})") from error
+        reason = error.found.removeprefix(f"{path}: ")
+        raise InputError(error.asked, found=f"malformed camera ({reason})") from error
     try:
         w, h = (float(n) for n in content["image_size"])
         K = torch.eye(3, dtype=torch.float64)

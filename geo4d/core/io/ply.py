@@ -52,7 +52,8 @@ def write_points(path: Path, points: PointCloud) -> None:
 
 
 def read_points(path: Path) -> PointCloud:
-    """Read the vertices of any PLY; missing or zero normals are NaN, missing colours grey.
+    """Read the vertices of a PLY, unless a list stands before or among them; missing or zero normals are NaN, missing
+    colours grey.
 
     Raises:
         InputError: missing, truncated or another kind of file.
@@ -62,7 +63,7 @@ def read_points(path: Path) -> PointCloud:
     if not {"x", "y", "z"} <= known:
         raise InputError(
             "cannot read points", found=f"{path}: vertices of {', '.join(sorted(known)) or 'nothing'}",
-            accepted="a PLY file with an element vertex of x y z",
+            accepted="a PLY file with an element vertex of x y z, without lists and before elements that have them",
             hint="save it again as a PLY of points, for example with open3d.io.write_point_cloud",
         )  # fmt: skip
 
@@ -72,7 +73,9 @@ def read_points(path: Path) -> PointCloud:
 
     normal = torch.from_numpy(columns(("nx", "ny", "nz"), 0.0).astype(np.float32))
     normal = torch.where((normal == 0).all(-1, keepdim=True), torch.full_like(normal, torch.nan), normal)
-    rgb = columns(("red", "green", "blue"), 127.0).astype(np.float32) / np.float32(255)
+    stored = table.dtype["red"] if "red" in known else np.dtype("u1")
+    whole = np.iinfo(stored).max if np.issubdtype(stored, np.integer) else 1  # floats are in [0, 1] as they are
+    rgb = (columns(("red", "green", "blue"), 127.0 / 255 * whole) / whole).astype(np.float32)
     return PointCloud(
         torch.from_numpy(columns(("x", "y", "z"), np.nan).astype(np.float64)), torch.from_numpy(rgb), normal
     )
