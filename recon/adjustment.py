@@ -173,12 +173,13 @@ def _released(
 
 def _check_points(run: Run, state: Tracks, facts: Mapping[str, Any]) -> None:
     """Raises where too few points are left to call it a scene."""
-    count = len(state.problem.p_world)
+    count, posed = len(state.problem.p_world), bool(run.priors.world_from_cam)
     if count < MIN_POINTS:
         raise failure(
             run, facts, "the photos link, but hardly any point is seen from two different directions",
             [f"{count} points seen under an angle of {MIN_ANGLE_DEG:g} degree or more; {MIN_POINTS} are needed"],
-            "take photos from spots further apart: a step sideways between them",
+            "take photos from spots further apart: a step sideways between them"
+            + ("; poses of other axes or of other photos do this too: try without --poses" if posed else ""),
             {name: "its view differs too little in position from the others" for name in run.names},
         )  # fmt: skip
 
