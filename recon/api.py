@@ -41,7 +41,7 @@ from recon.scale import (
     scale_from_positions,
 )
 from recon.solution import CameraSolution, SolveCameras
-from recon.trackers import check_tracker, follower
+from recon.trackers import Follower, check_tracker, follower
 from recon.working import sparse_scene, upright_world
 
 
@@ -138,6 +138,8 @@ def reconstruct(
     check_registered(known.depth, frames)
     check_distances([s for s in specs if isinstance(s, DistanceSpec)], frames)
     frames = with_depth(frames, known)
+    # Now, since weights that cannot be used are to be known before any work.
+    tracker = follower(options, progress) if options.dense and options.motion != "none" else None
     with _folder(work_dir) as work:
         find = functools.partial(
             solve, priors=known, options=options, progress=progress,
@@ -149,7 +151,9 @@ def reconstruct(
             error.evidence.setdefault("photos", _photo_facts(frames, error.evidence.get("unregistered") or {}))
             raise
         _note_predicted(solution, frames, progress)
-        complete = functools.partial(_completed, frames, known=known, specs=specs, options=options, progress=progress)
+        complete = functools.partial(
+            _completed, frames, known=known, specs=specs, options=options, tracker=tracker, progress=progress
+        )
         first = len(progress.notes)
         scene, scale_facts = complete(solution, work=work / DEPTH)
         told = len(progress.notes)
@@ -174,6 +178,7 @@ def _completed(
     known: Priors,
     specs: list[MarkerSpec | DistanceSpec],
     options: ReconstructOptions,
+    tracker: Follower | None,
     work: Path,
     progress: Progress,
 ) -> tuple[Scene, dict[str, Any]]:
@@ -182,7 +187,7 @@ def _completed(
     if options.dense:
         scene = _with_depth(scene, solution, known, options, work, progress)
     scene, facts = _with_scale(frames, scene, solution, known, specs, options, progress)
-    return _with_motion(scene, solution, options, progress) if options.dense else scene, facts
+    return scene if tracker is None else _with_motion(scene, solution, options, tracker, progress), facts
 
 
 def _found_again(
@@ -366,15 +371,16 @@ def _with_depth(
     return with_dynamic(replace(scene, depth=tuple(depth), confidence=tuple(confidence)))
 
 
-def _with_motion(scene: Scene, solution: CameraSolution, options: ReconstructOptions, progress: Progress) -> Scene:
+def _with_motion(
+    scene: Scene, solution: CameraSolution, options: ReconstructOptions, tracker: Follower, progress: Progress
+) -> Scene:
     """What moves, where pictures follow each other; its depth is a network's, or else that of what it stands on."""
     from recon.motion import is_filmed, with_motion
     from recon.stillness import judged
 
-    if options.motion == "none" or not is_filmed(scene):
+    if not is_filmed(scene):
         return scene
     stands = not any(d is not None for d in solution.depth.values())
-    tracker = follower(options, progress)
     moved = with_motion(scene, stands=stands, tracker=tracker, threads=options.num_threads, progress=progress)
     return judged(scene, moved, sure=options.motion == "always", progress=progress)
 

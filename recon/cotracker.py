@@ -37,7 +37,10 @@ def _loaded(weights: str, device: str) -> Any:
     try:
         return CoTrackerPredictor(checkpoint=weights).to(device).eval()
     except Exception as error:  # of another package, and of files that are anything
-        raise InputError("cannot use the weights of cotracker", found=f"{weights}: {error}") from error
+        raise InputError(
+            "cannot use the weights of cotracker", found=f"{weights}: {error}",
+            accepted="a checkpoint of its offline model", hint="--tracker flow needs none",
+        ) from error  # fmt: skip
 
 
 def _follow(model: Any, frames: Sequence[Frame], clip: Clip, device: str) -> Follow:

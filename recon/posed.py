@@ -103,7 +103,8 @@ def _learnt(scene: Scene, options: ReconstructOptions, work_dir: Path, progress:
     """Depth, motion and points of pictures that may be looked at."""
     if not options.dense:
         return scene
-    moves = options.motion != "none"
+    # Weights that cannot be used are to be known before any work.
+    tracker = follower(options, progress) if options.motion != "none" else None
     rig = is_rig(scene)
     _check_memory(scene, options, rig=rig)
     if rig:
@@ -112,15 +113,14 @@ def _learnt(scene: Scene, options: ReconstructOptions, work_dir: Path, progress:
     else:
         depth, confidence = dense_depth(scene, _measured(scene), options, work_dir, progress)
         scene = replace(scene, depth=tuple(depth), confidence=tuple(confidence))
-        scene = with_dynamic(scene) if moves else scene
+        scene = scene if tracker is None else with_dynamic(scene)
     if scene.median_depth() is None:
         raise ReconstructionError(
             "no depth could be found", found=_views(scene),
             accepted="pictures that show the same from two places or more",
             hint="geo4d doctor says what is wrong with the dataset",
         )  # fmt: skip
-    if moves:
-        tracker = follower(options, progress)
+    if tracker is not None:
         moved = with_motion(scene, stands=not rig, tracker=tracker, threads=options.num_threads, progress=progress)
         sure = options.motion == "always"
         scene = judged(scene, moved, given=True, rig=rig, sure=sure, progress=progress)

@@ -117,3 +117,19 @@ def test_depth_of_a_rig_that_was_found_is_not_looked_for_again(tmp_path: Path, m
     later = [replace(f, time_s=f.time_s + (f.name == "0/2.png") * 0.01) for f in frames]
     with pytest.raises(AssertionError, match="looked for again"):
         depth(replace(capture, frames=Frames(later)))
+
+
+def test_weights_of_a_tracker_that_cannot_be_used_are_known_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    capture, _, _ = carried_camera(measured=False)
+
+    def damaged(*_: object) -> None:
+        raise InputError("cannot use the weights of cotracker")
+
+    monkeypatch.setattr("recon.posed.follower", damaged)
+    progress = Progress()
+    with pytest.raises(InputError, match="cannot use the weights"):
+        reconstruct_posed(capture, options=ReconstructOptions(), work_dir=tmp_path / "depth", progress=progress)
+    assert not (tmp_path / "depth").exists()
+    assert not any("depth" in stage for stage in progress.seconds)
