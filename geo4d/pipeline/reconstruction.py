@@ -290,11 +290,28 @@ class _Inputs:
         """The files whose content decides what the pictures show."""
         path = Path(self.source).expanduser()
         if path.is_dir() and self._layout is not None:
-            return sorted(p for p in path.rglob("*") if p.is_file())
+            return _dataset_files(path)
         if self.is_capture:
             return capture_files(self.source)
         masks = [] if self.masks is None else [self.masks.expanduser(), *sorted(self.masks.expanduser().rglob("*"))]
         return [*source_files(self.source), *(p for p in masks if p.is_file())]
+
+
+def _dataset_files(folder: Path) -> list[Path]:
+    """All files of a dataset: also of folders that it links to, and what its JSON files name outside of it."""
+    found, visited = set[Path](), set[Path]()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        if Path(root).resolve() in visited:
+            folders.clear()
+            continue
+        visited.add(Path(root).resolve())
+        found |= {Path(root, name) for name in names}
+    for file in folder.glob("*.json"):
+        with suppress(OSError, ValueError, AttributeError, TypeError):
+            entries = json.loads(file.read_text()).get("frames", [])
+            named = [Path(folder, str(v)) for entry in entries for k, v in entry.items() if k.endswith("_path")]
+            found |= {p for name in named for p in (name, name.with_name(f"{name.name}.png")) if p.is_file()}
+    return sorted(p for p in found if p.is_file())
 
 
 def _check_no_scene(source: str) -> None:

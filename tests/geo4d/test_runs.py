@@ -271,6 +271,23 @@ def _scene(walk: Path) -> Any:
     )  # fmt: skip
 
 
+def test_pictures_of_a_dataset_count_wherever_they_lie(tmp_path: Path) -> None:
+    """In a folder that it links to, beside it, or without the ending that D-NeRF leaves out; links in a ring end."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "set").mkdir()
+    for name in ("elsewhere/a.png", "beside.png", "bare.png", "set/own.png"):
+        (tmp_path / name).touch()
+    (tmp_path / "set" / "images").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "set")
+    frames = [{"file_path": "../beside.png", "time": 0}, {"file_path": "../bare"}, {"file_path": "gone.png"}]
+    (tmp_path / "set" / "transforms.json").write_text(json.dumps({"frames": frames}))
+    (tmp_path / "set" / "other.json").write_text("no JSON")
+    found = {p.resolve().relative_to(tmp_path).as_posix() for p in reconstruction._dataset_files(tmp_path / "set")}
+    assert found == {
+        "elsewhere/a.png", "beside.png", "bare.png", "set/own.png", "set/transforms.json", "set/other.json",
+    }  # fmt: skip
+
+
 def test_times_of_all_runs_add_up(tmp_path: Path) -> None:
     import time
 
