@@ -16,12 +16,12 @@ from typing import Any
 from unittest.mock import patch
 
 from cameras import SETS, SUFFIXES, ours, score
-from common import SOURCES, data_dir, generated_photos, run_isolated, sha256, write_result
+from common import GENERATED, SOURCES, data_dir, generated_photos, run_isolated, sha256, write_result
 
 from geo4d.evaluation.references import match_names, read_reference_poses
 from recon import adjustment, intrinsics, tracks
 
-GENERATED = "generated"
+ROOM = "generated"
 
 PARTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "all": lambda: patch.object(intrinsics, "SYSTEMATIC", intrinsics.SYSTEMATIC),
@@ -39,7 +39,7 @@ PARTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
 
 def paths(name: str) -> tuple[Path, Path]:
     """Photos and reference cameras of a set, or of the generated room."""
-    root = generated_photos() if name == GENERATED else data_dir(name)
+    root = generated_photos() if name == ROOM else data_dir(name)
     assert root is not None
     photos, reference = SETS.get(name, ("images", "transforms.json"))
     return root / photos, root / reference
@@ -58,11 +58,9 @@ def measure(part: str, name: str) -> dict[str, Any]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sets", default=",".join(SETS))
-    names = [n for n in parser.parse_args().sets.split(",") if data_dir(n) is not None] or [GENERATED]
+    names = [n for n in parser.parse_args().sets.split(",") if data_dir(n) is not None] or [ROOM]
     rows = {part: {name: run_isolated(__file__, measure, part, name) for name in names} for part in PARTS}
     for part, scores in rows.items():
         print(part, {n: [round(s[k], 1) for k in ("auc@1", "auc@5", "wall_s")] for n, s in scores.items()})
-    about = {
-        n: {"source": SOURCES.get(n, "generated: geo4d.core.procedural"), "sha256": sha256(paths(n)[0])} for n in names
-    }
-    print(write_result("ablation_generated" if names == [GENERATED] else "ablation", {"sets": about, "parts": rows}))
+    about = {n: {"source": SOURCES.get(n, GENERATED), "sha256": sha256(paths(n)[0])} for n in names}
+    print(write_result("ablation_generated" if names == [ROOM] else "ablation", {"sets": about, "parts": rows}))

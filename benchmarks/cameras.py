@@ -18,7 +18,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from common import SOURCES, Measured, data_dir, generated_photos, run_isolated, sha256, write_result
+from common import GENERATED, SOURCES, Measured, data_dir, generated_photos, run_isolated, sha256, write_result
 from peer_colmap import colmap_default
 
 from geo4d.core import metrics
@@ -73,7 +73,7 @@ def measure(system: str, folder: str, reference: str) -> dict[str, Any]:
 def benchmark(name: str, runs: int, generated: bool) -> dict[str, Any]:
     if generated:
         root = generated_photos()
-        folder, reference, source = root / "images", root / "transforms.json", "generated: geo4d.core.procedural"
+        folder, reference, source = root / "images", root / "transforms.json", GENERATED
     else:
         root = data_dir(name)
         assert root is not None

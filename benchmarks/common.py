@@ -20,6 +20,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 
+GENERATED = "generated: geo4d.core.procedural"
+"""The source of what `generated_photos` makes."""
 SOURCES = {
     "fox": "instant-ngp (NVlabs), data/nerf/fox: 50 phone photos with transforms.json",
     "herz_jesus_p8": "Strecha et al. 2008, HerzJesu-P8: 8 photos with surveyed cameras",

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from common import SOURCES, Measured, data_dir, generated_photos, nowhere, sha256, write_result
+from common import GENERATED, SOURCES, Measured, data_dir, generated_photos, nowhere, sha256, write_result
 
 from geo4d.evaluation import evaluate_depth, evaluate_poses
 from geo4d.pipeline.reconstruction import PriorPaths, reconstruct_folder
@@ -55,7 +55,7 @@ def main() -> None:
     if root is None:
         root, depth_K, colour_K = generated_photos(), None, None
         (work / "photos").symlink_to(root / "images")
-        reference, truth, source = root / "depth", root / "transforms.json", "generated: geo4d.core.procedural"
+        reference, truth, source = root / "depth", root / "transforms.json", GENERATED
     else:
         redkitchen_subset(root, work)
         reference, truth, source = work / "reference", work / "poses", SOURCES["redkitchen"]

@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import SOURCES, Measured, data_dir, generated_photos, run_isolated, sha256, write_result
+from common import GENERATED, SOURCES, Measured, data_dir, generated_photos, run_isolated, sha256, write_result
 from PIL import Image
 
 PIXELS = 12_000_000
@@ -44,7 +44,7 @@ def main() -> None:
     enlarge(sorted(source.iterdir()), work / "photos")
     result = run_isolated(__file__, measure, str(work / "photos"), str(work / "scene"))
     shutil.rmtree(work)
-    about = SOURCES["fox"] if fox else "generated: geo4d.core.procedural"
+    about = SOURCES["fox"] if fox else GENERATED
     print(
         write_result(
             "memory" if fox else "memory_generated",

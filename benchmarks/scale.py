@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, SOURCES, data_dir, generated_photos, nowhere, sha256, write_result
+from common import GENERATED, ROOT, SOURCES, data_dir, generated_photos, nowhere, sha256, write_result
 from depth import K_COLOUR, K_DEPTH, redkitchen_subset
 
 from geo4d.evaluation import evaluate_poses
@@ -47,7 +47,7 @@ def main() -> None:
             made / "images", made / "transforms.json", ReconstructOptions(dense=False), PriorPaths(depth=made / "depth")
         )
         result["generated room, depth images"] = {
-            "source": "generated: geo4d.core.procedural", "sha256": sha256(made), **found,
+            "source": GENERATED, "sha256": sha256(made), **found,
         }  # fmt: skip
     else:
         with tempfile.TemporaryDirectory() as folder:

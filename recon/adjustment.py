@@ -267,7 +267,7 @@ def _bundle_priors(run: Run, frame: np.ndarray, state: Tracks) -> bundle.Priors:
 def _pose_std(priors: Priors) -> tuple[float, float]:
     """Deviations of the rotations and positions of known poses, both 0 or none: a pose is held whole or not at all."""
     turn_rad, shift = priors.rotation_std_rad, priors.position_std_m
-    if turn_rad == 0 == shift or not priors.world_from_cam:
+    if priors.holds_poses or not priors.world_from_cam:
         return turn_rad, shift
     centres = torch.stack([pose[:3, 3] for pose in priors.world_from_cam.values()])
     return turn_rad or NEARLY_EXACT, shift or NEARLY_EXACT * float((centres - centres.mean(0)).norm(dim=-1).max())

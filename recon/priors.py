@@ -54,6 +54,11 @@ class Priors:
     depth: Mapping[str, Callable[[], DepthPrior]] = field(default_factory=dict)
     """Readers of measured depth images; their relative deviation stands in each `DepthPrior`."""
 
+    @property
+    def holds_poses(self) -> bool:
+        """Whether poses that are known are exact."""
+        return self.rotation_std_rad == 0 == self.position_std_m
+
 
 def read_priors(
     *,

@@ -16,7 +16,7 @@ from geo4d.core.errors import ReconstructionError
 from geo4d.core.io.colmap import check_complete
 from geo4d.core.progress import Progress
 from geo4d.core.types import Frames
-from recon import intrinsics, linking, mapping, matches, pairs
+from recon import intrinsics, linking, mapping, pairs
 from recon.adjustment import adjusted, solution, triangulated
 from recon.feedforward.prediction import Prediction
 from recon.linking import Run, failure
@@ -99,8 +99,7 @@ def _mapped(
     Points that are triangulated from poses with errors are lost to the thresholds in pixels.
     """
     poses = len(run.priors.world_from_cam)
-    exact = run.priors.rotation_std_rad == 0 == run.priors.position_std_m
-    if poses >= 2 and exact and not run.priors.pose_offset:
+    if poses >= 2 and run.priors.holds_poses and not run.priors.pose_offset:
         return _mapping_with_poses(run, links)
     if poses < 2 or run.priors.pose_offset:
         return _mapping_freely(run, links, facts)
@@ -174,13 +173,14 @@ def _mapping_with_poses(run: Run, links: Sequence[Link]) -> tuple[pycolmap.Recon
     fixed = {g + 1 for g in range(run.sensors.count) if run.sensors.fixed(g)}
     settings.constant_cameras = settings.mapper.constant_cameras = fixed
     settings.min_model_size = 2
-    evidence = [mapping.rotation_evidence(model, links, seed=run.options.seed)]
+    evidence = [mapping.rotation_evidence(model, links, seed=run.options.seed)] if run.priors.holds_poses else []
     # Guessed intrinsics are too rough for COLMAP's thresholds: the poses give the focal length first.
-    focal = intrinsics.focal_from_poses(model, run.sensors, matches.read_links(database))
+    focal = intrinsics.focal_from_poses(model, run.sensors, links)
     for camera_id, value in focal.items():
         camera = model.camera(camera_id)
         camera.focal_length = value
-    evidence += [mapping.rotation_evidence(model, links, seed=run.options.seed)] if focal else []
+    if evidence and focal:
+        evidence.append(mapping.rotation_evidence(model, links, seed=run.options.seed))
     doubt = _doubt(run, evidence)
     placed = model.num_reg_images()
     model = pycolmap.triangulate_points(
@@ -199,9 +199,8 @@ def _mapping_with_poses(run: Run, links: Sequence[Link]) -> tuple[pycolmap.Recon
 
 def _doubt(run: Run, evidence: Sequence[tuple[float, float]]) -> str | None:
     """Why held poses are doubted, in words; by `mapping.rotation_evidence` with several focal lengths."""
-    held = run.priors.rotation_std_rad == 0 == run.priors.position_std_m
     shares = [share for share, cycle_deg in evidence if share == share and cycle_deg < mapping.AGREE_DEG]
-    if not held or not shares or max(shares) >= DOUBTED:
+    if not run.priors.holds_poses or not shares or max(shares) >= DOUBTED:
         return None
     lenses = " (or the intrinsics)" if run.priors.intrinsics else ""
     return (

@@ -69,8 +69,7 @@ def judged(
         progress.note(
             f"{UNTOLD}: no camera has pictures of two times and one size; geo4d doctor tells what it takes for a camera"
         )
-        facts = {"share": 0.0, "tracks": 0, "explained": None, "words": UNTOLD}
-        return replace(before, tracks=None, report={**scene.report, "motion": facts})
+        return _at_rest(before, scene, UNTOLD, None)
     share, explained = scene.moving_share(), None if rig else explained_share(scene)
     count = 0 if scene.tracks is None else len(scene.tracks)
     facts: dict[str, Any] = {"share": share, "tracks": count, "explained": explained}
@@ -87,22 +86,26 @@ def judged(
             f"and a scene that stands still, so that cameras and depth are not to be trusted; {mend}"
         )
     elif explained is None and not rig and not (sure and count):
-        facts = {"share": 0.0, "tracks": 0, "explained": None, "words": UNTOLD}
         progress.note(
             f"{UNTOLD}: pictures that come one after the other show too little of the same for points "
             "to be followed, so the scene is taken to stand still; it takes a film whose pictures follow each other, "
             "or several cameras at each time"
         )
-        scene = replace(before, tracks=None)
+        return _at_rest(before, scene, UNTOLD, None)
     elif not (sure and count) and (found := moving_count(scene)) < moving_needed(scene):
         words, more = _stillness(scene, found, clips, rig=rig)
-        facts = {"share": 0.0, "tracks": 0, "explained": explained, "words": words}
         progress.note(words + more)
-        scene = replace(before, tracks=None)
+        return _at_rest(before, scene, words, explained)
     else:
         facts["words"] = f"{100 * share:.1f} % of the pixels move"
         progress.note(f"{100 * share:.1f} % of the pixels move; {count} points were followed")
     return replace(scene, report={**scene.report, "motion": facts})
+
+
+def _at_rest(before: Scene, scene: Scene, words: str, explained: float | None) -> Scene:
+    """The scene as it was before motion was looked for, with what is said of that."""
+    facts = {"share": 0.0, "tracks": 0, "explained": explained, "words": words}
+    return replace(before, tracks=None, report={**scene.report, "motion": facts})
 
 
 def _stillness(scene: Scene, found: float, clips: Sequence[Sequence[int]], *, rig: bool) -> tuple[str, str]:
@@ -189,7 +192,7 @@ def _along(scene: Scene, i: int, j: int) -> np.ndarray:
         if mask is not None:
             usable = pictures.resize_mask(mask(), hw)
             kept &= at(usable.astype(np.float32), place.astype(np.float32)) > 0.5
-            free &= usable.reshape(-1) if k == i else True
+            free = usable.reshape(-1) if k == i else free
     corners = free & (_corner_response(grey[0]) > CORNER).reshape(-1)
     asked = corners if corners.any() else free
     if not asked.any() or kept[asked].mean() < RETURNS:

@@ -17,7 +17,7 @@ from geo4d.core.errors import InputError, ReconstructionError
 from geo4d.core.io.frames import load_frames
 from geo4d.core.progress import Progress
 from geo4d.core.types import Camera, DepthPrior, Distortion, Frame, Frames
-from recon import features, mapping, reconstruct, sfm
+from recon import features, mapping, matches, reconstruct, sfm
 from recon.options import ReconstructOptions
 from recon.priors import Priors, with_depth
 from recon.sfm import solve_cameras
@@ -145,7 +145,7 @@ def test_finished_stages_are_taken_up_and_stale_ones_are_not(
         raise AssertionError("this stage was finished already")
 
     with monkeypatch.context() as patched:
-        for module, name in ((features, "extract"), (sfm.matches, "match_pairs"), (sfm.mapping, "reconstruct")):
+        for module, name in ((features, "extract"), (matches, "match_pairs"), (sfm.mapping, "reconstruct")):
             patched.setattr(module, name, never)
         again = _solve(scene[0], work)
         torch.testing.assert_close(again.cameras[2].world_from_cam, solution.cameras[2].world_from_cam)
