@@ -13,7 +13,7 @@ from geo4d.core.errors import InputError, ReconstructionError
 from geo4d.core.progress import Progress
 from geo4d.core.types import Frames
 from recon import hybrid, linking, sfm
-from recon.evidence import Evidence, Matched, judge
+from recon.evidence import Evidence, Matched, explained_of, judge
 from recon.feedforward.prediction import Prediction
 from recon.options import ReconstructOptions
 from recon.priors import Priors
@@ -27,6 +27,12 @@ CLEARLY = 1.05
 """By what factor the hybrid must find more of the corners to be preferred."""
 NEARLY, MORE_AGREEMENT = 0.8, 0.1
 """Or by what factor it may find fewer, where so much more of the pairs agrees with the prediction."""
+
+
+KEPT = 0.9
+"""Share of the matches that structure from motion explains, of the pairs that it places, which a hybrid that began from
+guesses must explain too.
+"""
 
 
 def solve_cameras(
@@ -88,9 +94,24 @@ def solve_cameras(
         f"{weak}; the hybrid finds {b.found:.0f} corners of photos in others beyond chance, without it {a.found:.0f}; "
         f"{_percent(b.explained)} and {_percent(a.explained)} of the verified matches lie where the cameras allow, "
         f"{_percent(b.closed)} and {_percent(a.closed)} of their cycles through depth close, "
-        f"{_percent(b.agreement)} and {_percent(a.agreement)} of the pairs stand as predicted"
     )
+    if a.agreement is None or b.agreement is None:
+        kept = _kept(first, second, matched)
+        better = better and kept >= KEPT
+        why += f"of what structure from motion explains the hybrid keeps {_percent(kept)}"
+    else:
+        why += f"{_percent(b.agreement)} and {_percent(a.agreement)} of the pairs stand as predicted"
     return _told(second if better else first, "hybrid" if better else "sfm", why, told)
+
+
+def _kept(sfm: CameraSolution, hybrid: CameraSolution, matched: Matched) -> float:
+    """How much of what structure from motion explains, of the pairs that it places, the hybrid explains too.
+
+    A hybrid that began from guesses may stay near them: it links all pictures a little and few of them well.
+    """
+    placed = [pair for pair in matched if all(i in sfm.cameras for i in pair)]
+    before, after = (explained_of(placed, solved, matched) for solved in (sfm, hybrid))
+    return after / before if before > 0 else 1.0
 
 
 def _percent(share: float) -> str:
@@ -104,7 +125,7 @@ def _better(sfm: Evidence, hybrid: Evidence, *, strong: bool) -> bool:
     hybrid that kept a wrong prediction agrees with it too: against strong evidence it must find the corners, and if it
     does not find clearly more of them, the verified matches must hold in it (they may be of things that look alike).
     """
-    more = hybrid.agreement - sfm.agreement
+    more = 0.0 if hybrid.agreement is None or sfm.agreement is None else hybrid.agreement - sfm.agreement
     if more < -MORE_AGREEMENT:
         return False
     if hybrid.found <= CLEARLY * sfm.found and hybrid.explained + hybrid.closed < NEARLY * (sfm.explained + sfm.closed):

@@ -5,13 +5,13 @@
   was made from these corners.
 - Matches that were verified without any cameras lie where the cameras allow (reprojection), and a cycle closes: to the
   other picture by cameras and depth, back along the match.
-- Cameras stand to each other as a network predicts, within its deviations.
+- Cameras stand to each other as a network predicts, within its deviations, unless these are guesses.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,8 +60,10 @@ class Evidence:
     """Share of these matches, in both directions, whose cycle closes within `CYCLE`."""
     found: float
     """Corners found in other pictures beyond chance: sum over pairs of the gain in correlation times the corners."""
-    agreement: float
-    """Share of all pairs of pictures that stand to each other as predicted, within `AGREE` deviations."""
+    agreement: float | None
+    """Share of all pairs of pictures that stand to each other as predicted, within `AGREE` deviations; None where the
+    predicted cameras are guesses.
+    """
 
 
 def judge(frames: Frames, solved: CameraSolution, prediction: Prediction, matched: Matched) -> Evidence:
@@ -89,8 +91,13 @@ def judge(frames: Frames, solved: CameraSolution, prediction: Prediction, matche
         explained=_explained(solved, matched),
         closed=_closed(solved, matched),
         found=found,
-        agreement=_agreement(solved, prediction),
+        agreement=None if prediction.guessed else _agreement(solved, prediction),
     )
+
+
+def explained_of(pairs: Collection[Pair], solved: CameraSolution, matched: Matched) -> float:
+    """`Evidence.explained` of the matches of these pairs alone; 0 where they have none."""
+    return _explained(solved, {pair: matched[pair] for pair in pairs if pair in matched})
 
 
 def _explained(solved: CameraSolution, matched: Matched) -> float:

@@ -173,9 +173,9 @@ def _predict(
             ) from error  # fmt: skip
 
     def told(prediction: Prediction) -> Prediction:
-        return replace(prediction, facts={**prediction.facts, **training, "backend": name})
+        return replace(prediction, guessed=guessed, facts={**prediction.facts, **training, "backend": name})
 
-    training = _training_facts(weights, progress) if network.family == "geo4d" else {}
+    training, guessed = _training_facts(weights, progress) if network.family == "geo4d" else ({}, False)
     own_size = functools.partial(run, long_side=usual)
     if network.family != "geo4d":  # of these the card tells how good they are
         check_once(name, weights, own_size, progress, most=plan.chunk_views)
@@ -225,13 +225,14 @@ def _card(weights: Path) -> tuple[Recipe, dict[str, Any]] | None:
     return read_card(folder) if (folder / CARD).is_file() else None
 
 
-def _training_facts(weights: str, progress: Progress) -> dict[str, str]:
-    """Which training weights of geo4d-s are of, by their card; says where it taught no cameras."""
+def _training_facts(weights: str, progress: Progress) -> tuple[dict[str, str], bool]:
+    """Which training weights of geo4d-s are of, by their card, and whether its cameras are guesses; says so then."""
     found = _card(Path(weights))
     if found is None:
-        return {}
+        return {}, False
     card, scores = found[1], found[1]["validation"]
-    if scores["auc@30"] < TAUGHT_AUC:
+    guessed = scores["auc@30"] < TAUGHT_AUC
+    if guessed:
         progress.note(
             f"the training of these weights taught no cameras (AUC@30 {scores['auc@30']:.1f} of generated scenes): "
             "take them for matches, with --backend hybrid"
@@ -239,7 +240,7 @@ def _training_facts(weights: str, progress: Progress) -> dict[str, str]:
     return {
         "weights": f"{card['network']} after {card['pictures']:,} of {card['planned']:,} generated pictures (AUC@30 "
         f"{scores['auc@30']:.1f}, depth AbsRel {scores['abs_rel']:.3f} of scenes that it did not see)"
-    }
+    }, guessed
 
 
 def usual_side(name: str, weights: str) -> int:

@@ -40,6 +40,8 @@ class Prediction:
     """How far off the camera centres may be, as a share of the median depth."""
     focal_relative_std: float = 0.1
     depth_relative_std: float = 0.1
+    guessed: bool = False
+    """Whether its cameras are guesses, with no telling how far off: of a network whose training taught none."""
     facts: dict[str, Any] = field(default_factory=dict)
     """Of the network and its run, for the report: backend, weights, size in pixels, seconds."""
 

@@ -124,7 +124,7 @@ class SolutionFacts(TypedDict, total=False):
     """Fraction of these matches whose cycle closes: to the other photo by depth, back along the match."""
     found: float
     """Corners of photos found in others, beyond what chance would find."""
-    agreement: float
+    agreement: float | None
     """Fraction of all pairs that stand to each other as the network predicts."""
 
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from geo4d.core.progress import Progress
+from geo4d.core.types import Scene
 from recon.feedforward import networks, validation
 from recon.feedforward.geo4d_s import Geo4dS
 from recon.feedforward.trained import CARD, read_card
 from recon.feedforward.training import Training
+from recon.options import ReconstructOptions
+from recon.priors import Priors
 
 FOLDER = Path(__file__).resolve().parents[1] / "golden" / "geo4d_xs"
 SCENES = 12
@@ -39,6 +44,12 @@ def test_what_they_say_follows_the_pictures(batch: validation.Batch) -> None:
     seen = validation.scored(lambda rgb: _run(model, rgb), batch)
     assert seen["matched"] > 3 * elsewhere["matched"]
     assert seen["abs_rel"] < elsewhere["abs_rel"]
+
+
+def test_cameras_of_a_training_that_taught_none_count_as_guessed(generated_scene: Callable[..., Scene]) -> None:
+    predict = networks.at_hand("geo4d-s", ReconstructOptions(network="geo4d-s", weights=str(FOLDER)))
+    assert predict is not None
+    assert predict(generated_scene(2, (60, 80)).frames, Priors(), ReconstructOptions(), Progress()).guessed
 
 
 def _run(model: torch.nn.Module, rgb: torch.Tensor) -> validation.Geo4dSOutput:

@@ -270,6 +270,35 @@ def test_auto_weighs_corners_photos_and_agreement(
     assert automatic._better(a, lost, strong=strong) == (expected and b.found > automatic.CLEARLY * a.found)
 
 
+def test_auto_holds_a_hybrid_that_began_from_guesses_to_what_structure_from_motion_explains(
+    noisy: Callable[..., Prediction],
+    scene: Scene,
+    solved: CameraSolution,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    prediction = replace(noisy(scene, 1), guessed=True)
+    said = evidence.judge(scene.frames, solved, prediction, exact_matches(scene))
+    assert said.agreement is None
+    assert said.found > 0
+    lost = replace(solved, cameras={i: c for i, c in solved.cameras.items() if i < 3}, unregistered={3: ""})
+    monkeypatch.setattr(automatic, "_verified", lambda _: exact_matches(scene))
+    monkeypatch.setattr(sfm, "solve_cameras", lambda *_, **__: lost)
+    monkeypatch.setattr(hybrid, "solve_cameras", lambda *_, **__: solved)
+    choice = solve(automatic.solve_cameras, scene.frames, tmp_path, prediction).facts["choice"]
+    assert choice["chosen"] == "hybrid"
+    assert "the hybrid keeps 100 %" in choice["reason"]
+    off = geometry.matrix_from_rotvec(torch.tensor([0.0, 0.05, 0.0], dtype=torch.float64))
+    pose = solved.cameras[1].world_from_cam.clone()
+    pose[:3, :3] = pose[:3, :3] @ off
+    bent = replace(solved, cameras={**solved.cameras, 1: solved.cameras[1].with_pose(pose)})
+    monkeypatch.setattr(hybrid, "solve_cameras", lambda *_, **__: bent)
+    monkeypatch.setattr(automatic, "_better", lambda *_, **__: True)  # it may find more corners, by chance
+    assert solve(automatic.solve_cameras, scene.frames, tmp_path, prediction).facts["choice"]["chosen"] == "sfm"
+    known = replace(prediction, guessed=False)
+    assert solve(automatic.solve_cameras, scene.frames, tmp_path, known).facts["choice"]["chosen"] == "hybrid"
+
+
 def test_auto_keeps_structure_from_motion_where_the_hybrid_is_worse(
     noisy: Callable[..., Prediction],
     scene: Scene,
