@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata as metadata
 import json
 import os
 import platform
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,6 +22,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 
+PACKAGES = ("torch", "numpy", "numba", "pycolmap", "opencv-python-headless")
+"""Whose versions are written down, where they are installed."""
 GENERATED = "generated: geo4d.core.procedural"
 """The source of what `generated_photos` makes."""
 SOURCES = {
@@ -48,8 +52,8 @@ def sha256(folder: Path) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, memory, versions."""
-    import importlib.metadata as metadata
+    """Processor, cores, memory, the GPU where there is one, and versions of what is installed."""
+    import torch
 
     cpu = platform.processor()
     info = Path("/proc/cpuinfo")
@@ -57,19 +61,29 @@ def machine() -> dict[str, Any]:
         cpu = next(
             (line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line), cpu
         )
-    versions = {p: metadata.version(p) for p in ("torch", "numpy", "numba", "pycolmap", "opencv-python-headless")}
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
     return {
         "cpu": cpu,
         "cores": os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        **gpu,
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        **versions,
+        **{name: version for name in PACKAGES if (version := _version(name)) is not None},
     }
 
 
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def commit() -> str:
-    """Commit of the working tree, with a mark when it has changes."""
+    """Commit of the working tree, with a mark when it has changes; of a copy without git, what $GEO4D_COMMIT says."""
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
+        return os.environ.get("GEO4D_COMMIT") or "unknown"
     run = lambda *args: subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True).stdout.strip()  # noqa: E731
     others = (".", ":!benchmarks/results", ":!README.md")  # results of an earlier benchmark change nothing
     changed = run("status", "--porcelain", "-uno", "--", *others)
