@@ -1,16 +1,23 @@
-"""geo4d-s: how fast its scenes are made, how fast it predicts, and how much its training taught it.
+"""geo4d-s: how fast its scenes are made, how fast it learns and predicts, and how much its training taught it.
 
-    python benchmarks/geo4d_s.py [--training FOLDER] [--scenes 64] [--device cpu]
+    python benchmarks/geo4d_s.py [--device cpu]
+    python benchmarks/geo4d_s.py --training FOLDER [--scenes 64] [--device cpu]
+
+The first measures speed:
 
 - generator: pictures per second of batches of 4 views of 224 px, photographed, after one batch that warms up.
-- inference: seconds for 8 views of 252 px of the network at the size that is trained for use, random weights (they cost
-  as much time as learnt ones).
-- validation: the weights that a training kept (`geo4d train recon --resume FOLDER`; or FOLDER holds the weights and
-  their card), its first, untrained ones, and the trained ones shown the pictures of another scene, which tells what
-  they know without looking, on generated scenes that no training sees: 4 views each, AUC of poses, AbsRel of depth
-  after one scale per scene, and the share of points whose descriptor is found in another view within 3 % of the
-  picture's width. Beside them one answer to all pictures: the poses of one other scene, the mean depth of others, and
-  the same place in the other view.
+- training: seconds to make a batch of the last part of a training, where pictures are largest, and to learn from it,
+  and pictures per second of both; of geo4d-s on a GPU, of geo4d-xs on a processor.
+- inference: seconds for 8 views of 252 px of the network at the size that is trained for use, in the number type that
+  it is used in, with random weights (they cost as much time as learnt ones).
+
+The second scores the weights that a training kept (`geo4d train recon --resume FOLDER`; or FOLDER holds the weights and
+their card) beside its first, untrained ones, and the trained ones shown the pictures of another scene, which tells what
+they know without looking, on generated scenes that no training sees: 4 views each, AUC of poses, AbsRel of depth
+after one scale per scene, and the share of points whose descriptor is found in another view within 3 % of the
+picture's width. Beside them one answer to all pictures: the poses of one other scene, the mean depth of others, and
+the same place in the other view. The trained ones are also shown wide pictures (16:9), and scenes in which solids move
+between views.
 """
 
 from __future__ import annotations
@@ -32,12 +39,14 @@ from geo4d.core.stream.batches import Batch, BatchOptions, make_batch
 from recon.feedforward import validation
 from recon.feedforward.geo4d_s import GEO4D_S, Geo4dS, Geo4dSOutput
 from recon.feedforward.layers import PATCH
-from recon.feedforward.recipe import Recipe
+from recon.feedforward.recipe import RECIPES, Recipe, network_config
 from recon.feedforward.trained import INDEX, read_card
 from recon.feedforward.training import BEST, Training
+from recon.feedforward.views import pick_dtype
 from recon.feedforward.weights import load_weights
 
 BATCHES, PASSES = 8, 5
+WIDE = 16 / 9
 
 
 def generator(device: str) -> dict[str, Any]:
@@ -50,17 +59,44 @@ def generator(device: str) -> dict[str, Any]:
     return {"pictures_per_s": BATCHES * options.scenes * options.views / sum(times[1:]), "hw": list(options.hw)}
 
 
+def training(device: str) -> dict[str, Any]:
+    network = "geo4d-xs" if device == "cpu" else "geo4d-s"
+    made = Training(RECIPES[network], device=device)
+    made.state.pictures = seen = int(0.9 * made.recipe.pictures)
+    for _ in range(2 * made.recipe.repeats):
+        made.step()
+    start, before = time.perf_counter(), made.state.pictures
+    for _ in range(BATCHES * made.recipe.repeats):
+        made.step()  # waits for the device
+    both = time.perf_counter() - start
+    start = time.perf_counter()
+    for index in range(2, BATCHES + 2):  # those that were learnt from
+        float(
+            make_batch(made.recipe.batch_at(seen, seed=0, index=index), seed=0, index=index, device=device).rgb.mean()
+        )
+    batches = time.perf_counter() - start
+    return {
+        "network": network, "pictures_per_s": (made.state.pictures - before) / both, "batch_s": batches / BATCHES,
+        "step_s": (both - batches) / (BATCHES * made.recipe.repeats), "steps_per_batch": made.recipe.repeats,
+    }  # fmt: skip
+
+
 def inference(device: str) -> dict[str, Any]:
     torch.manual_seed(0)
     model = Geo4dS(GEO4D_S).to(device).eval()
     images = torch.randn(1, 8, 3, 252, 252, device=device)
     times = []
-    with torch.no_grad():
+    dtype = pick_dtype("auto", device)
+    with torch.no_grad(), torch.autocast(device, dtype, enabled=dtype != torch.float32):
         for _ in range(PASSES + 1):
             start = time.perf_counter()
             float(model(images).depth.mean())
             times.append(time.perf_counter() - start)
-    return {"views": 8, "hw": [252, 252], "seconds": sorted(times[1:])[PASSES // 2]}
+    numbers = str(dtype).removeprefix("torch.")
+    return {"views": 8, "hw": [252, 252], "numbers": numbers, "seconds": sorted(times[1:])[PASSES // 2]}
+
+
+SPEEDS = {"generator": generator, "training": training, "inference": inference}
 
 
 def one_answer(others: Batch) -> Callable[[Tensor], Geo4dSOutput]:
@@ -90,42 +126,52 @@ def one_answer(others: Batch) -> Callable[[Tensor], Geo4dSOutput]:
     return run
 
 
-def scores(recipe: Recipe, best: Path, scenes: int, device: str) -> dict[str, Any]:
+def scores(recipe: Recipe, trained: Geo4dS, scenes: int, device: str) -> dict[str, Any]:
     batch = validation.held_out(recipe, scenes, device=device, seed=validation.REPORTED)
-
     first = Training(recipe, device=device).average
-    trained = Geo4dS(first.full_config).to(device).eval()
-    load_weights(trained, best / INDEX)
     elsewhere = replace(batch, rgb=batch.rgb.roll(1, 0))
     tried = {"untrained": (first, batch), "trained": (trained, batch), "elsewhere": (trained, elsewhere)}
-    found = {name: validation.validated(model, seen) for name, (model, seen) in tried.items()}
+    dtype = pick_dtype("auto", device)
+    found = {name: validation.validated(model, seen, dtype=dtype) for name, (model, seen) in tried.items()}
     others = validation.held_out(recipe, scenes, device=device, seed=validation.SEED)
     return found | {"one answer": validation.scored(one_answer(others), batch)}
 
 
+def scores_of_others(recipe: Recipe, trained: Geo4dS, scenes: int, device: str) -> dict[str, Any]:
+    """On kinds of scenes by which no weights are chosen."""
+    kinds: dict[str, dict[str, float]] = {"wide": {"wide": WIDE}, "moving": {"moving_share": 1.0}}
+    found = {}
+    for name, kind in kinds.items():
+        batch = validation.held_out(recipe, scenes, device=device, seed=validation.REPORTED, **kind)
+        found[name] = validation.validated(trained, batch, dtype=pick_dtype("auto", device))
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--training", type=Path, help="folder of a training")
+    parser.add_argument("--training", type=Path, help="folder of a training, to be scored")
     parser.add_argument("--scenes", type=int, default=64)
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     path = RESULTS / "geo4d_s.json"
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    kept = {k: found[k] for k in ("trainings", "generator", "inference") if k in found}
-    kept.setdefault("trainings", {})
-    kept["generator"] = kept.get("generator", {}) | {args.device: generator(args.device) | {"origin": origin()}}
-    kept["inference"] = kept.get("inference", {}) | {args.device: inference(args.device) | {"origin": origin()}}
-    print(kept["generator"], kept["inference"], flush=True)
+    kept = {k: found.get(k, {}) for k in ("trainings", *SPEEDS)}
     if args.training is not None:
         best = args.training / BEST if (args.training / BEST).is_dir() else args.training
         recipe, card = read_card(best)
-        about = {k: card[k] for k in ("pictures", "planned", "steps", "minutes")}
-        kept["trainings"][recipe.network] = about | {
-            "scenes": args.scenes, "side_px": max(recipe.stages[-1].sides_px),
-            **scores(recipe, best, args.scenes, args.device), "origin": origin(),
-        }  # fmt: skip
-        print(json.dumps(kept["trainings"][recipe.network], indent=1))
-    print(write_result("geo4d_s", kept))
+        trained = Geo4dS(network_config(recipe)).to(args.device).eval()
+        load_weights(trained, best / INDEX)
+        run: dict[str, Any] = {k: card[k] for k in ("pictures", "planned", "steps", "minutes")}
+        run |= {"scenes": args.scenes, "side_px": max(recipe.stages[-1].sides_px), "origin": origin()}
+        kept["trainings"][recipe.network] = run
+        for measure in (scores, scores_of_others):
+            run |= measure(recipe, trained, args.scenes, args.device)
+            print(json.dumps(run, indent=1), write_result("geo4d_s", kept), sep="\n", flush=True)
+    else:
+        for name, measure in SPEEDS.items():
+            kept[name][args.device] = measure(args.device) | {"origin": origin()}
+            print(name, json.dumps(kept[name][args.device]), flush=True)
+            print(write_result("geo4d_s", kept), flush=True)
 
 
 if __name__ == "__main__":

@@ -238,6 +238,8 @@ def segment() -> str:
 
 LEARNERS = {
     "trained": "trained",
+    "wide": "trained, wide pictures (16:9)",
+    "moving": "trained, scenes in which things move",
     "elsewhere": "shown the pictures of another scene",
     "untrained": "untrained",
     "one answer": "one answer to all pictures",
@@ -250,7 +252,8 @@ def geo4d_s() -> str:
     rows = [head]
     for network, run in result("geo4d_s")["trainings"].items():
         for state, name in LEARNERS.items():
-            scores = run[state]
+            if (scores := run.get(state)) is None:
+                continue
             length = [f"{run['pictures']:,}", f"{run['minutes']:.0f}"] if state == "trained" else ["", ""]
             name = f"{network}, {name}" if state != "one answer" else name
             figures = [f"{scores['auc@5']:.1f}", f"{scores['auc@30']:.1f}", f"{scores['abs_rel']:.3f}"]
@@ -270,11 +273,17 @@ def geo4d_s_ablations() -> str:
 
 
 def geo4d_s_speed() -> str:
-    """How fast scenes are made and views predicted, by device."""
+    """How fast scenes are made, learnt from and views predicted, by device."""
     data, rows = result("geo4d_s"), [["what", "device", "figure"]]
     for device, run in data["generator"].items():
         h, w = run["hw"]
         rows.append([f"generated pictures of {w}x{h}", device, f"{run['pictures_per_s']:.1f} per second"])
+    for device, run in data.get("training", {}).items():
+        times = f"{run['batch_s']:.2f} s to make a batch, {run['step_s']:.2f} s to learn from it"
+        times += f", {run['steps_per_batch']} times" if run["steps_per_batch"] > 1 else ""
+        rows.append(
+            [f"training of {run['network']}", device, f"{run['pictures_per_s']:.0f} pictures per second: {times}"]
+        )
     for device, run in data["inference"].items():
         h, w = run["hw"]
         rows.append([f"geo4d-s, {run['views']} views of {w}x{h}", device, f"{run['seconds']:.2f} s"])

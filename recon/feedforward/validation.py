@@ -11,7 +11,7 @@ from torch import Tensor
 from geo4d.core import geometry, metrics
 from geo4d.core.stream.batches import Batch, BatchOptions, make_batch
 from recon.feedforward.geo4d_s import Geo4dS, Geo4dSOutput
-from recon.feedforward.layers import normalised
+from recon.feedforward.layers import PATCH, normalised
 from recon.feedforward.losses import Pairs, sampled
 from recon.feedforward.recipe import Recipe
 
@@ -25,14 +25,18 @@ picture's width."""
 
 
 def held_out(
-    recipe: Recipe, scenes: int, *, side_px: int | None = None, device: torch.device | str = "cpu", seed: int = SEED
-) -> Batch:
-    """The first so many scenes of 4 views, of the largest size that the recipe trains at."""
+    recipe: Recipe, scenes: int, *, wide: float = 1.0, moving_share: float = 0.0, device: torch.device | str = "cpu",
+    seed: int = SEED,
+) -> Batch:  # fmt: skip
+    """The first so many scenes of 4 views, of the largest size that the recipe trains at; `wide` is the longer side by
+    the shorter one, and solids move between views in a share of the scenes.
+    """
     last = recipe.stages[-1]
-    side = side_px or max(last.sides_px)
+    side = max(last.sides_px)
     options = BatchOptions(
-        scenes=1, views=VIEWS, hw=(side, side), overlap=last.overlap, moving_share=0.0, photo=last.photo
-    )
+        scenes=1, views=VIEWS, hw=(round(side / wide / PATCH) * PATCH, side), overlap=last.overlap,
+        moving_share=moving_share, photo=last.photo,
+    )  # fmt: skip
     every = [make_batch(options, seed=seed, index=i, device=device) for i in range(scenes)]
     most = max(b.moves.shape[1] for b in every)
     return Batch(**{name: torch.cat([_padded(getattr(b, name), name, most) for b in every]) for name in vars(every[0])})

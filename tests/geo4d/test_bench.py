@@ -18,6 +18,7 @@ import torch
 
 from geo4d.core.errors import InputError
 from geo4d.pipeline import benchmarks
+from recon.feedforward.networks import NETWORKS
 
 FOLDER = Path(benchmarks.__file__).resolve().parents[2] / "benchmarks"
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="not a checkout: no benchmarks")
@@ -59,15 +60,20 @@ def test_results_hold_no_paths_of_a_machine(path: Path) -> None:
     assert not re.findall(r"[\s\"=](/(?:root|home|work|tmp|Users)/\S*)", text)
 
 
-@pytest.fixture
-def common() -> ModuleType:
-    """What the scripts share, as they import it."""
-    spec = importlib.util.spec_from_file_location("common", FOLDER / "common.py")
+def script(name: str) -> ModuleType:
+    """A script of the benchmarks, as a module of its own."""
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def common() -> ModuleType:
+    """What the scripts share."""
+    return script("common")
 
 
 def test_origins_of_results_need_neither_git_nor_every_package(
@@ -109,3 +115,53 @@ def test_results_of_a_checkout_name_its_commit(common: Any, monkeypatch: pytest.
     monkeypatch.setenv("GEO4D_COMMIT", "0123456789ab")
     assert re.fullmatch(r"[0-9a-f]{12}(\+changes)?", common.commit())
     assert not common.commit().startswith("0123456789ab")
+
+
+def test_tables_of_geo4d_s_show_what_was_measured_and_need_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = script("tables")
+    figures = {"auc@5": 1.0, "auc@30": 20.0, "abs_rel": 0.25, "matched": 0.5}
+    states = ("trained", "elsewhere", "untrained", "one answer")
+    run: dict[str, Any] = {"pictures": 1000, "minutes": 2.0, **dict.fromkeys(states, figures)}
+    speed = {"pictures_per_s": 2000.0, "hw": [224, 224]}
+    found: dict[str, Any] = {"trainings": {"geo4d-xs": run}, "generator": {"cuda": speed}, "inference": {}}
+    monkeypatch.setattr(tables, "result", lambda _: found)
+    assert len(tables.geo4d_s().splitlines()) == 2 + len(states)
+    assert len(tables.geo4d_s_speed().splitlines()) == 2 + 1
+    run |= {"wide": figures | {"auc@30": 17.5}, "moving": figures | {"auc@30": 12.5}}
+    assert "| geo4d-xs, trained, wide pictures (16:9) |  |  | 1.0 | 17.5 | 0.250 | 50 % |" in tables.geo4d_s()
+    assert "| geo4d-xs, trained, scenes in which things move |  |  | 1.0 | 12.5 | 0.250 | 50 % |" in tables.geo4d_s()
+    step = {"network": "geo4d-xs", "pictures_per_s": 50.0, "batch_s": 0.5, "step_s": 0.25, "steps_per_batch": 2}
+    found["training"] = {"cpu": step}
+    said = "50 pictures per second: 0.50 s to make a batch, 0.25 s to learn from it, 2 times"
+    assert f"| training of geo4d-xs | cpu | {said} |" in tables.geo4d_s_speed()
+
+
+def helped(result: dict[str, Any]) -> bool:
+    """Whether benchmarks/sparse_views.py found `auto` better than sfm on redkitchen, by the mean of AUC@30 over its
+    numbers of views, and nowhere worse by more than a point.
+    """
+    gain = {
+        (name, views): row["auto"]["auc@30"] - row["sfm"]["auc@30"]
+        for name, data in result["sets"].items()
+        for views, row in data["rows"].items()
+        if {"auto", "sfm"} <= row.keys()
+    }
+    kitchen = [value for (name, _), value in gain.items() if name == "redkitchen"]
+    return sum(kitchen) > 0 and min(gain.values()) >= -1
+
+
+def test_auto_takes_geo4d_s_only_where_that_was_seen_to_help() -> None:
+    path = FOLDER / "results" / "sparse_views_geo4d_s.json"
+    assert not NETWORKS["geo4d-s"].helps or (path.exists() and helped(json.loads(path.read_text())))
+
+
+def test_a_network_helps_where_redkitchen_gains_and_no_set_loses() -> None:
+    def rows(**auto: float) -> dict[str, Any]:
+        return {"sets": {k: {"rows": {"4": {"sfm": {"auc@30": 40.0}, "auto": {"auc@30": v}}}} for k, v in auto.items()}}
+
+    assert helped(rows(redkitchen=47.0, fox=39.5))
+    assert not helped(rows(redkitchen=47.0, fox=38.5))
+    assert not helped(rows(redkitchen=40.0, fox=45.0))
+    assert not helped(rows(fox=45.0))
+    # geo4d-xs gains on one set and loses on the other.
+    assert not helped(json.loads((FOLDER / "results" / "sparse_views_geo4d_xs.json").read_text()))
