@@ -25,7 +25,7 @@ from recon.feedforward.geo4d_s import Geo4dS
 from recon.feedforward.layers import normalised
 from recon.feedforward.losses import Pairs, Truth, losses
 from recon.feedforward.recipe import DECAY, Recipe, network_config, recipe_of, steps_of_average
-from recon.feedforward.validation import held_out, overall, validated
+from recon.feedforward.validation import AT_ONCE, held_out, overall, validated
 
 STATE, LOG, BEST, LOCK = "training.safetensors", "log.jsonl", "best", "training.lock"
 FORMAT = "geo4d-training-1"
@@ -319,7 +319,8 @@ def begun_with(folder: Path) -> tuple[Recipe, int] | None:
 
 def _check_begun(folder: Path) -> None:
     """Refuse a folder with results of a training whose state is gone: a new one would replace them."""
-    left = [name for name in (LOG, BEST) if (folder / name).exists()]
+    log, best = folder / LOG, folder / BEST
+    left = [path.name for path in (log, best) if path.exists() and (path != log or log.stat().st_size)]
     if left:
         raise InputError(
             f"cannot go on with the training in {folder}", found=f"{' and '.join(left)}, but no {STATE}",
@@ -367,6 +368,7 @@ def train(
             progress.note(f"going on after {training.state.pictures} of {recipe.pictures} pictures")
         else:
             _check_begun(folder)
+            training.save(folder)  # before anything else is there, so that what is killed from now on can go on
         atomic.write_text(folder / "recipe.json", json.dumps(asdict(recipe), indent=2) + "\n")
         with progress.stage("scenes that are held out"):
             run = _Slice(training, folder, minutes, validation_scenes)
@@ -391,13 +393,20 @@ class _Slice:
         self.log.back_to(training.state.steps)
         self.before_s, self.at_first = training.state.seconds, training.state.pictures
         self.batch = held_out(training.recipe, scenes, device=training.device)
-        before = time.perf_counter()
-        validated(training.average, self.batch.subset(slice(0, 1)), dtype=training.dtype)
+        self.cost_s = self._validation_s()
         self.start = self.shown = self.saved = self.checked = time.perf_counter()
-        self.seen, self.cost_s = training.state.pictures, scenes * (self.start - before)
+        self.seen = training.state.pictures
         self.told = False
         self.sums: dict[str, float] = {}
         self.count = 0
+
+    def _validation_s(self) -> float:
+        """What a validation takes: its first scenes twice, since the first pass on a device also loads kernels."""
+        before = 0.0
+        for _ in range(2):
+            before = time.perf_counter()
+            validated(self.training.average, self.batch.subset(slice(0, AT_ONCE)), dtype=self.training.dtype)
+        return math.ceil(len(self.batch.rgb) / AT_ONCE) * (time.perf_counter() - before)
 
     def until_the_end(self) -> None:
         """Of the time, less what a validation takes, or of the training; the state is saved whatever happens."""

@@ -18,6 +18,8 @@ from recon.feedforward.recipe import Recipe
 SEED, REPORTED = 2**40, 2**41
 """Of the scenes by which weights are chosen, and of those that figures are reported of; trainings have smaller ones."""
 VIEWS = 4
+AT_ONCE = 8
+"""Scenes in one pass of the network."""
 POINTS = 128
 MATCHED = 0.03
 """A descriptor matches where the most alike one of another view is no farther from the point than this share of the
@@ -53,7 +55,9 @@ def _padded(value: Tensor, name: str, solids: int) -> Tensor:
     return value
 
 
-def validated(model: Geo4dS, batch: Batch, *, dtype: torch.dtype = torch.float32, at_once: int = 8) -> dict[str, float]:
+def validated(
+    model: Geo4dS, batch: Batch, *, dtype: torch.dtype = torch.float32, at_once: int = AT_ONCE
+) -> dict[str, float]:
     """Means over scenes: AUC@5 and @30 of poses, AbsRel of depth after one scale per scene, shares of
     descriptors that match, and that do so to a cell; `model` is as it is (in evaluation mode).
     """
@@ -66,7 +70,7 @@ def validated(model: Geo4dS, batch: Batch, *, dtype: torch.dtype = torch.float32
     return scored(run, batch, at_once=at_once)
 
 
-def scored(run: Callable[[Tensor], Geo4dSOutput], batch: Batch, *, at_once: int = 8) -> dict[str, float]:
+def scored(run: Callable[[Tensor], Geo4dSOutput], batch: Batch, *, at_once: int = AT_ONCE) -> dict[str, float]:
     """`validated` of anything that gives an output for pictures `(b, v, 3, h, w)`."""
     rows: list[dict[str, float]] = []
     for start in range(0, len(batch.rgb), at_once):

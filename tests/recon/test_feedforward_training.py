@@ -412,6 +412,41 @@ def test_results_of_a_training_whose_state_is_gone_are_not_replaced(tmp_path: Pa
     assert {p: p.read_bytes() for p in (folder / BEST).iterdir()} == kept
 
 
+@pytest.mark.parametrize("where", ["held_out", "validated", "read_log"])
+def test_what_is_killed_before_its_first_step_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    folder = tmp_path / "run"
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        (folder / LOG).parent.mkdir()
+        (folder / LOG).write_text("")  # what a kill leaves
+        patch.setattr(training, where, killed)
+        train(folder, TINY, minutes=0.01, validation_scenes=1)
+    assert train(folder, TINY, minutes=0.01, validation_scenes=1)["steps"] > 0
+
+
+def test_the_time_of_a_validation_is_that_of_a_warm_pass_of_as_many_scenes_as_go_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also that of a slow first pass would leave a short slice a single step."""
+    clock, sizes = [0.0], []
+
+    def validated(_: Geo4dS, batch: Batch, **__: object) -> dict[str, float]:
+        clock[0] += 5.0 if sizes else 100.0
+        sizes.append(len(batch.rgb))
+        return {"auc@30": 0.0, "abs_rel": 0.5, "matched": 0.1}
+
+    monkeypatch.setattr(training, "validated", validated)
+    monkeypatch.setattr(training.time, "perf_counter", lambda: clock[0])
+    run = training._Slice(Training(TINY), tmp_path, 1.0, training.AT_ONCE + 2)
+    assert sizes == [training.AT_ONCE] * 2
+    assert run.cost_s == 10.0
+
+
 def test_the_length_of_a_training_may_change(tmp_path: Path) -> None:
     made = Training(TINY, seed=2)
     made.step()
@@ -458,7 +493,7 @@ def test_at_the_end_pictures_are_as_wide_and_as_high_as_photos_are() -> None:
 
 
 def test_while_the_rate_falls_the_last_weights_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scores = iter([0.0, 20.0, 10.0, 30.0, 15.0])  # the first tells how long a validation takes
+    scores = iter([0.0, 0.0, 20.0, 10.0, 30.0, 15.0])  # the first two tell how long a validation takes
     monkeypatch.setattr(
         training, "validated", lambda *_, **__: {"auc@30": next(scores), "abs_rel": 0.5, "matched": 0.1}
     )
@@ -476,7 +511,8 @@ def test_weights_are_chosen_by_what_is_learnt_while_cameras_are_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The score of those that are kept is on the disk: after a slice that is killed, worse ones do not replace them."""
-    scores = iter([(0.0, 0.0), (1.0, 0.1), (0.5, 0.3), (0.0, 0.0), (0.9, 0.2)])
+    warm = [(0.0, 0.0)] * 2
+    scores = iter([*warm, (1.0, 0.1), (0.5, 0.3), *warm, (0.9, 0.2)])
 
     def validated(*_: object, **__: object) -> dict[str, float]:
         auc, matched = next(scores)
