@@ -15,6 +15,8 @@ from recon.feedforward.losses import LossWeights
 
 WARM_UP, DECAY = 0.02, 0.2
 """Shares of the training in which the rate grows to its value and falls from it (warm-up, stable, decay)."""
+AVERAGED = 0.03
+"""Share of the training, in pictures, that the mean of the weights reaches back over: far less than the rate falls."""
 LEAST_RATE = 0.02
 """Of the rate, at the end."""
 WIDEST = 1.8
@@ -47,22 +49,25 @@ class Recipe:
     """A key of `recon.feedforward.geo4d_s.CONFIGS`."""
     stages: tuple[Stage, ...]
     pixels: int
-    """Of a batch: how many pictures it has follows from their size."""
+    """Of a step: how many pictures it has follows from their size."""
     rate: float
     pictures: int
     """Of the whole training, as planned; each counts as often as it is seen."""
     points: int = 256
     """Pixels of a scene whose descriptors and tracks are compared."""
     repeats: int = 1
-    """Steps that learn from each batch, one after the other, each time from another first view: where making scenes
+    """Steps that learn from the same scenes, one after the other, each time from another first view: where making them
     takes longer than learning from them."""
+    parts: int = 1
+    """Of a batch, which are made together and learnt from one after the other: where making scenes takes as many
+    launches of kernels for few as for many."""
     known_share: float = 0.15
     """Of the batches, in which cameras are given to the network."""
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float = 1.0
     average: float = 0.999
-    """Of the running mean of the weights, which is what is kept."""
+    """Most that stays of the running mean of the weights at a step; this mean is what is kept."""
     registers: int = 0
     register_only: tuple[int, ...] = ()
     """Blocks in which register and camera tokens alone attend over all views."""
@@ -97,12 +102,12 @@ class Recipe:
             h, w = (h, short) if draw.random() < 0.3 else (short, w)
         views = draw.randint(*stage.views)
         return BatchOptions(
-            scenes=max(1, round(self.pixels / (h * w * views))), views=views, hw=(h, w), overlap=stage.overlap,
-            moving_share=stage.moving_share, photo=stage.photo,
+            scenes=self.parts * max(1, round(self.pixels / (h * w * views))), views=views, hw=(h, w),
+            overlap=stage.overlap, moving_share=stage.moving_share, photo=stage.photo,
         )  # fmt: skip
 
     def cameras_known(self, *, seed: int, index: int) -> bool:
-        """Whether batch number `index` gives cameras to the network."""
+        """Whether part number `index` of all batches gives cameras to the network."""
         return random.Random(f"known {seed} {index}").random() < self.known_share
 
 
@@ -114,7 +119,7 @@ RECIPES = {
             Stage(0.65, (168, 182, 196), (2, 6), (0.3, 0.9), 0.7, 0.1),
             Stage(1.0, (196, 224, 252), (3, 8), (0.2, 0.9), 1.0, 0.15, varied=True),
         ),
-        pixels=256 * 126 * 126, rate=4e-4, pictures=5_000_000,
+        pixels=256 * 126 * 126, rate=4e-4, pictures=5_000_000, parts=4,
     ),
     "geo4d-xs": Recipe(
         "geo4d-xs",
@@ -145,6 +150,11 @@ def recipe_of(values: Mapping[str, Any]) -> Recipe:
     return Recipe(**own, stages=stages, weights=LossWeights(**values["weights"]))
 
 
-def steps_of_average(recipe: Recipe, steps: int) -> float:
-    """How much of the running mean stays at a step: less at first, when weights change fast."""
-    return min(recipe.average, (1 + steps) / (10 + steps))
+def kept_of_average(recipe: Recipe, steps: int, pictures: int) -> float:
+    """How much of the running mean stays at a step, number `steps` and of so many pictures.
+
+    Less at first, when weights change fast, and in a short training, so that of its end little is from before the rate
+    falls.
+    """
+    short = max(0.0, 1 - pictures / (AVERAGED * recipe.pictures))
+    return min(recipe.average, (1 + steps) / (10 + steps), short)

@@ -24,7 +24,7 @@ from recon.feedforward import trained
 from recon.feedforward.geo4d_s import Geo4dS
 from recon.feedforward.layers import normalised
 from recon.feedforward.losses import Pairs, Truth, losses
-from recon.feedforward.recipe import DECAY, Recipe, network_config, recipe_of, steps_of_average
+from recon.feedforward.recipe import DECAY, Recipe, kept_of_average, network_config, recipe_of
 from recon.feedforward.validation import AT_ONCE, held_out, overall, validated
 
 STATE, LOG, BEST, LOCK = "training.safetensors", "log.jsonl", "best", "training.lock"
@@ -48,9 +48,9 @@ class State:
     steps: int = 0
     pictures: int = 0
     batches: int = 0
-    """Learnt from so far, with those that were thrown away, each as often as it is repeated."""
+    """Parts of batches that were learnt from, with those that were thrown away, each as often as it is repeated."""
     begun: int = 0
-    """Pictures when the batch that is repeated was made."""
+    """Pictures when the last batch was made."""
     rate_factor: float = 1.0
     rollbacks: int = 0
     seconds: float = 0.0
@@ -94,6 +94,8 @@ class Training:
         self._newer: _Copy | None = None
         self._made: tuple[int, Batch] | None = None
         """The last batch that was made, and its number."""
+        self.making_s = 0.0
+        """Time that making scenes took, of this process."""
         self.changing = False
         """Whether a step has begun to change the weights, and not ended."""
 
@@ -127,21 +129,30 @@ class Training:
         if self.state.rate_factor < 1 and self.state.good_steps >= RECOVERS_AFTER:
             self.state.rate_factor, self.state.good_steps = min(1.0, 2 * self.state.rate_factor), 0
             self.state.rollbacks = 0
-        self.state.pictures += batch.rgb.shape[0] * batch.rgb.shape[1]
-        self._average()
+        pictures = batch.rgb.shape[0] * batch.rgb.shape[1]
+        self.state.pictures += pictures
+        self._average(pictures)
         self.changing = False
         if self.state.steps % GOOD_EVERY == 0:
             self._good, self._newer = self._newer, self._copy()
         return numbers | {"rate": rate}
 
     def _next(self) -> tuple[Batch, bool]:
-        index, again = divmod(self.state.batches, self.recipe.repeats)
-        if again == 0:
+        number, again = divmod(self.state.batches, self.recipe.repeats)
+        index, part = divmod(number, self.recipe.parts)
+        if part == again == 0:
             self.state.begun = self.state.pictures
         if self._made is None or self._made[0] != index:
+            start = time.perf_counter()
             options = self.recipe.batch_at(self.state.begun, seed=self.seed, index=index)
             self._made = index, make_batch(options, seed=self.seed, index=index, device=self.device)
-        return self._made[1].from_view(again), self.recipe.cameras_known(seed=self.seed, index=index)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)  # the step that follows waits for it anyway
+            self.making_s += time.perf_counter() - start
+        made = self._made[1]
+        size = len(made.rgb) // self.recipe.parts
+        batch = made.subset(slice(part * size, (part + 1) * size)).from_view(again)
+        return batch, self.recipe.cameras_known(seed=self.seed, index=number)
 
     def _losses(self, batch: Batch, known: bool) -> dict[str, Tensor]:
         truth = Truth.of(batch).by_cameras() if known else Truth.of(batch)
@@ -153,8 +164,8 @@ class Training:
         return losses(out, truth, pairs, self.recipe.weights)
 
     @torch.no_grad()
-    def _average(self) -> None:
-        keep = steps_of_average(self.recipe, self.state.steps)
+    def _average(self, pictures: int) -> None:
+        keep = kept_of_average(self.recipe, self.state.steps, pictures)
         torch._foreach_lerp_([*self.average.parameters()], [*self.model.parameters()], 1 - keep)  # pyright: ignore[reportPrivateImportUsage]
 
     def _copy(self) -> _Copy:
@@ -398,7 +409,7 @@ class _Slice:
         self.seen = training.state.pictures
         self.told = False
         self.sums: dict[str, float] = {}
-        self.count = 0
+        self.count, self.made_s = 0, training.making_s
 
     def _validation_s(self) -> float:
         """What a validation takes: its first scenes twice, since the first pass on a device also loads kernels."""
@@ -421,7 +432,7 @@ class _Slice:
                 training.state.seconds = self.before_s + now - self.start
                 if training.state.steps < before:
                     self.log.back_to(training.state.steps)
-                    self.shown, self.seen, self.sums, self.count = now, training.state.pictures, {}, 0
+                    self._anew(now)
                 if now - self.shown > LOGGED_EVERY_S:
                     self._show(now)
                 if now - self.checked > VALIDATED_EVERY_S:
@@ -473,19 +484,26 @@ class _Slice:
             self.sums = {k: self.sums.get(k, 0.0) + v for k, v in parts.items()}
             self.count += 1
 
+    def _anew(self, now: float) -> None:
+        """Begin to sum up for the next line of the log."""
+        self.shown, self.seen, self.sums, self.count = now, self.training.state.pictures, {}, 0
+        self.made_s = self.training.making_s
+
     def _show(self, now: float) -> None:
         """Means since the last time, logged and said."""
         if not self.count:
             return
         state = self.training.state
         means = {k: v / self.count for k, v in self.sums.items()}
-        speed = (state.pictures - self.seen) / (now - self.shown)
-        self.log.add(state, {"losses": means, "pictures_per_s": speed})
+        took, making = now - self.shown, self.training.making_s - self.made_s
+        speed = (state.pictures - self.seen) / took
+        seconds = {"scenes_s": round(making, 3), "steps_s": round(took - making, 3)}
+        self.log.add(state, {"losses": means, "pictures_per_s": speed} | seconds)
         self.training.progress.status(
             f"step {state.steps}, loss {means['total']:.3f}, {speed:.0f} pictures/s, "
             f"{100 * state.pictures / self.training.recipe.pictures:.1f} %"
         )
-        self.shown, self.seen, self.sums, self.count = now, state.pictures, {}, 0
+        self._anew(now)
         if not self.told and now - self.start > TOLD_AFTER_S:
             left_s = (self.training.recipe.pictures - state.pictures) / max(self.speed(), 1e-9)
             self.training.progress.note(

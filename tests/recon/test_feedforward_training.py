@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -32,7 +33,7 @@ from recon.feedforward.geo4d_s import (
 )
 from recon.feedforward.layers import encode_pose, normalised
 from recon.feedforward.losses import LossWeights, Pairs, Truth, losses, unprojected
-from recon.feedforward.recipe import RECIPES, Recipe, Stage
+from recon.feedforward.recipe import RECIPES, Recipe, Stage, kept_of_average
 from recon.feedforward.trained import CARD, INDEX, read_card, write_weights
 from recon.feedforward.training import BEST, LOG, STATE, Training, read_state, train
 from recon.feedforward.weights import load_weights
@@ -215,6 +216,38 @@ def test_batches_are_learnt_from_as_often_as_the_recipe_says_from_another_view_e
     assert seen[0].rgb.shape != seen[2].rgb.shape or not seen[0].rgb.equal(seen[2].rgb)
 
 
+def test_parts_of_a_batch_are_learnt_from_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Training(replace(TINY, parts=3, repeats=2), seed=0)
+    numbers = []
+
+    def counted(*args: object, **options: object) -> Batch:
+        numbers.append(options["index"])
+        return make_batch(*args, **options)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(training, "make_batch", counted)
+    seen = []
+    for _ in range(7):
+        batch, _ = made._next()
+        made.state.batches += 1
+        made.state.pictures += batch.rgb.shape[0] * batch.rgb.shape[1]
+        seen.append(batch.rgb)
+        assert made.state.begun == (0 if len(seen) < 7 else sum(len(rgb) * rgb.shape[1] for rgb in seen[:6]))
+    assert numbers == [0, 1]
+    alone = replace(TINY, repeats=2).batch_at(0, seed=0, index=0)
+    whole = make_batch(replace(alone, scenes=3 * alone.scenes), seed=0, index=0).rgb
+    torch.testing.assert_close(torch.cat(seen[0:6:2]), whole, rtol=0, atol=0)
+    torch.testing.assert_close(torch.cat(seen[1:6:2]), whole.roll(-1, 1), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("planned", [3_000, 60_000, 6_000_000])
+def test_the_kept_mean_of_weights_forgets_the_start_and_what_was_before_the_rate_fell(planned: int) -> None:
+    recipe, size = replace(RECIPES["geo4d-s"], pictures=planned), 100
+    kept = [kept_of_average(recipe, n, size) for n in range(1, planned // size + 1)]
+    assert math.prod(kept[: len(kept) // 10]) < 1e-3  # what is left of the start values after a tenth
+    assert math.prod(kept[-(len(kept) // 5) :]) < 0.01  # and at the end of all before the rate fell
+    assert max(kept) == min(0.999, max(0.0, 1 - size / (0.03 * planned)))  # a mean of many steps all the same
+
+
 def test_training_learns_and_from_the_pictures() -> None:
     """One batch by heart: its cameras, which those of another order of scenes do not fit."""
     made = Training(replace(TINY, rate=2e-3, pictures=100_000), seed=0)
@@ -234,15 +267,17 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-def test_a_training_goes_on_as_if_it_had_not_been_interrupted(tmp_path: Path) -> None:
-    whole = Training(TINY, seed=2)
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_training_goes_on_as_if_it_had_not_been_interrupted(tmp_path: Path, parts: int) -> None:
+    recipe = replace(TINY, parts=parts)
+    whole = Training(recipe, seed=2)
     for _ in range(5):
         whole.step()
-    first = Training(TINY, seed=2)
+    first = Training(recipe, seed=2)
     for _ in range(3):  # amid what is learnt from one batch
         first.step()
     first.save(tmp_path)
-    second = Training(TINY, seed=2)
+    second = Training(recipe, seed=2)
     second.resume(tmp_path)
     second.step()
     second.step()
@@ -315,7 +350,7 @@ def test_what_is_interrupted_amid_a_change_of_weights_does_not_replace_what_was_
     train(folder, replace(TINY, pictures=12), minutes=1, validation_scenes=1)
     kept = (folder / STATE).read_bytes()
 
-    def interrupted(self: Training) -> None:
+    def interrupted(self: Training, pictures: int) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Training, "_average", interrupted)
@@ -386,6 +421,10 @@ def test_a_slice_leaves_a_log_weights_and_a_card_and_the_next_goes_on(
     assert about["state"]["steps"] == first["steps"]
     lines = [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
     assert {"losses", "pictures_per_s"} <= lines[0].keys()
+    took = lines[0]["scenes_s"] + lines[0]["steps_s"]
+    assert lines[0]["scenes_s"] > 0
+    assert lines[0]["steps_s"] > 0
+    assert took * lines[0]["pictures_per_s"] == pytest.approx(lines[0]["pictures"], rel=0.02)
     assert "auc@30" in lines[-1]["validation"]
     recipe, card = read_card(folder / BEST)
     assert recipe == TINY
@@ -421,11 +460,12 @@ def test_what_is_killed_before_its_first_step_goes_on(
     def killed(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        (folder / LOG).parent.mkdir()
-        (folder / LOG).write_text("")  # what a kill leaves
+    folder.mkdir()
+    (folder / LOG).write_text("")  # as a kill may leave it
+    with monkeypatch.context() as patch:
         patch.setattr(training, where, killed)
-        train(folder, TINY, minutes=0.01, validation_scenes=1)
+        with pytest.raises(KeyboardInterrupt):
+            train(folder, TINY, minutes=0.01, validation_scenes=1)
     assert train(folder, TINY, minutes=0.01, validation_scenes=1)["steps"] > 0
 
 
@@ -617,7 +657,7 @@ def test_recipes_make_batches_of_about_the_same_work(name: str) -> None:
         for index in range(20):
             options = recipe.batch_at(int(done * recipe.pictures), seed=0, index=index)
             assert options.scenes * options.views * options.hw[0] * options.hw[1] == pytest.approx(
-                recipe.pixels, rel=0.6
+                recipe.parts * recipe.pixels, rel=0.6
             )
 
 
