@@ -87,7 +87,7 @@ NETWORKS: dict[str, Network] = {
     ),
     "geo4d-s": Network(
         "geo4d/geo4d-s", "geo4d-s, small and trained on generated scenes", "Apache-2.0", True, "geo4d", "geo4d-s",
-        21_961_514, ("intrinsics", "poses", "masks"), 252, bundled="geo4d_s_weights", helps=False,
+        21_962_794, ("intrinsics", "poses", "masks"), 252, bundled="geo4d_s_weights", helps=False,
     ),
 }  # fmt: skip
 """Best first: `auto` and `hybrid` take the first whose weights are at hand and may be used commercially."""

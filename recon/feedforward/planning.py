@@ -74,7 +74,7 @@ VGGT_1B = NetworkCost(
     kept_width=2048, dense=(256, 256), outputs=6,
 )  # fmt: skip
 GEO4D_S = NetworkCost(
-    "geo4d-s", 21_961_514, width=320, within_views=8, over_views=4, special_tokens=1, kept_layers=4, kept_width=640,
+    "geo4d-s", 21_962_794, width=320, within_views=8, over_views=4, special_tokens=1, kept_layers=4, kept_width=640,
     dense=(64, 64), outputs=12.1,
 )  # fmt: skip
 COSTS = {cost.name: cost for cost in (DA3_SMALL, DA3_BASE, VGGT_1B, GEO4D_S)}
