@@ -562,10 +562,13 @@ def train(
     minutes: float = 9.0,
     network: Literal["geo4d-s", "geo4d-xs"] | None = None,
     pictures: int | None = None,
+    whole_minutes: float | None = None,
     rate: float | None = None,
+    batch_pixels: int | None = None,
     registers: int | None = None,
     register_only: str | None = None,
     without: str | None = None,
+    begin_from: Annotated[Path | None, arg(name="from")] = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     seed: int | None = None,
     json: bool = False,
@@ -580,10 +583,15 @@ def train(
         minutes: of this slice.
         network: geo4d-s, for a GPU (default); geo4d-xs, which two cores can train.
         pictures: of the whole training, by which size, difficulty and rate follow; may change when it goes on.
+        whole_minutes: of a training that begins, instead of --pictures: as many pictures as this machine learns from
+            in that time.
         rate: of learning, at its highest; may change when it goes on.
+        batch_pixels: of the pictures of a step, for a GPU of less memory (default 4,064,256 of geo4d-s); may change
+            when it goes on.
         registers: tokens per picture beside the camera's (default 0).
         register_only: comma list of blocks over all views in which these tokens alone attend.
         without: comma list of losses to leave out: relative, ray, descriptor, track.
+        begin_from: weights that a training begins with: a folder with their card, FOLDER/best of another training.
         device: where to compute.
         seed: of scenes and first weights (default 0).
         json: print the result as one JSON object on stdout.
@@ -593,8 +601,9 @@ def train(
 
     with _terminal(quiet=json) as progress:
         return training.train_recon(
-            resume, minutes=minutes, network=network, pictures=pictures, rate=rate, registers=registers,
-            register_only=register_only, without=without, device=device, seed=seed, progress=progress,
+            resume, minutes=minutes, network=network, pictures=pictures, whole_minutes=whole_minutes, rate=rate,
+            batch_pixels=batch_pixels, registers=registers, register_only=register_only, without=without,
+            begin_from=begin_from, device=device, seed=seed, progress=progress,
         )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from recon.feedforward.geo4d_s import CONFIGS
 from recon.feedforward.losses import LossWeights
 from recon.feedforward.networks import pick_device
 from recon.feedforward.recipe import RECIPES, Recipe
-from recon.feedforward.training import LOG, begun_with, read_log, train
+from recon.feedforward.training import LOG, begun_with, read_begun_from, read_log, train
 
 CURVE = "curve.svg"
 _OPTIONAL = ("relative", "ray", "descriptor", "track")
@@ -29,44 +29,67 @@ def train_recon(
     minutes: float,
     network: str | None = None,
     pictures: int | None = None,
+    whole_minutes: float | None = None,
     rate: float | None = None,
+    batch_pixels: int | None = None,
     registers: int | None = None,
     register_only: str | None = None,
     without: str | None = None,
+    begin_from: Path | None = None,
     device: str = "auto",
     seed: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """One slice of the training of a feed-forward network; returns what the command line shows.
 
-    What is not given is as the training in the folder was begun, or else usual: `geo4d-s`, its recipe, seed 0.
+    What is not given is as the training in the folder was begun, or else usual: `geo4d-s`, its recipe, seed 0; with
+    weights to begin from their network, and the seed after theirs, so that it sees other scenes.
 
     Raises:
         InputError: options that do not fit, a folder of another training, or one that cannot be written.
     """
     if not minutes > 0:
         raise InputError("cannot train for so long", found=f"--minutes {minutes:g}", accepted="more than 0")
+    if whole_minutes is not None and (pictures is not None or not whole_minutes > 0):
+        asked = f"--whole-minutes {whole_minutes:g}"
+        raise InputError(
+            "cannot plan the training", found=asked if pictures is None else f"{asked} and --pictures {pictures}",
+            accepted="one of them, more than 0", hint="leave one out",
+        )  # fmt: skip
     where = pick_device(device)
     begun = begun_with(folder)
-    recipe = _recipe(begun and begun[0], network, pictures, rate, registers, register_only, without)
+    usual, usual_seed = begun or _usual(begin_from)
+    recipe = _recipe(usual, network, pictures, rate, batch_pixels, registers, register_only, without)
     if device == "auto" and where == "cpu" and recipe.network == "geo4d-s":
         raise InputError(
             "geo4d-s wants a GPU", found="none; two cores would take weeks and some 20 GB of memory",
-            accepted="--network geo4d-xs, which they train in an hour", hint="--device cpu tries it all the same",
+            accepted=f"a machine with one: the training in {folder} goes on there" if begun and network is None
+            else "--network geo4d-xs, which they train in an hour",
+            hint="--device cpu tries it all the same",
         )  # fmt: skip
-    if seed is None:
-        seed = begun[1] if begun else 0
-    result = train(folder, recipe, minutes=minutes, seed=seed, device=where, progress=progress)
+    result = train(
+        folder, recipe, minutes=minutes, seed=usual_seed if seed is None else seed, device=where,
+        whole_minutes=whole_minutes, begin_from=begin_from, progress=progress,
+    )  # fmt: skip
     write_curve(folder)
     return {**result, "curve": str(folder / CURVE)}
 
 
+def _usual(begin_from: Path | None) -> tuple[Recipe, int]:
+    """Recipe and seed of a training that begins."""
+    if begin_from is None:
+        return RECIPES["geo4d-s"], 0
+    found, card = read_begun_from(begin_from)
+    own = replace(RECIPES[found.network], registers=found.registers, register_only=found.register_only)
+    return own, card.get("seed", -1) + 1
+
+
 def _recipe(
-    begun: Recipe | None, network: str | None, pictures: int | None, rate: float | None, registers: int | None,
-    register_only: str | None, without: str | None,
+    usual: Recipe, network: str | None, pictures: int | None, rate: float | None, batch_pixels: int | None,
+    registers: int | None, register_only: str | None, without: str | None,
 ) -> Recipe:  # fmt: skip
-    """That of the training that was begun, or the usual one, with what is given."""
-    usual = begun if begun is not None and network in (None, begun.network) else RECIPES[network or "geo4d-s"]
+    """The usual one, or that of another network, with what is given."""
+    usual = usual if network in (None, usual.network) else RECIPES[network]
     weights = usual.weights if without is None else _weights(without)
     registers = usual.registers if registers is None else registers
     blocks = usual.register_only if register_only is None else _blocks(register_only)
@@ -84,6 +107,7 @@ def _recipe(
     return replace(
         usual, registers=registers, register_only=blocks, weights=weights,
         pictures=usual.pictures if pictures is None else pictures, rate=usual.rate if rate is None else rate,
+        pixels=usual.pixels if batch_pixels is None else batch_pixels,
     )  # fmt: skip
 
 

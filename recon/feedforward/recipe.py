@@ -74,10 +74,11 @@ class Recipe:
     weights: LossWeights = field(default_factory=LossWeights)
 
     def __post_init__(self) -> None:
-        if self.pictures < 1 or not 0 < self.rate < 1:
+        if min(self.pictures, self.pixels) < 1 or not 0 < self.rate < 1:
             raise InputError(
-                "cannot train like this", found=f"{self.pictures} pictures at a rate of {self.rate:g}",
-                accepted="at least one picture, a rate between 0 and 1",
+                "cannot train like this",
+                found=f"{self.pictures} pictures, {self.pixels} pixels in a step, a rate of {self.rate:g}",
+                accepted="at least one picture, at least one pixel in a step, a rate between 0 and 1",
             )  # fmt: skip
 
     def rate_at(self, pictures: int) -> float:
@@ -95,7 +96,23 @@ class Recipe:
         """What batch number `index` is like, after so many pictures."""
         done = pictures / self.pictures
         stage = next((s for s in self.stages if done < s.until), self.stages[-1])
-        draw = random.Random(f"{seed} {index}")
+        return self._drawn(stage, random.Random(f"{seed} {index}"))
+
+    def steps_left(self, pictures: int) -> list[float]:
+        """About how many steps of each stage follow after so many pictures.
+
+        Steps, not pictures, take about the same time in all stages: the larger pictures are, the fewer are in one.
+        """
+        found, done = [], pictures / self.pictures
+        for stage in self.stages:
+            batches = [self._drawn(stage, random.Random(f"usual {k}")) for k in range(100)]
+            usual = sum(b.scenes * b.views for b in batches) / (len(batches) * self.parts)
+            found.append(max(0.0, stage.until - done) * self.pictures / usual)
+            done = max(done, stage.until)
+        return found
+
+    def _drawn(self, stage: Stage, draw: random.Random) -> BatchOptions:
+        """A batch of a stage."""
         h = w = draw.choice(stage.sides_px)
         if stage.varied:
             short = max(1, round(h / draw.uniform(1, WIDEST) / PATCH)) * PATCH

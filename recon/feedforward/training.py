@@ -26,6 +26,7 @@ from recon.feedforward.layers import normalised
 from recon.feedforward.losses import Pairs, Truth, losses
 from recon.feedforward.recipe import DECAY, Recipe, kept_of_average, network_config, recipe_of
 from recon.feedforward.validation import AT_ONCE, held_out, overall, validated
+from recon.feedforward.weights import load_weights
 
 STATE, LOG, BEST, LOCK = "training.safetensors", "log.jsonl", "best", "training.lock"
 FORMAT = "geo4d-training-1"
@@ -35,8 +36,10 @@ GOOD_EVERY = 100
 """Steps after which a state is remembered, to go back to once so many more were finite."""
 MOST_ROLLBACKS = 8
 UNDECAYED = ("pos_embed", "cls_token", "camera_token", "register_tokens")
-MAY_CHANGE = ("pictures", "rate")
+MAY_CHANGE = ("pictures", "rate", "pixels")
 """Of a recipe, when a training goes on."""
+MEASURED_S, SPARE = 5.0, 0.05
+"""How long steps of each stage are measured to plan a training for a time, and what validations take of that time."""
 RECOVERS_AFTER = 1000
 """Good steps after which a rate that was halved is doubled again, and what was undone is forgotten."""
 
@@ -90,6 +93,8 @@ class Training:
             lr=recipe.rate, betas=recipe.betas, fused=on_gpu,
         )  # fmt: skip
         self.state = State()
+        self.begun_from: dict[str, Any] | None = None
+        """What the card says of the weights that the training began with, where these were learnt."""
         self._good: _Copy | None = None
         self._newer: _Copy | None = None
         self._made: tuple[int, Batch] | None = None
@@ -193,6 +198,23 @@ class Training:
 
     # State
 
+    def begin_from(self, folder: Path) -> None:
+        """Take the weights in a folder for the first ones.
+
+        Raises:
+            InputError: no weights with a card there, or of a network of another size.
+        """
+        recipe, card = read_begun_from(folder)
+        if network_config(recipe) != network_config(self.recipe):
+            raise InputError(
+                f"cannot begin with the weights in {folder}", found=_network(recipe),
+                accepted=f"those of {_network(self.recipe)}", hint="leave out --network, --registers, --register-only",
+            )  # fmt: skip
+        load_weights(self.average, folder)
+        self.model.load_state_dict(self.average.state_dict())
+        kept = ("network", "pictures", "planned", "steps", "minutes", "seed", "begun_from")
+        self.begun_from = {k: card[k] for k in kept if k in card}
+
     def tensors(self) -> dict[str, Tensor]:
         """All that is learnt: weights, their running mean, and the optimiser's moments."""
         found = {f"model/{k}": v.detach() for k, v in self.model.state_dict().items()}
@@ -232,6 +254,7 @@ class Training:
             self.progress.note("the weights are not finite and are not saved: what was saved before stays")
             return
         about = {"format": FORMAT, "recipe": asdict(self.recipe), "seed": self.seed, "state": asdict(self.state)}
+        about["begun_from"] = self.begun_from
         atomic.write_bytes(folder / STATE, save(tensors, {"geo4d": json.dumps(about)}))
 
     def resume(self, folder: Path) -> None:
@@ -257,7 +280,7 @@ class Training:
             )  # fmt: skip
         try:
             self.set_tensors(tensors)
-            self.state = State(**about["state"])
+            self.state, self.begun_from = State(**about["state"]), about.get("begun_from")
         except (KeyError, RuntimeError, TypeError) as error:
             raise InputError(
                 f"cannot go on with the training in {folder}", found=f"its tensors do not fit the network: {error}",
@@ -272,6 +295,12 @@ class Training:
         if self.recipe.rate != begun["rate"]:
             self.state.rate_factor, self.state.rollbacks = 1.0, 0
         self._good = None
+
+
+def _network(recipe: Recipe) -> str:
+    """The network that a recipe trains, in words."""
+    alone = f", alone in blocks {', '.join(map(str, recipe.register_only))}" if recipe.register_only else ""
+    return f"{recipe.network} with {recipe.registers} registers{alone}"
 
 
 def _short(value: Any) -> str:
@@ -328,6 +357,61 @@ def begun_with(folder: Path) -> tuple[Recipe, int] | None:
         return recipe_of(about["recipe"]), about["seed"]
 
 
+def read_begun_from(folder: Path) -> tuple[Recipe, dict[str, Any]]:
+    """Recipe and card of weights to begin a training with.
+
+    Raises:
+        InputError: none there.
+    """
+    if not (folder / trained.CARD).is_file() and (folder / BEST).is_dir():
+        raise InputError(
+            f"cannot begin with the weights in {folder}", found="the folder of a training, which holds more than these",
+            accepted="the weights that it kept", hint=f"--from {folder / BEST}",
+        )  # fmt: skip
+    return trained.read_card(folder)
+
+
+def planned(recipe: Recipe, minutes: float, *, seed: int = 0, device: str = "cpu") -> Recipe:
+    """The recipe with as many pictures as this machine learns from in so many minutes.
+
+    A few steps of each stage are measured, of a training that is thrown away.
+    """
+    made, seconds, before = Training(recipe, seed=seed, device=device), 0.0, 0.0
+    for stage, steps in zip(recipe.stages, recipe.steps_left(0), strict=True):
+        made.state.pictures = int((before + stage.until) / 2 * recipe.pictures)
+        seconds += steps * _seconds_per_step(made)
+        before = stage.until
+    return replace(recipe, pictures=max(1, int(recipe.pictures * (1 - SPARE) * 60 * minutes / seconds)))
+
+
+def _seconds_per_step(training: Training) -> float:
+    """Of whole batches, after one that warms up."""
+    at_once, count = training.recipe.parts * training.recipe.repeats, 0
+    for _ in range(at_once):
+        training.step()
+    start = time.perf_counter()
+    while count == 0 or time.perf_counter() - start < MEASURED_S:
+        for _ in range(at_once):
+            training.step()
+        count += at_once
+    return (time.perf_counter() - start) / count
+
+
+@contextlib.contextmanager
+def _enough_memory(training: Training) -> Iterator[None]:
+    """Memory that is used up while training, in words."""
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        pixels = training.recipe.pixels
+        raise InputError(
+            "the training ran out of memory",
+            found=f"{pixels} pixels in a step of {training.recipe.network} on {_device_name(training.device)}",
+            accepted="what the memory holds beside other programs",
+            hint=f"the same command with --batch-pixels {pixels // 2}: it goes on with smaller steps",
+        ) from error  # fmt: skip
+
+
 def _check_begun(folder: Path) -> None:
     """Refuse a folder with results of a training whose state is gone: a new one would replace them."""
     log, best = folder / LOG, folder / BEST
@@ -346,6 +430,8 @@ def train(
     minutes: float,
     seed: int = 0,
     device: str = "cpu",
+    whole_minutes: float | None = None,
+    begin_from: Path | None = None,
     validation_scenes: int = 32,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -361,6 +447,8 @@ def train(
         minutes: of this slice, with its validation at the end.
         seed: of scenes and first weights.
         device: where to compute.
+        whole_minutes: of a training that begins: it gets as many pictures as this machine learns from in that time.
+        begin_from: folder with weights and their card that a training begins with.
         validation_scenes: that weights are scored on; they are never trained on.
         progress: hears what happens.
 
@@ -368,24 +456,37 @@ def train(
         What the command line shows.
 
     Raises:
-        InputError: a folder of another training, that another slice works in or that cannot be written, or a loss
-            that does not stay finite.
+        InputError: a folder of another training, that another slice works in or that cannot be written, weights of
+            another network to begin with, memory that is used up, or a loss that does not stay finite.
     """
-    progress = progress or Progress()
+    progress, start = progress or Progress(), time.perf_counter()
     with atomic.held_folder(folder, LOCK):
         training = Training(recipe, seed=seed, device=device, progress=progress)
         if (folder / STATE).exists():
             training.resume(folder)
             progress.note(f"going on after {training.state.pictures} of {recipe.pictures} pictures")
+            if whole_minutes is not None or begin_from is not None:
+                progress.note(
+                    "--whole-minutes and --from are for trainings that begin; this one goes on with what it was begun "
+                    "with (--pictures changes its length)"
+                )
         else:
             _check_begun(folder)
+            if begin_from is not None:
+                training.begin_from(begin_from)
+            if whole_minutes is not None:
+                with progress.stage("plan"), _enough_memory(training):
+                    training.recipe = recipe = planned(recipe, whole_minutes, seed=seed, device=device)
+                progress.note(f"{recipe.pictures} pictures are planned for {whole_minutes:g} minutes of training")
             training.save(folder)  # before anything else is there, so that what is killed from now on can go on
         atomic.write_text(folder / "recipe.json", json.dumps(asdict(recipe), indent=2) + "\n")
-        with progress.stage("scenes that are held out"):
-            run = _Slice(training, folder, minutes, validation_scenes)
-        with progress.stage("train"):
-            run.until_the_end()
-        scores = run.validate()
+        with _enough_memory(training):
+            with progress.stage("scenes that are held out"):
+                left = minutes - (time.perf_counter() - start) / 60
+                run = _Slice(training, folder, left, validation_scenes)
+            with progress.stage("train"):
+                run.until_the_end()
+            scores = run.validate()
         training.save(folder)
     return {
         "folder": str(folder), "steps": training.state.steps, "pictures": training.state.pictures,
@@ -403,6 +504,7 @@ class _Slice:
         self.log = _Log(folder / LOG)
         self.log.back_to(training.state.steps)
         self.before_s, self.at_first = training.state.seconds, training.state.pictures
+        self.first_step = training.state.steps
         self.batch = held_out(training.recipe, scenes, device=training.device)
         self.cost_s = self._validation_s()
         self.start = self.shown = self.saved = self.checked = time.perf_counter()
@@ -463,7 +565,7 @@ class _Slice:
         ):
             trained.write_weights(
                 self.folder / BEST, training.average, training.recipe, training.state, scores, seed=training.seed,
-                device=_device_name(training.device),
+                device=_device_name(training.device), begun_from=training.begun_from,
             )  # fmt: skip
         training.progress.note(
             f"after {training.state.pictures} pictures: AUC@30 {scores['auc@30']:.1f}, "
@@ -505,9 +607,10 @@ class _Slice:
         )
         self._anew(now)
         if not self.told and now - self.start > TOLD_AFTER_S:
-            left_s = (self.training.recipe.pictures - state.pictures) / max(self.speed(), 1e-9)
+            per_s = max(1, state.steps - self.first_step) / (now - self.start)
+            left_s = sum(self.training.recipe.steps_left(state.pictures)) / per_s
             self.training.progress.note(
-                f"at {self.speed():.0f} pictures per second the training ends after {left_s / 60:.0f} more minutes "
+                f"at {per_s:.2g} steps per second the training ends after {left_s / 60:.0f} more minutes "
                 "(--pictures makes it shorter or longer, at any time)"
             )
             self.told = True

@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
+from recon.feedforward import training
 from recon.feedforward.recipe import RECIPES, Stage
-from recon.feedforward.training import LOCK, LOG, STATE, read_state, train
+from recon.feedforward.training import BEST, LOCK, LOG, STATE, read_state, train
 
 TINY = replace(
     RECIPES["geo4d-xs"], stages=(Stage(1.0, (42,), (2, 2), (0.4, 0.9), 0.2, 0.0),), pixels=4 * 42 * 42, points=16,
@@ -66,6 +67,10 @@ def test_slices_go_on_and_draw_a_curve(geo4d: Callable[..., Any], tmp_path: Path
         (("--minutes", "0"), "--minutes 0"),
         (("--rate", "3"), "a rate between 0 and 1"),
         (("--pictures", "-5"), "at least one picture"),
+        (("--batch-pixels", "0"), "at least one pixel in a step"),
+        (("--whole-minutes", "0"), "--whole-minutes 0"),
+        (("--whole-minutes", "5", "--pictures", "10"), "--whole-minutes 5 and --pictures 10"),
+        (("--from", "nowhere"), "nowhere"),
         (("--without", "colour"), "relative, ray, descriptor, track"),
         (("--register-only", "3"), "--registers 4"),
         (("--register-only", "x", "--registers", "4"), "numbers of blocks"),
@@ -90,6 +95,25 @@ def test_a_folder_of_another_training_is_refused_and_left_alone(geo4d: Callable[
     assert run.code == 2
     assert "it was begun with seed 0" in run.stderr
     assert {p.name: p.stat().st_mtime_ns for p in folder.iterdir() if p.name != LOCK} == before
+
+
+def test_a_training_is_planned_for_a_time_and_begins_with_weights(
+    geo4d: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "MEASURED_S", 0.1)
+    first, folder = tmp_path / "first", tmp_path / "run"
+    train(first, TINY, minutes=0.001, validation_scenes=1)
+    args = ("train", "recon", "--resume", folder, "--from", first / BEST, "--whole-minutes", "0.5", "--device", "cpu")
+    run = geo4d(*args, "--minutes", "0.001")
+    assert run.code == 0, run.stderr
+    assert "pictures are planned for 0.5 minutes of training" in run.stderr
+    about = read_state(folder)[0]
+    assert about["recipe"]["network"] == "geo4d-xs"
+    assert about["begun_from"]["pictures"] == read_state(first)[0]["state"]["pictures"]
+    again = geo4d(*args, "--minutes", "0.001")
+    assert again.code == 0, again.stderr
+    assert read_state(folder)[0]["recipe"] == about["recipe"]
+    assert 50 < about["recipe"]["pictures"] < TINY.pictures
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")

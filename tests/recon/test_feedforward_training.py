@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import math
 import subprocess
@@ -15,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from geo4d import __version__
 from geo4d.core import geometry
 from geo4d.core.errors import InputError
 from geo4d.core.io import atomic
@@ -43,6 +45,7 @@ TINY = replace(
     RECIPES["geo4d-xs"], stages=(Stage(1.0, (42,), (2, 3), (0.4, 0.9), 0.2, 0.3),), pixels=6 * 42 * 42, pictures=10_000,
     points=32,
 )  # fmt: skip
+TINY_STAGES = replace(TINY, stages=(replace(TINY.stages[0], until=0.5), TINY.stages[0]))
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +76,12 @@ def perfect(truth: Truth, batch: Batch) -> Geo4dSOutput:
         encode_pose(truth.world_from_cam, truth.K, (h, w)), geometry.rigid_inverse(truth.world_from_cam), truth.K,
         described,
     )  # fmt: skip
+
+
+@pytest.fixture
+def few_scenes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`train_recon` validates on one scene."""
+    monkeypatch.setattr("geo4d.pipeline.training.train", functools.partial(train, validation_scenes=1))
 
 
 def parts_of(out: Geo4dSOutput, batch: Batch) -> dict[str, float]:
@@ -430,6 +439,11 @@ def test_a_slice_leaves_a_log_weights_and_a_card_and_the_next_goes_on(
     assert recipe == TINY
     assert card["network"] == "geo4d-xs"
     assert card["validation"] == lines[-1]["validation"]
+    assert (card["geo4d"], card["torch"]) == (__version__, torch.__version__)
+    assert card["device"].startswith("CPU")
+    assert card["begun_from"] is None
+    assert "up to 3 views" in card["intended_use"]
+    assert "42 pixels wide or high at most" in card["limits"]
     model = Geo4dS(CONFIGS["geo4d-xs"])
     load_weights(model, folder / BEST / INDEX)
     mean = {k.removeprefix("average/"): v for k, v in tensors.items() if k.startswith("average/")}
@@ -494,6 +508,139 @@ def test_the_length_of_a_training_may_change(tmp_path: Path) -> None:
     longer = Training(replace(TINY, pictures=123_456), seed=2)
     longer.resume(tmp_path)
     assert longer.state == made.state
+
+
+def test_the_steps_that_are_left_are_those_of_the_sizes_that_follow() -> None:
+    recipe = replace(RECIPES["geo4d-s"], pictures=300_000)
+    for done in (0, 100_000, 250_000):
+        pictures, steps = done, 0
+        while pictures < recipe.pictures:
+            batch = recipe.batch_at(pictures, seed=0, index=steps // recipe.parts)
+            pictures += batch.scenes // recipe.parts * batch.views
+            steps += 1
+        assert sum(recipe.steps_left(done)) == pytest.approx(steps, rel=0.05)
+    assert recipe.steps_left(recipe.pictures) == [0, 0, 0]
+    assert sum(recipe.steps_left(0)) > 1.6 * recipe.pictures / 256  # pictures of the first steps
+
+
+def test_the_time_that_is_left_is_told_by_steps(tmp_path: Path) -> None:
+    notes = Progress()
+    made = Training(replace(RECIPES["geo4d-xs"], pictures=6_000), progress=notes)
+    run = training._Slice(made, tmp_path, 1.0, 1)
+    made.state.steps, made.state.pictures = 50, 1_200
+    run._add({"total": 1.0})
+    run._show(run.start + 100)
+    minutes = sum(made.recipe.steps_left(1_200)) / 0.5 / 60
+    assert notes.notes[-1].startswith(f"at 0.5 steps per second the training ends after {minutes:.0f} more minutes")
+
+
+def test_a_training_is_planned_for_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each stage counts with its own steps and their seconds."""
+    per_step = {1: 0.5, 2: 0.25}
+    calls = iter([1, 2] * 2)
+    monkeypatch.setattr(training, "_seconds_per_step", lambda made: per_step[next(calls)])
+    recipe = RECIPES["geo4d-xs"]
+    found = training.planned(recipe, 30)
+    first, second = found.steps_left(0)
+    assert 0.5 * first + 0.25 * second == pytest.approx(0.95 * 30 * 60, rel=1e-3)
+    assert found == replace(recipe, pictures=found.pictures)
+    train(tmp_path, TINY_STAGES, minutes=0.001, whole_minutes=30, validation_scenes=1)
+    begun, _ = training.begun_with(tmp_path) or (TINY_STAGES, 0)
+    assert begun.pictures != TINY_STAGES.pictures
+    notes = Progress()
+    train(tmp_path, begun, minutes=0.001, whole_minutes=30, validation_scenes=1, progress=notes)
+    assert training.begun_with(tmp_path) == (begun, 0)
+    assert any("are for trainings that begin" in note for note in notes.notes)
+
+
+def test_seconds_per_step_are_those_of_whole_batches_but_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, clock = Training(replace(TINY, parts=2, repeats=2)), [0.0]
+
+    def step(self: Training) -> dict[str, float]:
+        clock[0] += 100.0 if self.state.batches < 4 else 3.0 if self.state.batches % 4 == 0 else 1.0
+        self.state.batches += 1
+        return {}
+
+    monkeypatch.setattr(Training, "step", step)
+    monkeypatch.setattr(training.time, "perf_counter", lambda: clock[0])
+    assert training._seconds_per_step(made) == 1.5
+    assert made.state.batches == 8
+
+
+@pytest.mark.usefixtures("few_scenes")
+def test_memory_that_is_used_up_is_said_and_smaller_steps_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual, calls = Training._losses, iter(range(100))
+
+    def hungry(self: Training, batch: Batch, known: bool) -> dict[str, Tensor]:
+        if next(calls) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return usual(self, batch, known)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "_losses", hungry)
+        with pytest.raises(InputError, match=rf"(?s)ran out of memory.*--batch-pixels {TINY.pixels // 2}"):
+            train(tmp_path, TINY, minutes=1, validation_scenes=1)
+    assert read_state(tmp_path)[0]["state"]["steps"] == 2
+    smaller = train_recon(tmp_path, minutes=0.001, batch_pixels=TINY.pixels // 2)
+    assert smaller["steps"] == 3
+    recipe, _ = training.begun_with(tmp_path) or (None, None)
+    assert recipe == replace(TINY, pixels=TINY.pixels // 2)
+
+
+@pytest.mark.usefixtures("few_scenes")
+def test_a_training_begins_with_the_weights_of_another(tmp_path: Path) -> None:
+    made = Training(replace(TINY, registers=2, register_only=(3,)), seed=4)
+    made.step()
+    first, folder = tmp_path / "first" / BEST, tmp_path / "run"
+    write_weights(first, made.average, made.recipe, made.state, {"auc@30": 1.0}, seed=4)
+    learnt = {k: v.half().float() for k, v in made.average.state_dict().items()}
+    begun = Training(made.recipe, seed=5)
+    begun.begin_from(first)
+    assert equal(dict(begun.model.state_dict()), learnt)
+    assert equal(dict(begun.average.state_dict()), learnt)
+    before = {k: v.clone() for k, v in begun.model.state_dict().items()}
+    begun.step()
+    assert not equal(dict(begun.model.state_dict()), before)  # the optimiser holds what was loaded
+    train_recon(folder, minutes=0.001, begin_from=first, batch_pixels=2 * 42 * 42)
+    recipe, seed = training.begun_with(folder) or (RECIPES["geo4d-s"], None)
+    assert (recipe.network, recipe.registers, recipe.register_only) == ("geo4d-xs", 2, (3,))
+    assert seed == 5  # whose scenes are others
+    train_recon(folder, minutes=0.001, begin_from=first)  # goes on
+    origin = read_card(folder / BEST)[1]["begun_from"]
+    assert origin["pictures"] == made.state.pictures
+    assert origin["seed"] == 4
+    assert read_state(folder)[0]["begun_from"] == origin
+
+
+def test_weights_that_a_training_cannot_begin_with(tmp_path: Path) -> None:
+    made = Training(TINY)
+    best = tmp_path / "first" / BEST
+    write_weights(best, made.average, made.recipe, made.state, {})
+    for asked, said in (
+        ({"network": "geo4d-s", "device": "cpu"}, "geo4d-xs with 0 registers(?s:.*)those of geo4d-s with 0 registers"),
+        ({"registers": 2}, "those of geo4d-xs with 2 registers"),
+    ):
+        with pytest.raises(InputError, match=said):
+            train_recon(tmp_path / "run", minutes=0.001, begin_from=best, **asked)  # pyright: ignore[reportArgumentType]
+        assert not (tmp_path / "run" / STATE).exists()
+    with pytest.raises(InputError, match=r"--from .*first.best"):
+        train_recon(tmp_path / "run", minutes=0.001, begin_from=best.parent)
+    with pytest.raises(InputError, match="the card of the weights"):
+        train_recon(tmp_path / "run", minutes=0.001, begin_from=tmp_path)
+
+
+def test_a_begun_training_of_the_large_network_is_not_told_to_become_a_small_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="--network geo4d-xs"):
+        train_recon(tmp_path, minutes=0.001)
+    begun = (RECIPES["geo4d-s"], 0)
+    monkeypatch.setattr("geo4d.pipeline.training.begun_with", lambda _: begun)
+    with pytest.raises(InputError, match=r"a machine with one: the training in .* goes on there(?s:.*)--device cpu"):
+        train_recon(tmp_path, minutes=0.001)
 
 
 def test_a_rate_that_was_halved_recovers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -570,6 +717,7 @@ def test_weights_are_chosen_by_what_is_learnt_while_cameras_are_not(
     assert kept == [100, 200, 200]
 
 
+@pytest.mark.usefixtures("few_scenes")
 def test_what_is_not_given_is_as_the_training_was_begun(tmp_path: Path) -> None:
     begun = replace(TINY, pictures=30, registers=2, register_only=(3,))
     train(tmp_path, begun, minutes=1, seed=4, validation_scenes=1)
