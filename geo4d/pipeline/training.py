@@ -67,12 +67,21 @@ def train_recon(
             else "--network geo4d-xs, which they train in an hour",
             hint="--device cpu tries it all the same",
         )  # fmt: skip
-    result = train(
-        folder, recipe, minutes=minutes, seed=usual_seed if seed is None else seed, device=where,
-        whole_minutes=whole_minutes, begin_from=begin_from, progress=progress,
-    )  # fmt: skip
-    write_curve(folder)
+    before = _changed_ns(folder / LOG)
+    try:
+        result = train(
+            folder, recipe, minutes=minutes, seed=usual_seed if seed is None else seed, device=where,
+            whole_minutes=whole_minutes, begin_from=begin_from, progress=progress,
+        )  # fmt: skip
+    finally:  # also of a slice that is interrupted or fails, but not of a folder that is refused
+        if _changed_ns(folder / LOG) != before:
+            write_curve(folder)
     return {**result, "curve": str(folder / CURVE)}
+
+
+def _changed_ns(path: Path) -> int | None:
+    """When a file was last written; None without one."""
+    return path.stat().st_mtime_ns if path.is_file() else None
 
 
 def _usual(begin_from: Path | None) -> tuple[Recipe, int]:

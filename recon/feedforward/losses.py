@@ -120,10 +120,11 @@ class Pairs:
 
 
 def losses(out: Geo4dSOutput, truth: Truth, pairs: Pairs, weights: LossWeights) -> dict[str, Tensor]:
-    """The parts, each a number, and `total`, their weighted sum."""
+    """The parts, each a number, `relative`, which is within `camera`, and `total`, their weighted sum."""
     hw = (truth.depth.shape[-2], truth.depth.shape[-1])
+    relative = _relative(out, truth)
     parts = {
-        "camera": _camera(out, truth, hw) + weights.relative * _relative(out, truth),
+        "camera": _camera(out, truth, hw) + weights.relative * relative,
         "depth": _depth(out, truth),
         "point": _points(out, truth),
         "ray": _rays(out, truth, hw),
@@ -131,7 +132,7 @@ def losses(out: Geo4dSOutput, truth: Truth, pairs: Pairs, weights: LossWeights) 
         "track": _tracks(out, truth, pairs),
     }
     total = torch.stack([getattr(weights, name) * value for name, value in parts.items()]).sum()
-    return parts | {"total": total}
+    return parts | {"relative": relative, "total": total}
 
 
 def unprojected(depth: Tensor, K: Tensor, world_from_cam: Tensor) -> Tensor:

@@ -632,27 +632,26 @@ class _Log:
         self.lines = read_log(path) if path.exists() else []
 
     def back_to(self, steps: int) -> None:
-        """Drop what comes after so many steps: it will be written again."""
+        """Drop what comes after so many steps, which will be written again, and what was written in part."""
         self.lines = [line for line in self.lines if line["steps"] <= steps]
-        self._write()
+        atomic.write_text(self.path, "".join(f"{json.dumps(line)}\n" for line in self.lines))
 
     def add(self, state: State, values: Mapping[str, Any]) -> None:
         about = {"steps": state.steps, "pictures": state.pictures, "seconds": round(state.seconds, 2)}
         self.lines.append(atomic.to_json(about | dict(values)))
-        self._write()
-
-    def _write(self) -> None:
-        atomic.write_text(self.path, "".join(f"{json.dumps(line)}\n" for line in self.lines))
+        with atomic.disk_errors("a file", self.path), self.path.open("a") as file:
+            file.write(f"{json.dumps(self.lines[-1])}\n")
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of the log of a training.
+    """The lines of the log of a training, but for a last one that a kill cut off.
 
     Raises:
         InputError: it is damaged.
     """
     try:
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        whole = path.read_text().rpartition("\n")[0]
+        lines = [json.loads(line) for line in whole.splitlines()]
         if not all({"steps", "pictures"} <= line.keys() for line in lines):
             raise ValueError("lines without steps or pictures")
     except (ValueError, AttributeError) as error:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from recon.feedforward import training
 from recon.feedforward.recipe import RECIPES, Stage
@@ -114,6 +115,23 @@ def test_a_training_is_planned_for_a_time_and_begins_with_weights(
     assert again.code == 0, again.stderr
     assert read_state(folder)[0]["recipe"] == about["recipe"]
     assert 50 < about["recipe"]["pictures"] < TINY.pictures
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, torch.OutOfMemoryError])
+def test_a_slice_that_ends_early_draws_its_curve_too(
+    geo4d: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    usual = training.Training.step
+
+    def step(self: training.Training) -> dict[str, float]:
+        if self.state.steps == 2:
+            raise error
+        return usual(self)
+
+    monkeypatch.setattr(training.Training, "step", step)
+    run = geo4d("train", "recon", "--resume", tmp_path, "--network", "geo4d-xs", "--device", "cpu")
+    assert run.code == (130 if error is KeyboardInterrupt else 2), run.stderr
+    assert "polyline" in (tmp_path / "curve.svg").read_text()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")

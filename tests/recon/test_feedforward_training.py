@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import errno
 import functools
 import json
 import math
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -430,6 +432,7 @@ def test_a_slice_leaves_a_log_weights_and_a_card_and_the_next_goes_on(
     assert about["state"]["steps"] == first["steps"]
     lines = [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
     assert {"losses", "pictures_per_s"} <= lines[0].keys()
+    assert 0 < lines[0]["losses"]["relative"] < lines[0]["losses"]["camera"]
     took = lines[0]["scenes_s"] + lines[0]["steps_s"]
     assert lines[0]["scenes_s"] > 0
     assert lines[0]["steps_s"] > 0
@@ -660,6 +663,42 @@ def test_a_folder_that_cannot_be_written_is_said_before_any_step(tmp_path: Path)
         train(tmp_path / "file" / "run", TINY, minutes=0.05)
 
 
+def test_a_folder_without_permission_is_said_before_any_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Path, *_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "mkdir", refused)
+    with pytest.raises(InputError, match=r"run: Permission denied(?s:.*)an output folder that you may write to"):
+        train(tmp_path / "run", TINY, minutes=0.05)
+
+
+def test_files_that_may_not_be_replaced_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(tmp_path, replace(TINY, pictures=6), minutes=1, validation_scenes=1)
+
+    def refused(path: Path, *_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "replace", refused)
+    with pytest.raises(InputError, match="Permission denied"):
+        train(tmp_path, TINY, minutes=0.05, validation_scenes=1)
+
+
+def test_a_state_of_the_fused_optimiser_of_gpus_goes_on_with_the_other(tmp_path: Path) -> None:
+    fused = Training(TINY, seed=2)
+    groups = [{**group, "fused": True, "foreach": False} for group in fused.optimizer.param_groups]
+    fused.optimizer = torch.optim.AdamW(groups, fused=True)
+    fused.step()
+    fused.save(tmp_path)
+    other = Training(TINY, seed=2)
+    other.resume(tmp_path)
+    for made in (fused, other):
+        made.step()
+    before, after = fused.tensors(), other.tensors()
+    assert {v.dtype for k, v in before.items() if k.startswith("step/")} == {torch.float32}
+    assert {float(v) for k, v in after.items() if k.startswith("step/")} == {2.0}
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-6)
+
+
 def test_the_rate_rises_holds_and_falls() -> None:
     recipe = replace(TINY, pictures=1000, rate=1e-3)
     rates = [recipe.rate_at(n) for n in (1, 20, 500, 799, 900, 1000)]
@@ -773,7 +812,29 @@ def test_the_log_goes_back_with_the_training(tmp_path: Path, monkeypatch: pytest
     assert all(line["pictures_per_s"] > 0 for line in lines if "losses" in line)
 
 
-@pytest.mark.parametrize("damage", ['{"steps": 1, "pict', '{"other": 1}\n', "[1]\n"])
+def test_a_last_line_of_the_log_that_was_cut_off_is_dropped(tmp_path: Path) -> None:
+    train(tmp_path, replace(TINY, pictures=6), minutes=1, validation_scenes=1)
+    whole = training.read_log(tmp_path / LOG)
+    with (tmp_path / LOG).open("a") as log:
+        log.write('{"steps": 1, "pict')
+    assert training.read_log(tmp_path / LOG) == whole
+    train(tmp_path, TINY, minutes=0.001, validation_scenes=1)
+    assert training.read_log(tmp_path / LOG)[: len(whole)] == whole
+
+
+def test_lines_of_the_log_are_added_and_not_written_again(tmp_path: Path) -> None:
+    log = training._Log(tmp_path / LOG)
+    log.back_to(0)
+    for steps in range(3):
+        before = (tmp_path / LOG).stat()
+        log.add(training.State(steps=steps), {"losses": {"total": math.nan}})
+        after = (tmp_path / LOG).stat()
+        assert after.st_ino == before.st_ino
+        assert after.st_size > before.st_size
+        assert training.read_log(tmp_path / LOG) == log.lines
+
+
+@pytest.mark.parametrize("damage", ['{"steps": 1, "pict\n', '{"other": 1}\n', "[1]\n"])
 def test_a_damaged_log_is_said_with_what_to_do(tmp_path: Path, damage: str) -> None:
     train(tmp_path, replace(TINY, pictures=6), minutes=1, validation_scenes=1)
     with (tmp_path / LOG).open("a") as log:
