@@ -50,22 +50,23 @@ def train_recon(
     """
     if not minutes > 0:
         raise InputError("cannot train for so long", found=f"--minutes {minutes:g}", accepted="more than 0")
-    if whole_minutes is not None and (pictures is not None or not whole_minutes > 0):
+    if whole_minutes is not None and (pictures is not None or not 0 < whole_minutes < math.inf):
         asked = f"--whole-minutes {whole_minutes:g}"
         raise InputError(
             "cannot plan the training", found=asked if pictures is None else f"{asked} and --pictures {pictures}",
-            accepted="one of them, more than 0", hint="leave one out",
+            accepted="one of them, more than 0 and finite", hint="--whole-minutes 60",
         )  # fmt: skip
     where = pick_device(device)
     begun = begun_with(folder)
     usual, usual_seed = begun or _usual(begin_from)
     recipe = _recipe(usual, network, pictures, rate, batch_pixels, registers, register_only, without)
     if device == "auto" and where == "cpu" and recipe.network == "geo4d-s":
+        bound = usual.network == "geo4d-s" and (begun is not None or begin_from is not None)
         raise InputError(
             "geo4d-s wants a GPU", found="none; two cores would take weeks and some 20 GB of memory",
-            accepted=f"a machine with one: the training in {folder} goes on there" if begun and network is None
-            else "--network geo4d-xs, which they train in an hour",
-            hint="--device cpu tries it all the same",
+            accepted="a machine with one" if bound else "--network geo4d-xs, which they train in an hour",
+            hint="copy the folder there and go on; --device cpu tries it all the same" if begun and bound
+            else "--device cpu tries it all the same",
         )  # fmt: skip
     before = _changed_ns(folder / LOG)
     try:

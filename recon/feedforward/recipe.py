@@ -62,7 +62,7 @@ class Recipe:
     """Of a batch, which are made together and learnt from one after the other: where making scenes takes as many
     launches of kernels for few as for many."""
     known_share: float = 0.15
-    """Of the batches, in which cameras are given to the network."""
+    """Of the parts of batches, in which cameras are given to the network."""
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float = 1.0

@@ -70,6 +70,7 @@ def test_slices_go_on_and_draw_a_curve(geo4d: Callable[..., Any], tmp_path: Path
         (("--pictures", "-5"), "at least one picture"),
         (("--batch-pixels", "0"), "at least one pixel in a step"),
         (("--whole-minutes", "0"), "--whole-minutes 0"),
+        (("--whole-minutes", "inf"), "--whole-minutes inf"),
         (("--whole-minutes", "5", "--pictures", "10"), "--whole-minutes 5 and --pictures 10"),
         (("--from", "nowhere"), "nowhere"),
         (("--without", "colour"), "relative, ray, descriptor, track"),

@@ -642,8 +642,12 @@ def test_a_begun_training_of_the_large_network_is_not_told_to_become_a_small_one
         train_recon(tmp_path, minutes=0.001)
     begun = (RECIPES["geo4d-s"], 0)
     monkeypatch.setattr("geo4d.pipeline.training.begun_with", lambda _: begun)
-    with pytest.raises(InputError, match=r"a machine with one: the training in .* goes on there(?s:.*)--device cpu"):
-        train_recon(tmp_path, minutes=0.001)
+    for asked in (None, "geo4d-s"):
+        with pytest.raises(InputError, match=r"a machine with one\n(?s:.*)copy the folder there and go on"):
+            train_recon(tmp_path, minutes=0.001, network=asked)
+    begun = (RECIPES["geo4d-xs"], 0)
+    with pytest.raises(InputError, match="--network geo4d-xs"):
+        train_recon(tmp_path, minutes=0.001, network="geo4d-s")
 
 
 def test_a_rate_that_was_halved_recovers(monkeypatch: pytest.MonkeyPatch) -> None:
