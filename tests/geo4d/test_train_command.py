@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -42,6 +43,12 @@ training.train(Path(sys.argv[1]), recipe_of(json.loads(sys.argv[2])), minutes=5,
 @pytest.fixture(autouse=True)
 def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(RECIPES, "geo4d-xs", TINY)
+
+
+@pytest.fixture
+def few_scenes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command validates on one scene."""
+    monkeypatch.setattr("geo4d.pipeline.training.train", functools.partial(train, validation_scenes=1))
 
 
 def test_slices_go_on_and_draw_a_curve(geo4d: Callable[..., Any], tmp_path: Path) -> None:
@@ -99,6 +106,7 @@ def test_a_folder_of_another_training_is_refused_and_left_alone(geo4d: Callable[
     assert {p.name: p.stat().st_mtime_ns for p in folder.iterdir() if p.name != LOCK} == before
 
 
+@pytest.mark.usefixtures("few_scenes")
 def test_a_training_is_planned_for_a_time_and_begins_with_weights(
     geo4d: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,6 +126,7 @@ def test_a_training_is_planned_for_a_time_and_begins_with_weights(
     assert 50 < about["recipe"]["pictures"] < TINY.pictures
 
 
+@pytest.mark.usefixtures("few_scenes")
 @pytest.mark.parametrize("error", [KeyboardInterrupt, torch.OutOfMemoryError])
 def test_a_slice_that_ends_early_draws_its_curve_too(
     geo4d: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
