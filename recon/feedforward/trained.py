@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -11,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from geo4d import __version__
 from geo4d.core.errors import InputError
 from geo4d.core.io import atomic
 from recon.feedforward.geo4d_s import Geo4dS
@@ -69,7 +69,7 @@ def card(recipe: Recipe, state: State, scores: Mapping[str, float]) -> dict[str,
     """What is to be known of the weights."""
     last = recipe.stages[-1]
     return {
-        "format": FORMAT, "network": recipe.network, "geo4d": __version__, "torch": torch.__version__,
+        "format": FORMAT, "network": recipe.network, "geo4d": _version(), "torch": torch.__version__,
         "intended_use": f"first cameras, depth and matches of up to {last.views[1]} views of a scene, which "
         "`geo4d reconstruct --backend hybrid` makes exact.",
         "limits": f"It has seen generated scenes alone, of rooms and things of simple shapes, {max(last.sides_px)} "
@@ -81,6 +81,14 @@ def card(recipe: Recipe, state: State, scores: Mapping[str, float]) -> dict[str,
         "minutes": round(state.seconds / 60, 1), "rollbacks": state.rollbacks, "validation": dict(scores),
         "recipe": asdict(recipe),
     }  # fmt: skip
+
+
+def _version() -> str:
+    """Of geo4d; not by `geo4d.core.io.scene`, which needs more packages than a training."""
+    try:
+        return importlib.metadata.version("geo4d")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
 
 
 def _shards(tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
