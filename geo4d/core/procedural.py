@@ -6,7 +6,7 @@ Ray casting in torch, on any device; what it returns is the truth that reconstru
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -376,24 +376,74 @@ def _texture(p: Tensor, salt: Tensor, seed: int, octaves: int = 5) -> Tensor:
 
 def smooth_noise(p: Tensor, cell: Tensor, salt: Tensor, seed: int) -> Tensor:
     """Values of the eight lattice corners, blended smoothly."""
-    blend = p - cell
-    blend = blend * blend * (3 - 2 * blend)
-    weight = (1 - blend, blend)
-    corner_cell = cell.int()
-    value = p.new_zeros(*p.shape[:-1], 2)
-    for corner in range(8):  # by numbers of Python: a tensor made here would make a GPU wait
-        bit = [corner >> k & 1 for k in range(3)]
-        w = weight[bit[0]][..., 0] * weight[bit[1]][..., 1] * weight[bit[2]][..., 2]
-        at = torch.stack([corner_cell[..., k] + bit[k] for k in range(3)], -1)
-        value += w[..., None] * cell_noise(at, salt, seed)
+    blend = _eased(p - cell).unbind(-1)
+    low, high = _halves(_mixed(_corners(cell.int().unbind(-1), _key(salt, seed))))
+    return torch.stack([_blended(low.float(), blend), _blended(high.float(), blend)], -1) / 65535
+
+
+def layer_noise(salt: Tensor, seed: int) -> Callable[[Tensor], Tensor]:
+    """Function from points `(2, ..., n)` to the first channel of `smooth_noise` at z = 0.5, times 131070.
+
+    Args:
+        salt: `(n,)` int32.
+        seed: of the noise.
+    """
+    key = _key(salt, seed)
+
+    def value(p: Tensor) -> Tensor:
+        cell = p.floor()
+        below = _corners(cell.int().unbind(0), key)
+        low, _ = _halves(_mixed(torch.stack([below, below ^ _PRIMES[2]])))
+        return _blended((low[0] + low[1]).float(), _eased(p - cell).unbind(0))
+
     return value
 
 
 def cell_noise(cell: Tensor, salt: Tensor, seed: int) -> Tensor:
     """Two uniform numbers per lattice cell, from a 32-bit integer hash (multiply, xor, shift; it wraps around)."""
-    x = cell[..., 0] * 73856093 ^ cell[..., 1] * 19349663 ^ cell[..., 2] * 83492791 ^ salt * 1640531527 ^ seed * 97531
-    # Masked, since >> drags the sign along.
-    x = (x ^ x >> 16 & 0xFFFF) * 0x45D9F3B
-    x = (x ^ x >> 16 & 0xFFFF) * 0x45D9F3B
-    x = x ^ x >> 16 & 0xFFFF
-    return torch.stack([(x & 0xFFFF).float(), (x >> 16 & 0xFFFF).float()], -1) / 65535
+    x, y, z = (cell[..., k] * prime for k, prime in enumerate(_PRIMES))
+    low, high = _halves(_mixed(x ^ y ^ z ^ _key(salt, seed)))
+    return torch.stack([low.float(), high.float()], -1) / 65535
+
+
+_PRIMES = (73856093, 19349663, 83492791)
+
+
+def _key(salt: Tensor, seed: int) -> Tensor:
+    return salt * 1640531527 ^ seed * 97531
+
+
+def _corners(cell: Sequence[Tensor], key: Tensor) -> Tensor:
+    """Of lattice cells, given by axis, what is to be mixed at all corners: those of the last axis come first."""
+    # Not from numbers of Python: a tensor of these would make a GPU wait.
+    step = torch.arange(2, dtype=torch.int32, device=key.device)
+    for k, at in enumerate(cell):
+        ends = (at + step.view(2, *[1] * at.ndim)) * _PRIMES[k]
+        key = key ^ ends.view(2, *[1] * k, *at.shape)
+    return key
+
+
+def _mixed(x: Tensor) -> Tensor:
+    """In place: the two rounds of the hash that come before `_halves`."""
+    for _ in range(2):
+        # Masked, since >> drags the sign along.
+        x ^= (x >> 16).bitwise_and_(0xFFFF)
+        x *= 0x45D9F3B
+    return x
+
+
+def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The last round; lower and upper 16 bits."""
+    high = (x >> 16).bitwise_and_(0xFFFF)
+    return (x ^ high).bitwise_and_(0xFFFF), high
+
+
+def _eased(x: Tensor) -> Tensor:
+    return x * x * (3 - 2 * x)
+
+
+def _blended(corners: Tensor, blend: Sequence[Tensor]) -> Tensor:
+    """Between corners `(2, ..., 2, *b)`, by axis."""
+    for share in reversed(blend):
+        corners = torch.lerp(corners[0], corners[1], share)
+    return corners

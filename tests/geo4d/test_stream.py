@@ -1,18 +1,19 @@
-"""The endless stream of generated scenes: rays against an oracle, correspondences, overlap, photographs, seeds."""
+"""The endless stream of generated scenes: rays against an oracle, correspondences, overlap, paths, launches, seeds."""
 
 from __future__ import annotations
 
-import io
+import itertools
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from geo4d.core import geometry, procedural
 from geo4d.core.errors import InputError
 from geo4d.core.procedural import BOX, CYLINDER, ELLIPSOID, Boxes
-from geo4d.core.stream import casting, photos
+from geo4d.core.stream import casting
 from geo4d.core.stream.batches import Batch, BatchOptions, make_batch
 from geo4d.core.stream.casting import Rays, cast, shadowed
 from geo4d.core.stream.solids import MARCHED, RELIEF, TORUS, Draw, Solids, draw_solids
@@ -92,12 +93,14 @@ def test_traced_surfaces_are_met_where_they_begin(kind: int) -> None:
     enter, leave = (middle - reach).amax(-1), (middle + reach).amin(-1)
     inside = leave > enter
     half, shape, start, ray, enter, leave = (x[inside] for x in (half, shape, start, ray, enter, leave))
-    found = casting._march(kind, half, shape, start, ray, enter, leave)
+    sizes = [len(half) * (kind == marched) for marched in MARCHED]
+    found = casting._march(sizes, half, shape, start, ray, enter, leave)
     steps = torch.linspace(0, 1, 400)
     along = enter[:, None] + steps * (leave - enter)[:, None]
     p = start[:, None] + along[..., None] * ray[:, None]
     flat = lambda x: x.repeat_interleave(len(steps), 0)  # noqa: E731
-    value = casting._distance(kind, flat(half), flat(shape), p.reshape(-1, 3)).view(along.shape)
+    sizes = [len(steps) * size for size in sizes]
+    value = casting._surface(sizes, flat(half).T, flat(shape))(p.reshape(-1, 3).T).view(along.shape)
     first = torch.where((value < 0).any(1), along.gather(1, (value < 0).int().argmax(1, keepdim=True))[:, 0], torch.inf)
     hit = torch.isfinite(first)
     assert float(hit.float().mean()) > 0.15
@@ -119,18 +122,79 @@ def test_reliefs_are_met_at_grazing_angles() -> None:
     ray = aim - start
     middle, reach = -start / ray, half / ray.abs()
     enter, leave = (middle - reach).amax(-1), (middle + reach).amin(-1)
-    found = casting._march(RELIEF, half, shape, start, ray, enter, leave)
+    found = casting._march([0, 0, 0, 0, n], half, shape, start, ray, enter, leave)
     assert bool(torch.isfinite(found).all())
     p = start + found[:, None] * ray
-    gap = (p[:, 2] - casting._height(half, shape, p)).abs()
+    gap = casting._relief(half.T, shape)(p.T).abs()
     assert float(gap.quantile(0.95)) < 2e-3
     steps = torch.linspace(0, 1, 600)
     along = enter[:, None] + steps * (found - 1e-3 - enter)[:, None]
     q = (start[:, None] + along[..., None] * ray[:, None]).reshape(-1, 3)
     flat = lambda x: x.repeat_interleave(len(steps), 0)  # noqa: E731
-    before = (q[:, 2] - casting._height(flat(half), flat(shape), q)).view(along.shape).amin(1)
+    before = casting._relief(flat(half).T, flat(shape))(q.T).view(along.shape).amin(1)
     # Bumps that are thinner than a sample may be passed.
     assert float((before > -2e-3).float().mean()) > 0.9
+
+
+def test_solids_of_several_kinds_are_met_as_those_of_one() -> None:
+    n, g = 60, torch.Generator().manual_seed(4)
+    half = 0.1 + 0.3 * torch.rand(n, 3, generator=g)
+    shape = torch.rand(n, generator=g)
+    start = torch.nn.functional.normalize(torch.randn(n, 3, generator=g), dim=-1) * 1.5
+    ray = (torch.rand(n, 3, generator=g) - 0.5) * half - start
+    each = (half, shape, start, ray, torch.full((n,), 0.3), torch.full((n,), 1.5))
+    sizes = [10, 5, 20, 0, 25]
+    together = casting._march(sizes, *each)
+    assert 0.2 < float(torch.isfinite(together).float().mean()) < 1
+    for k, (begin, size) in enumerate(zip(np.cumsum([0, *sizes]), sizes, strict=False)):
+        if size:
+            part = slice(int(begin), int(begin) + size)
+            alone = casting._march([size * (k == j) for j in range(5)], *(x[part] for x in each))
+            torch.testing.assert_close(together[part], alone)
+
+
+def test_smooth_noise_is_a_blend_of_the_eight_corners() -> None:
+    g = torch.Generator().manual_seed(0)
+    p = 40 * torch.randn(300, 3, generator=g, dtype=torch.float64)
+    salt = torch.randint(-(2**31), 2**31 - 1, (300,), generator=g).int()
+    cell = p.floor()
+    share = (p - cell) ** 2 * (3 - 2 * (p - cell))
+    wanted = torch.zeros(300, 2, dtype=torch.float64)
+    for corner in itertools.product((0, 1), repeat=3):
+        at = torch.tensor(corner)
+        weight = torch.where(at == 1, share, 1 - share).prod(-1, keepdim=True)
+        wanted += weight * procedural.cell_noise((cell + at).int(), salt, 3)
+    p = p.float()
+    torch.testing.assert_close(procedural.smooth_noise(p, p.floor(), salt, 3), wanted.float(), atol=1e-4, rtol=0)
+    p[:, 2] = 0.5
+    layer = procedural.layer_noise(salt, 3)(p[:, :2].T) / 131070
+    torch.testing.assert_close(layer, procedural.smooth_noise(p, p.floor(), salt, 3)[:, 0])
+
+
+class Launches(TorchDispatchMode):
+    """Counts what a GPU would have to launch, and what it would have to wait for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count, self.waits = 0, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        self.count += not func.is_view
+        self.waits += name in ("_local_scalar_dense", "nonzero", "masked_select", "unique")
+        self.waits += name == "index" and any(at is not None and at.dtype == torch.bool for at in args[1])
+        return func(*args, **(kwargs or {}))
+
+
+def test_batches_are_made_of_few_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(casting, "PAIRS_CPU", casting.PAIRS_GPU)
+    options = BatchOptions(scenes=4, views=2, hw=(56, 56))
+    with Launches() as seen:
+        made = make_batch(options, seed=5, index=0)
+    assert bool((made.depth > 0).all())
+    assert seen.count < 5500
+    # The number of solids in the draw, which is on the CPU; where solids are met, and of which kinds.
+    assert seen.waits <= 8
 
 
 def test_what_begins_in_a_solid_does_not_see_it() -> None:
@@ -139,7 +203,15 @@ def test_what_begins_in_a_solid_does_not_see_it() -> None:
     for kind in MARCHED:
         inside = torch.tensor([[0.2, 0.0, 0.0]]) if kind == TORUS else torch.tensor([[0.0, 0.25, -0.09]])
         near = torch.full((1,), casting.NEAR_M)
-        met = casting._march(kind, half, 0.1 * one, inside, torch.tensor([[0.1, 1.0, 0.3]]), near, one)
+        met = casting._march(
+            [int(kind == marched) for marched in MARCHED],
+            half,
+            0.1 * one,
+            inside,
+            torch.tensor([[0.1, 1.0, 0.3]]),
+            near,
+            one,
+        )
         assert not bool(met < 0.01), kind
 
 
@@ -314,32 +386,6 @@ def test_scenes_are_as_varied_as_they_should_be() -> None:
     assert bool((solids.look.pattern[present].bincount(minlength=5) > 200).all())
 
 
-@pytest.mark.parametrize("quality", [30, 60, 90])
-def test_jpeg_is_that_of_a_library(quality: int) -> None:
-    made = make_batch(BatchOptions(scenes=1, views=2, hw=(84, 56), photo=0), seed=2, index=0).rgb
-    ours = photos.jpeg(made, torch.full((1, 2), float(quality)))
-    for k in range(2):
-        buffer = io.BytesIO()
-        picture = (255 * made[0, k].movedim(0, -1)).round().byte().numpy()
-        Image.fromarray(picture).save(buffer, "JPEG", quality=quality, subsampling=0)
-        theirs = np.asarray(Image.open(buffer)).astype(np.float32)
-        gap = 255 * ours[0, k].movedim(0, -1).numpy() - theirs
-        coded = float(np.abs(picture - theirs).mean())
-        assert float(np.abs(gap).mean()) < 0.12 * coded + 0.3
-
-
-def test_photographs_differ_from_pictures_by_as_much_as_asked() -> None:
-    rgb = make_batch(BatchOptions(scenes=2, views=2, hw=(56, 56), photo=0), seed=2, index=3).rgb
-    gaps = []
-    for strength in (0.0, 0.3, 1.0):
-        made = photos.photographed(rgb, Draw(1), torch.Generator().manual_seed(1), strength=strength)
-        assert float(made.min()) >= 0
-        assert float(made.max()) <= 1
-        gaps.append(float((made - rgb).abs().mean()))
-    assert gaps[0] == 0
-    assert gaps[1] < gaps[2]
-
-
 @pytest.mark.parametrize("options", [{"hw": (50, 56)}, {"scenes": 0}, {"views": 0}])
 def test_scenes_that_cannot_be_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(InputError, match="multiples of 14"):
@@ -348,9 +394,12 @@ def test_scenes_that_cannot_be_are_refused(options: dict[str, object]) -> None:
 
 @pytest.mark.gpu
 def test_a_gpu_makes_the_same_scenes() -> None:
-    options = BatchOptions(scenes=4, views=3, hw=(56, 84), photo=0.0)
+    options = BatchOptions(scenes=8, views=3, hw=(56, 84), photo=0.0)
     here, there = (make_batch(options, seed=3, index=2, device=device) for device in ("cpu", "cuda"))
-    torch.testing.assert_close(there.world_from_cam.cpu(), here.world_from_cam)
-    gap = (there.depth.cpu() - here.depth).abs() / here.depth
+    torch.testing.assert_close(there.world_from_solid.cpu(), here.world_from_solid)
+    # Where rounding decides which views are chosen, they may be others.
+    same = ((there.world_from_cam.cpu() - here.world_from_cam).abs() < 1e-4).flatten(1).all(1)
+    assert int(same.sum()) >= 6
+    gap = ((there.depth.cpu() - here.depth).abs() / here.depth)[same]
     assert float((gap > 1e-3).float().mean()) < 5e-3  # at edges rounding decides
-    assert float((there.rgb.cpu() - here.rgb).abs().mean()) < 2e-3
+    assert float((there.rgb.cpu() - here.rgb)[same].abs().mean()) < 2e-3

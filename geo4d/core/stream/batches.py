@@ -10,7 +10,7 @@ from torch import Tensor
 
 from geo4d.core import geometry
 from geo4d.core.errors import InputError
-from geo4d.core.stream.cameras import draw_views, looked_up, project, unproject
+from geo4d.core.stream.cameras import choose_views, draw_candidates, looked_up, project, unproject
 from geo4d.core.stream.casting import TILE, Rays, cast
 from geo4d.core.stream.photos import exposed, photographed
 from geo4d.core.stream.shading import shade
@@ -118,11 +118,17 @@ class Batch:
 
 
 def make_batch(options: BatchOptions, *, seed: int, index: int, device: str | torch.device = "cpu") -> Batch:
-    """The batch of that number: the same whenever and wherever it is made, but for rounding and noise of devices."""
+    """The batch of that number: on one device the same whenever it is made.
+
+    Scenes and candidate poses are the same on all devices. Views are chosen by shares that the device computes: where
+    rounding decides, devices may choose other views of a scene. Noise of pixels is that of the device.
+    """
     draw = Draw(_seed_of(seed, index))
     device = torch.device(device)
-    solids = draw_solids(draw, options.scenes, options.views, moving_share=options.moving_share).to(device)
-    views = draw_views(draw, solids, options.views, options.hw, overlap=options.overlap)
+    solids = draw_solids(draw, options.scenes, options.views, moving_share=options.moving_share)
+    candidates = draw_candidates(draw, solids, options.views, options.hw).to(device)
+    solids = solids.to(device)
+    views = choose_views(solids, candidates, options.hw, overlap=options.overlap)
     rays = Rays.of(views.K.flatten(0, 1), views.world_from_cam.flatten(0, 1), options.hw)
     hits = cast(solids, rays)
     split = (options.scenes, options.views)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from geo4d.core import geometry
 from geo4d.core.procedural import look_at
-from geo4d.core.stream.casting import Rays, cast
-from geo4d.core.stream.solids import Draw, Solids
+from geo4d.core.stream.casting import Rays, cast_depth
+from geo4d.core.stream.solids import Draw, Solids, constant, moved
 
 CANDIDATES = 16
 """Poses of a scene that views are chosen from."""
@@ -36,23 +36,43 @@ class Views:
     """`(b, v, 4, 4)` float32."""
 
 
-def draw_views(draw: Draw, solids: Solids, views: int, hw: tuple[int, int], *, overlap: tuple[float, float]) -> Views:
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """Poses of `b` scenes, `c` each, that `v` views are chosen from."""
+
+    K: Tensor
+    """`(b, 3, 3)`: of all views of a scene, float32."""
+    world_from_cam: Tensor
+    """`(b, c, 4, 4)` float32."""
+    chance: Tensor
+    """`(v, b, c)` in [0, 1]: decides between those that are equally good."""
+
+    def to(self, device: str | torch.device) -> Candidates:
+        """Move to a device, which does not wait for it."""
+        return moved(self, device)
+
+
+def draw_candidates(draw: Draw, solids: Solids, views: int, hw: tuple[int, int]) -> Candidates:
+    """On the CPU, as the scenes have to be: so that a GPU has no need to wait."""
+    pose, K = _candidates(draw, solids), _intrinsics(draw, len(solids.kind), hw)
+    return Candidates(K, pose, draw.uniform(views, *pose.shape[:2]))
+
+
+def choose_views(solids: Solids, candidates: Candidates, hw: tuple[int, int], *, overlap: tuple[float, float]) -> Views:
     """Cameras that are linked: each view but the first shares between `overlap` of what it sees with one before it.
 
-    Where none of the poses that were drawn does, that which is nearest to it is taken.
+    Where none of the candidates does, that which is nearest to it is taken. Shares are estimated by depth maps of
+    `LOOK_HW` alone: more than nine views of ten keep to the range.
 
     Args:
-        draw: source of all numbers.
-        solids: the scenes, on any device.
-        views: of each scene.
+        solids: the scenes.
+        candidates: on the same device.
         hw: of the pictures.
         overlap: smallest and largest, of the smaller of the two shares of a pair.
     """
-    b, device = len(solids.kind), solids.kind.device
-    pose = _candidates(draw, solids).to(device)
-    K = _intrinsics(draw, b, hw).to(device)
+    K, pose, views = candidates.K, candidates.world_from_cam, len(candidates.chance)
     share, fit = _shares(solids, _resized(K, hw), pose)
-    chosen = _linked(draw, share, fit, views, overlap)
+    chosen = _linked(candidates.chance, share, fit, overlap)
     return Views(K[:, None].expand(-1, views, -1, -1), pose.gather(1, chosen[..., None, None].expand(-1, -1, 4, 4)))
 
 
@@ -68,12 +88,12 @@ def _intrinsics(draw: Draw, b: int, hw: tuple[int, int]) -> Tensor:
 
 def _resized(K: Tensor, hw: tuple[int, int]) -> Tensor:
     """For pictures of `LOOK_HW` of the same view."""
-    return K * K.new_tensor([LOOK_HW[1] / hw[1], LOOK_HW[0] / hw[0], 1.0])[:, None]
+    return K * constant([LOOK_HW[1] / hw[1], LOOK_HW[0] / hw[0], 1.0], K)[:, None]
 
 
 def _candidates(draw: Draw, solids: Solids) -> Tensor:
     """Poses `(b, CANDIDATES, 4, 4)` along a path of each scene."""
-    room, focus = solids.half[:, None, 0].cpu(), solids.focus.cpu()[:, None]
+    room, focus = solids.half[:, None, 0], solids.focus[:, None]
     b, c = len(room), CANDIDATES
     path = draw.choice([0.4, 0.25, 0.15, 0.2], b)[:, None, None]
     level = torch.tensor([1.0, 1.0, 0.0])
@@ -121,7 +141,7 @@ def _shares(solids: Solids, K: Tensor, pose: Tensor) -> tuple[Tensor, Tensor]:
     scenes = solids.still(c)
     every = K[:, None].expand(-1, c, -1, -1)
     rays = Rays.of(every.flatten(0, 1), pose.flatten(0, 1), LOOK_HW)
-    depth = cast(scenes, rays).distance
+    depth = cast_depth(scenes, rays)
     p_world = rays.centre[:, None, None] + depth[..., None] * rays.ray
     depth = rays.picture(depth).unflatten(0, (b, c))
     p_world = p_world.reshape(b, 1, -1, 3)
@@ -166,13 +186,11 @@ def _inside(solids: Solids, eye: Tensor) -> Tensor:
     return ((p.abs() < half + 0.1) & (half > 0)).all(-1).flatten(2).any(-1)
 
 
-def _linked(draw: Draw, share: Tensor, fit: Tensor, views: int, overlap: tuple[float, float]) -> Tensor:
+def _linked(chance: Tensor, share: Tensor, fit: Tensor, overlap: tuple[float, float]) -> Tensor:
     """Indices `(b, v)` of poses in the order in which they were chosen."""
-    b, c = fit.shape
-    chance = draw.uniform(views, b, c).to(share.device)
     taken = torch.zeros_like(fit)
     chosen = []
-    for k in range(views):
+    for k in range(len(chance)):
         best = share.masked_fill(~taken[:, None], 0).amax(-1)
         off = torch.maximum(overlap[0] - best, best - overlap[1]).clamp_min(0) if k else torch.zeros_like(best)
         # Those that cannot be used come last, then those that were taken, then by how far they are off; else by chance.

@@ -4,8 +4,9 @@ show, so that the work grows with what there is to see and not with all solids o
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from geo4d.core import geometry, procedural
 from geo4d.core.procedural import CYLINDER, ELLIPSOID
-from geo4d.core.stream.solids import CARVED, CONE, MARCHED, RELIEF, ROUNDED, TORUS, Solids
+from geo4d.core.stream.solids import MARCHED, RELIEF, Solids, constant
 
 TILE = 14
 """Pixels of the side of a tile: pictures are of whole ones, as those of networks are."""
@@ -27,6 +28,8 @@ SAMPLES, HALVINGS = 48, 8
 NEAR_M = 1e-3
 """Surfaces nearer than this are behind the camera."""
 SLACK_M = 1e-3
+_ROUND = ((0, 0, 0), (1, 1, 1), (1, 1, 0), (1, 1, 0), (0, 0, 0), (0, 0, 0), (1, 1, 0), (0, 0, 0))
+"""By kind, axes along which a solid is bounded by a unit ball or cylinder, beside its box."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +94,7 @@ class _Seen:
     radius: Tensor
     """`(n, m)` of the ball round each; negative where there is none."""
     weight: Tensor
-    """`(n, m, 3)`: axes along which the solid is bounded by a unit ball or cylinder, beside its box."""
+    """`(n, m, 3)`: of `_ROUND`."""
 
     @staticmethod
     def of(solids: Solids) -> _Seen:
@@ -99,9 +102,7 @@ class _Seen:
         pose = solids.world_from_solid.flatten(0, 1)
         half, kind, shape = (x.repeat_interleave(views, 0) for x in (solids.half, solids.kind, solids.shape))
         radius = half.norm(dim=-1)
-        weights = half.new_tensor(
-            [[0, 0, 0], [1, 1, 1], [1, 1, 0], [1, 1, 0], [0, 0, 0], [0, 0, 0], [0, 0, 0], [1, 1, 0]]
-        )
+        weights = constant(_ROUND, half)
         solid_from_world = geometry.rigid_inverse(pose)[..., :3, :]
         return _Seen(
             solid_from_world, half, kind, shape, pose[..., :3, 3], torch.where(radius > 0, radius, -1.0), weights[kind]
@@ -129,31 +130,36 @@ class _Some:
 def cast(solids: Solids, rays: Rays) -> Hits:
     """Nearest hits of all rays: that of the room, and those of the solids that the tiles may show."""
     seen = _Seen.of(solids)
+    distance, index = _nearest(seen, rays)
+    view = torch.arange(len(index), device=index.device)
+    at = (view[:, None, None], index)
+    solid_from_world = seen.solid_from_world[at]
+    p_solid = _into(solid_from_world, rays.centre[:, None, None] + distance[..., None] * rays.ray)
+    normal = _normals(seen.kind[at], seen.half[at], seen.shape[at], p_solid)
+    normal = F.normalize((solid_from_world[..., :3] * normal[..., None]).sum(-2), dim=-1)
+    normal = normal * torch.where((normal * rays.ray).sum(-1, keepdim=True) > 0, -1.0, 1.0)
+    return Hits(distance, index, p_solid, normal)
+
+
+def cast_depth(solids: Solids, rays: Rays) -> Tensor:
+    """Z-depths `(n, t, p)` of the nearest hits alone."""
+    return _nearest(_Seen.of(solids), rays)[0]
+
+
+def _nearest(seen: _Seen, rays: Rays) -> tuple[Tensor, Tensor]:
+    """Z-depths `(n, t, p)`, and which solids they are of."""
     n, tiles, pixels = rays.ray.shape[:3]
     view = torch.arange(n, device=rays.ray.device).repeat_interleave(tiles)
     ray, centre = rays.ray.flatten(0, 1), rays.centre[view]
-    distance, index = (
-        _room(seen, view, centre, ray),
-        torch.zeros(n * tiles, pixels, dtype=torch.int64, device=ray.device),
-    )
+    distance = _room(seen, view, centre, ray)
+    index = torch.zeros_like(distance, dtype=torch.int64)
     for chosen, which in _chunks(_ahead(seen, rays).flatten(0, 1), pixels):
-        some = seen.take(view[chosen], which)
-        t = _first(some, centre[chosen][:, None], ray[chosen], distance[chosen])
-        nearest, k = t.min(-1)
-        closer = nearest < distance[chosen]
-        distance[chosen] = torch.where(closer, nearest, distance[chosen])
-        index[chosen] = torch.where(closer, which.gather(1, k), index[chosen])
-    at = (view[:, None], index)
-    p_world = centre[:, None] + distance[..., None] * ray
-    p_solid = _into(seen.solid_from_world[at], p_world)
-    normal = _normals(seen.kind[at], seen.half[at], seen.shape[at], p_solid)
-    normal = (seen.solid_from_world[at][..., :3] * normal[..., None]).sum(-2)
-    normal = F.normalize(normal, dim=-1)
-    normal = normal * torch.where((normal * ray).sum(-1, keepdim=True) > 0, -1.0, 1.0)
-    back = (n, tiles)
-    return Hits(
-        distance.unflatten(0, back), index.unflatten(0, back), p_solid.unflatten(0, back), normal.unflatten(0, back)
-    )
+        some, limit = seen.take(view[chosen], which), distance[chosen]
+        nearest, k = _first(some, centre[chosen][:, None], ray[chosen], limit).min(-1)
+        closer = nearest < limit
+        distance[chosen] = torch.where(closer, nearest, limit)
+        index[chosen] = torch.where(closer, which.gather(1, k), 0)
+    return distance.unflatten(0, (n, tiles)), index.unflatten(0, (n, tiles))
 
 
 def shadowed(solids: Solids, rays: Rays, hits: Hits, lamp_world: Tensor) -> Tensor:
@@ -171,7 +177,7 @@ def shadowed(solids: Solids, rays: Rays, hits: Hits, lamp_world: Tensor) -> Tens
     hidden = torch.zeros(n * tiles, pixels, dtype=torch.bool, device=p_world.device)
     for chosen, which in _chunks(_between(seen, p_world.unflatten(0, (n, tiles)), lamp).flatten(0, 1), pixels):
         some = seen.take(view[chosen], which)
-        traced = torch.isin(some.kind, some.kind.new_tensor(MARCHED))[..., None]
+        traced = (some.kind >= MARCHED[0])[..., None]
         weight = torch.where(traced, 1.0, some.weight)
         start = p_world[chosen]
         towards = lamp[view[chosen]][:, None] - start
@@ -214,7 +220,7 @@ def _between(seen: _Seen, p_world: Tensor, lamp: Tensor) -> Tensor:
 
 def _chunks(met: Tensor, pixels: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Tiles `(c,)` that may show about equally many solids, and these `(c, k)`, padded with ones that they do not."""
-    pairs = PAIRS_CPU if met.device.type == "cpu" else PAIRS_GPU
+    pairs = pairs_at_once(met.device)
     count = met.sum(-1)
     order = count.argsort(descending=True, stable=True)
     most, start = count[order].tolist(), 0
@@ -223,6 +229,11 @@ def _chunks(met: Tensor, pixels: int) -> Iterator[tuple[Tensor, Tensor]]:
         chosen = order[start : start + max(1, pairs // (k * pixels))]
         yield chosen, met[chosen].to(torch.uint8).topk(k, -1).indices
         start += len(chosen)
+
+
+def pairs_at_once(device: torch.device) -> int:
+    """By kind of device."""
+    return PAIRS_CPU if device.type == "cpu" else PAIRS_GPU
 
 
 # Rays and solids
@@ -271,128 +282,175 @@ def _first(some: _Some, start: Tensor, ray: Tensor, limit: Tensor) -> Tensor:
     """Distances `(c, p, k)` at which rays meet each solid before `limit` `(c, p)`; infinite where they do not."""
     enter, leave, origin, direction = _crossings(some, some.weight, start, ray)
     met = (leave >= enter) & (enter < limit[..., None]) & some.there[:, None]
-    solid = met & (enter > NEAR_M)
-    t = torch.where(solid, enter, math.inf)
-    kind = some.kind[:, None].expand_as(t)
-    met &= leave > NEAR_M
-    for marched in MARCHED:
-        pair = (met & (kind == marched)).nonzero(as_tuple=True)
-        if not len(pair[0]):
-            continue
+    t = torch.where(met & (enter > NEAR_M), enter, math.inf)
+    pair, sizes = _by_kind(met & (leave > NEAR_M), some.kind[:, None])
+    if sum(sizes):
         of = (pair[0], pair[2])
-        at = _march(
-            marched, some.half[of], some.shape[of], origin.expand_as(direction)[pair], direction[pair],
+        t[pair] = _march(
+            sizes, some.half[of], some.shape[of], origin.expand_as(direction)[pair], direction[pair],
             enter[pair].clamp_min(NEAR_M), leave[pair],
         )  # fmt: skip
-        t[pair] = at
     return t
 
 
-def _march(kind: int, half: Tensor, shape: Tensor, origin: Tensor, ray: Tensor, enter: Tensor, leave: Tensor) -> Tensor:
-    """Distances `(q,)` at which rays meet a surface between two others; infinite where they do not, or begin in it."""
-    if kind == RELIEF:
-        return _march_relief(half, shape, origin, ray, enter, leave)
-    length, t = ray.norm(dim=-1), enter.clone()
-    gap = _distance(kind, half, shape, origin + t[:, None] * ray)
+def _by_kind(chosen: Tensor, kind: Tensor) -> tuple[tuple[Tensor, ...], list[int]]:
+    """Where those chosen are of the kinds that are marched, sorted by kind; and how many there are of each."""
+    each = torch.arange(MARCHED[0], MARCHED[-1] + 1, device=kind.device).view(-1, *[1] * kind.ndim)
+    each = (kind == each) & chosen
+    return each.nonzero(as_tuple=True)[1:], each.flatten(1).sum(1).tolist()
+
+
+def _march(
+    sizes: list[int], half: Tensor, shape: Tensor, origin: Tensor, ray: Tensor, enter: Tensor, leave: Tensor
+) -> Tensor:
+    """Distances `(q,)` at which rays meet a surface between two others; infinite where they do not, or begin in it.
+
+    Args:
+        sizes: how many are of each of the kinds `MARCHED`; they are sorted by kind.
+        half: `(q, 3)` of the solids.
+        shape: `(q,)` of the solids.
+        origin: `(q, 3)` of the rays, in the axes of the solids.
+        ray: `(q, 3)`.
+        enter: `(q,)` where they enter what bounds the solid.
+        leave: `(q,)`.
+    """
+    length = ray.norm(dim=-1)
+    # Coordinates apart, so that each is read in one go.
+    every = (half.T.contiguous(), shape, origin.T.contiguous(), ray.T.contiguous(), enter, leave, length)
+    traced, reliefs = zip(*(x.split([len(shape) - sizes[-1], sizes[-1]], -1) for x in every), strict=True)
+    found = []
+    if len(shape) > sizes[-1]:
+        found.append(_trace([*sizes[:-1], 0], *traced))
+    if sizes[-1]:
+        found.append(_march_reliefs(*reliefs[:-1]))
+    return torch.cat(found)
+
+
+def _trace(
+    sizes: list[int], half: Tensor, shape: Tensor, origin: Tensor, ray: Tensor, enter: Tensor, leave: Tensor,
+    length: Tensor,
+) -> Tensor:  # fmt: skip
+    """As `_march`, with coordinates first, by steps as long as the surface is away (Hart 1996)."""
+    gap_of = _surface(sizes, half, shape)
+    ray, end, way = ray / length, leave * length, enter * length
+    gap = gap_of(torch.addcmul(origin, way, ray))
     inside = (gap <= 0) & (enter <= NEAR_M)
     for _ in range(STEPS):
-        t = torch.minimum(t + gap.clamp_min(0) / length, leave)
-        gap = _distance(kind, half, shape, origin + t[:, None] * ray)
-    return torch.where((gap < SLACK_M) & (t < leave) & ~inside, t, math.inf)
+        way = torch.minimum(way.add_(gap.clamp_min_(0)), end)
+        gap = gap_of(torch.addcmul(origin, way, ray))
+    return torch.where((gap < SLACK_M) & (way < end) & ~inside, way / length, math.inf)
 
 
-def _march_relief(half: Tensor, shape: Tensor, origin: Tensor, ray: Tensor, enter: Tensor, leave: Tensor) -> Tensor:
-    """The first of evenly spread samples that lies under the surface, halved back to where the ray went under: along a
-    ray that grazes it, distances to the surface shrink too slowly to be followed.
+def _march_reliefs(half: Tensor, shape: Tensor, origin: Tensor, ray: Tensor, enter: Tensor, leave: Tensor) -> Tensor:
+    """As `_march`, with coordinates first: the first of evenly spread samples that lies under the surface, halved back
+    to where the ray went under: along a ray that grazes it, distances to the surface shrink too slowly to be followed.
     """
+    gap_of, span = _relief(half, shape), leave - enter
 
-    def above(t: Tensor) -> Tensor:
-        p = origin[:, None] + t[..., None] * ray[:, None]
-        flat = lambda x: x[:, None].expand(*t.shape, *x.shape[1:]).flatten(0, 1)  # noqa: E731
-        return (p[..., 2] - _height(flat(half), flat(shape), p.flatten(0, 1)).view(t.shape)) > 0
+    def under(t: Tensor) -> Tensor:
+        return gap_of(torch.addcmul(origin[:, None], t, ray[:, None])) <= 0
 
     share = torch.linspace(0, 1, SAMPLES, device=enter.device)
-    t = enter[:, None] + share * (leave - enter)[:, None]
-    under = ~above(t)
-    first = under.int().argmax(1, keepdim=True)
-    low, high = t.gather(1, (first - 1).clamp_min(0)), t.gather(1, first)
+    number = torch.arange(SAMPLES, device=enter.device)
+    at_once = max(1, pairs_at_once(enter.device) // enter.numel())
+    first, started = torch.full_like(number[:1], SAMPLES).expand_as(enter), None
+    for some, which in zip(share.split(at_once), number.split(at_once), strict=True):
+        is_under = under(torch.addcmul(enter, some[:, None], span))
+        started = is_under[0] if started is None else started
+        first = torch.minimum(first, torch.where(is_under, which[:, None], SAMPLES).amin(0))
+    assert started is not None
+    found = (first < SAMPLES) & ~(started & (enter <= NEAR_M))
+    at_start, first = first == 0, first % SAMPLES
+    low, high = (torch.addcmul(enter, share[k], span)[None] for k in ((first - 1).clamp_min(0), first))
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        is_above = above(middle)
-        low, high = torch.where(is_above, middle, low), torch.where(is_above, high, middle)
-    inside = under[:, 0] & (enter <= NEAR_M)
-    return torch.where(under.any(1) & ~inside, torch.where(first == 0, enter[:, None], high)[:, 0], math.inf)
+        is_under = under(middle)
+        low, high = torch.where(is_under, low, middle), torch.where(is_under, middle, high)
+    return torch.where(found, torch.where(at_start, enter, high[0]), math.inf)
 
 
-def _distance(kind: int, half: Tensor, shape: Tensor, p: Tensor) -> Tensor:
-    """Lower bound of the distance of points `(q, 3)` from a surface, negative within, zero on it; of a relief, the
-    height above it.
+# Surfaces: functions from points in the axes of solids to how far these are off, negative within, zero on it
+
+
+def _surface(sizes: list[int], half: Tensor, shape: Tensor) -> Callable[[Tensor], Tensor]:
+    """Lower bound `(*b, q)` of the distance of points `(3, *b, q)` from the surfaces of solids `(3, *1, q)` and `(q,)`,
+    so many of each of the kinds `MARCHED`; of a relief, the height above it.
     """
-    if kind == TORUS:
-        ring = half[:, 0] - half[:, 2]
-        return torch.hypot(torch.hypot(p[:, 0], p[:, 1]) - ring, p[:, 2]) - half[:, 2]
-    if kind == ROUNDED:
-        round_m = _edge_m(half, shape)
-        return _box(p, half - round_m[:, None]) - round_m
-    if kind == CARVED:
-        return torch.maximum(_box(p, half), _hole_m(half, shape) - torch.hypot(p[:, 0], p[:, 1]))
-    if kind == RELIEF:
-        return p[:, 2] - _height(half, shape, p)
-    if kind == CONE:
-        narrower = (1 - _tip(shape)) * half[:, 0] / (2 * half[:, 2])
-        radius = half[:, 0] - (p[:, 2] + half[:, 2]) * narrower
-        side = (torch.hypot(p[:, 0], p[:, 1]) - radius) / (1 + narrower.square()).sqrt()
-        return torch.maximum(side, p[:, 2].abs() - half[:, 2])
-    raise ValueError(f"no traced solid of kind {kind}")
+    torus, rounded, carved, cone, relief = sizes
+    parts = (torus, rounded + carved, cone, relief)
+    kinds = (_torus, functools.partial(_box, rounded=rounded), _cone, _relief)
+    each = [(make, h, s) for make, h, s in zip(kinds, half.split(parts, -1), shape.split(parts), strict=True) if len(s)]
+    gaps, parts = [make(h, s) for make, h, s in each], [len(s) for _, _, s in each]
+
+    def gap(p: Tensor) -> Tensor:
+        return torch.cat([of(x) for of, x in zip(gaps, p.split(parts, -1), strict=True)], -1)
+
+    return gap
 
 
-def _edge_m(half: Tensor, shape: Tensor) -> Tensor:
-    return (0.15 + 0.8 * shape) * half.amin(-1)
+def _torus(half: Tensor, shape: Tensor) -> Callable[[Tensor], Tensor]:
+    tube = half[2]
+    ring = half[0] - tube
+    return lambda p: torch.hypot(torch.hypot(p[0], p[1]) - ring, p[2]) - tube
 
 
-def _hole_m(half: Tensor, shape: Tensor) -> Tensor:
-    return (0.4 + 0.5 * shape) * half[:, :2].amin(-1)
+def _box(half: Tensor, shape: Tensor, *, rounded: int) -> Callable[[Tensor], Tensor]:
+    """With round edges, so many of them, the others with a hole."""
+    has_hole = torch.arange(len(shape), device=shape.device) >= rounded
+    edge_m = torch.where(has_hole, 0.0, (0.15 + 0.8 * shape) * half.amin(0))
+    hole_m = torch.where(has_hole, (0.4 + 0.5 * shape) * half[:2].amin(0), -math.inf)
+    core = half - edge_m
+
+    def gap(p: Tensor) -> Tensor:
+        off = p.abs() - core
+        x, y, z = off.clamp_min(0)
+        box = torch.hypot(torch.hypot(x, y), z) + off.amax(0).clamp_max(0) - edge_m
+        return torch.maximum(box, hole_m - torch.hypot(p[0], p[1]))
+
+    return gap
 
 
-def _tip(shape: Tensor) -> Tensor:
-    """Radius of a cone's upper end as a share of that of its base."""
-    return 0.05 + 0.75 * shape
+def _cone(half: Tensor, shape: Tensor) -> Callable[[Tensor], Tensor]:
+    """Its upper end has 0.05 to 0.8 of the radius of its base."""
+    narrower = (0.95 - 0.75 * shape) * half[0] / (2 * half[2])
+    share = (1 + narrower.square()).rsqrt()
+    middle, slope = (half[0] - half[2] * narrower) * share, narrower * share
+
+    def gap(p: Tensor) -> Tensor:
+        side = torch.addcmul(torch.hypot(p[0], p[1]) * share - middle, p[2], slope)
+        return torch.maximum(side, p[2].abs() - half[2])
+
+    return gap
 
 
-def _box(p: Tensor, half: Tensor) -> Tensor:
-    off = p.abs() - half
-    return off.clamp_min(0).norm(dim=-1) + off.amax(-1).clamp_max(0)
-
-
-def _height(half: Tensor, shape: Tensor, p: Tensor) -> Tensor:
-    """Of a relief above its middle: smooth noise, no steeper than 0.75."""
-    cell_m = 4 * half[:, 2] * (1 + 2 * shape)
-    at = torch.stack([p[:, 0] / cell_m, p[:, 1] / cell_m, 0.5 + 0 * p[:, 0]], -1)
-    salt = (shape * 2**24).int()
-    return half[:, 2] * (2 * procedural.smooth_noise(at, at.floor(), salt, 0)[:, 0] - 1)
+def _relief(half: Tensor, shape: Tensor) -> Callable[[Tensor], Tensor]:
+    """Smooth noise, no steeper than 0.75."""
+    cell_m = 4 * half[2] * (1 + 2 * shape)
+    noise = procedural.layer_noise((shape * 2**24).int(), 0)
+    high, scale = half[2], half[2] * (2 / 131070)
+    return lambda p: torch.addcmul(p[2] + high, noise(p[:2] / cell_m), scale, value=-1)
 
 
 def _normals(kind: Tensor, half: Tensor, shape: Tensor, p: Tensor) -> Tensor:
     """Normals `(..., 3)` of points on surfaces, in the axes of their solids; not of length 1, of either sense."""
     half = half.clamp_min(1e-9)
-    face = F.one_hot((p.abs() - half).argmax(-1), 3).to(p.dtype)
+    axis = torch.arange(3, device=p.device)
+    face = ((p.abs() - half).argmax(-1, keepdim=True) == axis).to(p.dtype)
     unit = p / half
     cap = unit[..., 2].abs() > unit[..., :2].norm(dim=-1)
     bent = p / half.square()
-    level = bent * bent.new_tensor([1.0, 1.0, 0.0])
-    upright = torch.where(cap[..., None], bent.new_tensor([0.0, 0.0, 1.0]), level)
+    upright = torch.where(cap[..., None] == (axis == 2), bent, 0.0)
     normal = torch.where(
         (kind == ELLIPSOID)[..., None], bent, torch.where((kind == CYLINDER)[..., None], upright, face)
     )
-    for marched in MARCHED:
-        at = (kind == marched).nonzero(as_tuple=True)
-        if len(at[0]):
-            normal[at] = _slope(marched, half[at], shape[at], p[at])
+    at, sizes = _by_kind(torch.ones_like(kind, dtype=torch.bool), kind)
+    if sum(sizes):
+        normal[at] = _slope(sizes, half[at], shape[at], p[at])
     return normal
 
 
-def _slope(kind: int, half: Tensor, shape: Tensor, p: Tensor, step_m: float = 1e-3) -> Tensor:
+def _slope(sizes: list[int], half: Tensor, shape: Tensor, p: Tensor, step_m: float = 1e-3) -> Tensor:
     """Gradient of the distance by differences along the corners of a tetrahedron."""
-    corners = p.new_tensor([[1, -1, -1], [-1, -1, 1], [-1, 1, -1], [1, 1, 1]])
-    value = torch.stack([_distance(kind, half, shape, p + step_m * c) for c in corners], -1)
-    return F.normalize(value @ corners, dim=-1)
+    corners = constant([[1, -1, -1, 1], [-1, -1, 1, 1], [-1, 1, -1, 1]], p)
+    value = _surface(sizes, half.T[:, None].contiguous(), shape)(p.T[:, None] + step_m * corners[..., None])
+    return F.normalize(value.T @ corners.T, dim=-1)

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from geo4d.core.procedural import GAMMA, cell_noise, smooth_noise
-from geo4d.core.stream.casting import Hits, Rays, shadowed
-from geo4d.core.stream.solids import CHECKS, DOTS, LETTERS, STRIPES, Solids
+from geo4d.core.stream.casting import Hits, Rays, pairs_at_once, shadowed
+from geo4d.core.stream.solids import CHECKS, DOTS, LETTERS, STRIPES, Solids, constant
 
 OCTAVES = 5
 _STRIPES = (0.6, 0.35, 0.72)
@@ -47,7 +47,8 @@ def _albedo(solids: Solids, rays: Rays, hits: Hits, of: tuple[Tensor, Tensor]) -
     face = hits.p_solid.abs() - solids.half[of]
     axis = face.argmax(-1)
     salt = look.salt[of] + 7919 * axis.int()
-    noise = _noise(at, salt, width)
+    views = max(1, pairs_at_once(at.device) // width[0].numel())
+    noise = torch.cat([_noise(*some) for some in zip(*(x.split(views) for x in (at, salt, width)), strict=True)])
     pattern = _pattern(at, look.pattern[of], salt, width)
     share = (look.patterned[of] * (pattern >= 0))[..., None]
     mix = torch.cat([noise[..., :1] * (1 - share) + pattern[..., None].clamp_min(0) * share, noise[..., 1:]], -1)
@@ -85,7 +86,7 @@ def _pattern(at: Tensor, kind: Tensor, salt: Tensor, width: Tensor) -> Tensor:
     """Values in [0, 1] of the patterns; -1 where there is none."""
     cell = at.floor()
     within = at - cell - 0.5
-    stripes = 0.5 + ((3 * at * at.new_tensor(_STRIPES)).sum(-1) * 6.2832).sin()
+    stripes = 0.5 + ((3 * at * constant(_STRIPES, at)).sum(-1) * 6.2832).sin()
     checks = (cell.sum(-1) % 2) - 0.0
     drawn = cell_noise(cell.int(), salt, 91)
     dots = 1.0 - ((within.norm(dim=-1) - 0.2 - 0.25 * drawn[..., 0]) / 0.05).clamp(0, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,9 +13,9 @@ from torch import Tensor
 from geo4d.core import geometry
 from geo4d.core.procedural import BOX, CYLINDER, ELLIPSOID
 
-TORUS, ROUNDED, CARVED, RELIEF, CONE = range(3, 8)
-"""More kinds of solids: a ring, a box with round edges, a box with a hole, a height field, a cone without its tip."""
-MARCHED = (TORUS, ROUNDED, CARVED, RELIEF, CONE)
+TORUS, ROUNDED, CARVED, CONE, RELIEF = range(3, 8)
+"""More kinds of solids: a ring, a box with round edges, a box with a hole, a cone without its tip, a height field."""
+MARCHED = (TORUS, ROUNDED, CARVED, CONE, RELIEF)
 """Those that are met by going along the ray (by a distance, Hart 1996, or in even steps), the others in closed form."""
 NOISE, STRIPES, CHECKS, DOTS, LETTERS = range(5)
 """Patterns of surfaces."""
@@ -84,14 +85,20 @@ class Solids:
         return replace(self, world_from_solid=first.expand(-1, views, -1, -1, -1))
 
     def to(self, device: str | torch.device) -> Solids:
-        """Move to a device."""
-        return _moved(self, torch.device(device))
+        """Move to a device, which does not wait for it."""
+        return moved(self, device)
 
 
-def _moved(value: Any, device: torch.device) -> Any:
+def moved(value: Any, device: str | torch.device) -> Any:
     """A dataclass of tensors, and of such dataclasses, on a device."""
-    parts = {k: v.to(device) if isinstance(v, Tensor) else _moved(v, device) for k, v in vars(value).items()}
-    return type(value)(**parts)
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    return type(value)(**{name: moved(part, device) for name, part in vars(value).items()})
+
+
+def constant(values: Sequence[Any], like: Tensor) -> Tensor:
+    """Numbers as a tensor of the device and type of another; unlike with `new_tensor`, a GPU does not wait for them."""
+    return torch.tensor(values, dtype=like.dtype).to(like.device, non_blocking=True)
 
 
 class Draw:
