@@ -7,7 +7,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -153,12 +153,17 @@ def _nearest(seen: _Seen, rays: Rays) -> tuple[Tensor, Tensor]:
     ray, centre = rays.ray.flatten(0, 1), rays.centre[view]
     distance = _room(seen, view, centre, ray)
     index = torch.zeros_like(distance, dtype=torch.int64)
+    waiting: list[_Pairs] = []
     for chosen, which in _chunks(_ahead(seen, rays).flatten(0, 1), pixels):
-        some, limit = seen.take(view[chosen], which), distance[chosen]
-        nearest, k = _first(some, centre[chosen][:, None], ray[chosen], limit).min(-1)
-        closer = nearest < limit
-        distance[chosen] = torch.where(closer, nearest, limit)
-        index[chosen] = torch.where(closer, which.gather(1, k), 0)
+        some = seen.take(view[chosen], which)
+        distance[chosen], k, pairs = _first(some, centre[chosen][:, None], ray[chosen], distance[chosen])
+        index[chosen] = torch.where(k < 0, 0, which.gather(1, k.clamp_min(0)))
+        at, pixel, k = pairs.of
+        waiting.append(replace(pairs, of=(chosen[at] * pixels + pixel, which[at, k])))
+        if sum(len(each.kind) for each in waiting) > pairs_at_once(ray.device) // 4:
+            _meet(waiting, distance, index)
+            waiting = []
+    _meet(waiting, distance, index)
     return distance.unflatten(0, (n, tiles)), index.unflatten(0, (n, tiles))
 
 
@@ -278,19 +283,56 @@ def _crossings(some: _Some, weight: Tensor, start: Tensor, ray: Tensor) -> tuple
     )
 
 
-def _first(some: _Some, start: Tensor, ray: Tensor, limit: Tensor) -> Tensor:
-    """Distances `(c, p, k)` at which rays meet each solid before `limit` `(c, p)`; infinite where they do not."""
+@dataclass(frozen=True, eq=False)
+class _Pairs:
+    """Rays, and solids that are marched, whose bounds they meet: `(q, ...)`."""
+
+    of: tuple[Tensor, ...]
+    """Where they are."""
+    kind: Tensor
+    half: Tensor
+    shape: Tensor
+    origin: Tensor
+    """Of the rays in the axes of the solids, as are their directions."""
+    ray: Tensor
+    enter: Tensor
+    leave: Tensor
+
+
+def _first(some: _Some, start: Tensor, ray: Tensor, limit: Tensor) -> tuple[Tensor, Tensor, _Pairs]:
+    """Distances `(c, p)` at which rays meet the first solid in closed form before `limit` `(c, p)`, and which it is, -1
+    where there is none; and what is to be marched.
+    """
     enter, leave, origin, direction = _crossings(some, some.weight, start, ray)
-    met = (leave >= enter) & (enter < limit[..., None]) & some.there[:, None]
-    t = torch.where(met & (enter > NEAR_M), enter, math.inf)
-    pair, sizes = _by_kind(met & (leave > NEAR_M), some.kind[:, None])
-    if sum(sizes):
-        of = (pair[0], pair[2])
-        t[pair] = _march(
-            sizes, some.half[of], some.shape[of], origin.expand_as(direction)[pair], direction[pair],
-            enter[pair].clamp_min(NEAR_M), leave[pair],
-        )  # fmt: skip
-    return t
+    met, marched = (leave >= enter) & some.there[:, None], (some.kind >= MARCHED[0])[:, None]
+    nearest, k = torch.where(met & ~marched & (enter > NEAR_M), enter, math.inf).min(-1)
+    k = torch.where(nearest < limit, k, -1)
+    limit = torch.minimum(nearest, limit)
+    pair = (met & marched & (enter < limit[..., None]) & (leave > NEAR_M)).nonzero(as_tuple=True)
+    of = (pair[0], pair[2])
+    pairs = _Pairs(
+        pair, some.kind[of], some.half[of], some.shape[of], origin.expand_as(direction)[pair], direction[pair],
+        enter[pair].clamp_min(NEAR_M), leave[pair],
+    )  # fmt: skip
+    return limit, k, pairs
+
+
+def _meet(waiting: list[_Pairs], distance: Tensor, index: Tensor) -> None:
+    """March pairs of rays and solids; put what is nearer than `distance` `(c, p)` there, and which it is in `index`."""
+    if not any(len(each.kind) for each in waiting):
+        return
+    ray, solid = (torch.cat(x) for x in zip(*(each.of for each in waiting), strict=True))
+    kind, *of_pairs = (
+        torch.cat([getattr(each, name) for each in waiting])
+        for name in ("kind", "half", "shape", "origin", "ray", "enter", "leave")
+    )
+    (order,), sizes = _by_kind(torch.ones_like(kind, dtype=torch.bool), kind)
+    ray, solid, t = ray[order], solid[order], _march(sizes, *(x[order] for x in of_pairs))
+    flat, which = distance.view(-1), index.view(-1)
+    before = flat[ray]
+    nearest = flat.scatter_reduce_(0, ray, t, "amin")[ray]
+    which[ray] = torch.where(nearest < before, 0, which[ray])
+    which.scatter_reduce_(0, ray, torch.where((t == nearest) & (t < before), solid, 0), "amax")
 
 
 def _by_kind(chosen: Tensor, kind: Tensor) -> tuple[tuple[Tensor, ...], list[int]]:
