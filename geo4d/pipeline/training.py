@@ -19,6 +19,8 @@ from recon.feedforward.recipe import RECIPES, Recipe
 from recon.feedforward.training import LOG, begun_with, read_begun_from, read_log, train
 
 CURVE = "curve.svg"
+MOST_REGISTERS = 64
+"""A picture of 112 px has as many patches: with more, memory ends before anything is gained."""
 _OPTIONAL = ("relative", "ray", "descriptor", "track")
 _WIDTH, _HEIGHT, _LEFT, _TOP = 420, 150, 52, 22
 
@@ -49,7 +51,9 @@ def train_recon(
         InputError: options that do not fit, a folder of another training, or one that cannot be written.
     """
     if not minutes > 0:
-        raise InputError("cannot train for so long", found=f"--minutes {minutes:g}", accepted="more than 0")
+        raise InputError(
+            "cannot train for so long", found=f"--minutes {minutes:g}", accepted="more than 0", hint="--minutes 9"
+        )
     if whole_minutes is not None and (pictures is not None or not 0 < whole_minutes < math.inf):
         asked = f"--whole-minutes {whole_minutes:g}"
         raise InputError(
@@ -109,10 +113,11 @@ def _recipe(
         )
     graph = CONFIGS[usual.network].graph
     first, last = graph.alternate_from or 0, graph.vit.depth - 1
-    if registers < 0 or not all(first <= k <= last and k % 2 for k in blocks):
+    if not 0 <= registers <= MOST_REGISTERS or not all(first <= k <= last and k % 2 for k in blocks):
         raise InputError(
             "cannot build the network", found=f"--registers {registers} --register-only {register_only or 'none'}",
-            accepted=f"0 or more, and odd blocks from {first} to {last}: these attend over all views",
+            accepted=f"0 to {MOST_REGISTERS}, and odd blocks from {first} to {last}: these attend over all views",
+            hint="--registers 4",
         )  # fmt: skip
     return replace(
         usual, registers=registers, register_only=blocks, weights=weights,

@@ -368,6 +368,11 @@ def read_begun_from(folder: Path) -> tuple[Recipe, dict[str, Any]]:
             f"cannot begin with the weights in {folder}", found="the folder of a training, which holds more than these",
             accepted="the weights that it kept", hint=f"--from {folder / BEST}",
         )  # fmt: skip
+    if not (folder / trained.CARD).is_file():
+        raise InputError(
+            f"cannot begin with the weights in {folder}", found=f"no {trained.CARD} there",
+            accepted="the folder of weights that a training kept", hint="--from FOLDER/best",
+        )  # fmt: skip
     return trained.read_card(folder)
 
 

@@ -79,11 +79,12 @@ def test_slices_go_on_and_draw_a_curve(geo4d: Callable[..., Any], tmp_path: Path
         (("--whole-minutes", "0"), "--whole-minutes 0"),
         (("--whole-minutes", "inf"), "--whole-minutes inf"),
         (("--whole-minutes", "5", "--pictures", "10"), "--whole-minutes 5 and --pictures 10"),
-        (("--from", "nowhere"), "nowhere"),
+        (("--from", "nowhere"), "no card.json there"),
         (("--without", "colour"), "relative, ray, descriptor, track"),
         (("--register-only", "3"), "--registers 4"),
         (("--register-only", "x", "--registers", "4"), "numbers of blocks"),
         (("--register-only", "1", "--registers", "4"), "odd blocks from 2 to 7"),
+        (("--registers", "1000000"), "0 to 64"),
         (("--device", "cuda"), "no CUDA device"),
     ],
 )
