@@ -10,7 +10,8 @@
 #
 # `lease` installs the wheels beside the torch of `python3`, runs the GPU tests of scenes and training, measures how fast
 # scenes are made, learnt from and predicted, trains in FOLDER (one that git ignores, such as build/geo4d-s) with the
-# time that is left, OPTIONs are those of `geo4d train recon`, and scores what was trained. A step that fails is said,
+# time that is left, OPTIONs are those of `geo4d train recon` (--whole-minutes 20: the training is planned for that long,
+# over several calls), and scores what was trained. A step that fails is said,
 # and the next one follows; what each printed is in build/lease.
 # If the variable OUT names a folder, it gets the weights that were kept (best/) and records.tar: log, curve, recipe,
 # results and what was printed. The training itself stays in FOLDER. Other variables: DEVICE (cuda), GEO4D_COMMIT (what
