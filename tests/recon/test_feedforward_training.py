@@ -630,7 +630,7 @@ def test_weights_that_a_training_cannot_begin_with(tmp_path: Path) -> None:
         assert not (tmp_path / "run" / STATE).exists()
     with pytest.raises(InputError, match=r"--from .*first.best"):
         train_recon(tmp_path / "run", minutes=0.001, begin_from=best.parent)
-    with pytest.raises(InputError, match="no card.json there"):
+    with pytest.raises(InputError, match=r"no card\.json there"):
         train_recon(tmp_path / "run", minutes=0.001, begin_from=tmp_path)
 
 
