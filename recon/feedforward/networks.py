@@ -235,7 +235,7 @@ def _training_facts(weights: str, progress: Progress) -> tuple[dict[str, str], b
     if guessed:
         progress.note(
             f"the training of these weights taught no cameras (AUC@30 {scores['auc@30']:.1f} of generated scenes): "
-            "take them for matches, with --backend hybrid"
+            "--backend auto takes their matches where these help, hybrid in any case"
         )
     return {
         "weights": f"{card['network']} after {card['pictures']:,} of {card['planned']:,} generated pictures (AUC@30 "
