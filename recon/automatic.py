@@ -13,7 +13,7 @@ from geo4d.core.errors import InputError, ReconstructionError
 from geo4d.core.progress import Progress
 from geo4d.core.types import Frames
 from recon import hybrid, linking, sfm
-from recon.evidence import Evidence, Matched, explained_of, judge
+from recon.evidence import Evidence, Matched, explained_share, judge
 from recon.feedforward.prediction import Prediction
 from recon.options import ReconstructOptions
 from recon.priors import Priors
@@ -109,8 +109,8 @@ def _kept(sfm: CameraSolution, hybrid: CameraSolution, matched: Matched) -> floa
 
     A hybrid that began from guesses may stay near them: it links all pictures a little and few of them well.
     """
-    placed = [pair for pair in matched if all(i in sfm.cameras for i in pair)]
-    before, after = (explained_of(placed, solved, matched) for solved in (sfm, hybrid))
+    placed = {pair: found for pair, found in matched.items() if all(i in sfm.cameras for i in pair)}
+    before, after = (explained_share(solved, placed) for solved in (sfm, hybrid))
     return after / before if before > 0 else 1.0
 
 

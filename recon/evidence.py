@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,20 +88,15 @@ def judge(frames: Frames, solved: CameraSolution, prediction: Prediction, matche
         registered=len(views),
         observations=len(solved.observations.track_id),
         mean_error_px=solved.facts.get("adjustment", {}).get("mean_error_px"),
-        explained=_explained(solved, matched),
+        explained=explained_share(solved, matched),
         closed=_closed(solved, matched),
         found=found,
         agreement=None if prediction.guessed else _agreement(solved, prediction),
     )
 
 
-def explained_of(pairs: Collection[Pair], solved: CameraSolution, matched: Matched) -> float:
-    """`Evidence.explained` of the matches of these pairs alone; 0 where they have none."""
-    return _explained(solved, {pair: matched[pair] for pair in pairs if pair in matched})
-
-
-def _explained(solved: CameraSolution, matched: Matched) -> float:
-    """Matches with a picture that has no camera are not explained."""
+def explained_share(solved: CameraSolution, matched: Matched) -> float:
+    """`Evidence.explained` of these matches; those with a picture that has no camera are not explained."""
     explained = 0
     for (i, j), places_px in matched.items():
         if i in solved.cameras and j in solved.cameras:

@@ -56,6 +56,13 @@ def solve(
     )  # fmt: skip
 
 
+def turned_by(camera: Camera, rotvec: Sequence[float]) -> Camera:
+    """Turned about its own axes, in radians."""
+    pose = camera.world_from_cam.clone()
+    pose[:3, :3] = pose[:3, :3] @ geometry.matrix_from_rotvec(torch.tensor(rotvec, dtype=torch.float64))
+    return camera.with_pose(pose)
+
+
 def errors_deg(solved: CameraSolution, scene: Scene) -> torch.Tensor:
     """Larger of rotation and translation error of every pair, `(n, n)`, 0 on the diagonal."""
     estimate = [solved.cameras[i].world_from_cam for i in range(len(scene.frames))]
@@ -198,10 +205,7 @@ def exact_matches(scene: Scene) -> dict[tuple[int, int], tuple[np.ndarray, np.nd
 def test_evidence_prefers_right_cameras(noisy: Callable[..., Prediction], solved: CameraSolution, scene: Scene) -> None:
     prediction = noisy(scene, 1)
     turned = dict(solved.cameras)
-    off = geometry.matrix_from_rotvec(torch.tensor([0.0, 0.03, 0.02], dtype=torch.float64))
-    pose = turned[2].world_from_cam.clone()
-    pose[:3, :3] = pose[:3, :3] @ off
-    turned[2] = turned[2].with_pose(pose)
+    turned[2] = turned_by(turned[2], [0.0, 0.03, 0.02])
 
     def judge(cameras: dict[int, Camera]) -> evidence.Evidence:
         return evidence.judge(scene.frames, replace(solved, cameras=cameras), prediction, exact_matches(scene))
@@ -288,10 +292,7 @@ def test_auto_holds_a_hybrid_that_began_from_guesses_to_what_structure_from_moti
     choice = solve(automatic.solve_cameras, scene.frames, tmp_path, prediction).facts["choice"]
     assert choice["chosen"] == "hybrid"
     assert "the hybrid keeps 100 %" in choice["reason"]
-    off = geometry.matrix_from_rotvec(torch.tensor([0.0, 0.05, 0.0], dtype=torch.float64))
-    pose = solved.cameras[1].world_from_cam.clone()
-    pose[:3, :3] = pose[:3, :3] @ off
-    bent = replace(solved, cameras={**solved.cameras, 1: solved.cameras[1].with_pose(pose)})
+    bent = replace(solved, cameras={**solved.cameras, 1: turned_by(solved.cameras[1], [0.0, 0.05, 0.0])})
     monkeypatch.setattr(hybrid, "solve_cameras", lambda *_, **__: bent)
     monkeypatch.setattr(automatic, "_better", lambda *_, **__: True)  # it may find more corners, by chance
     assert solve(automatic.solve_cameras, scene.frames, tmp_path, prediction).facts["choice"]["chosen"] == "sfm"
@@ -306,10 +307,7 @@ def test_auto_keeps_structure_from_motion_where_the_hybrid_is_worse(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    off = geometry.matrix_from_rotvec(torch.tensor([0.0, 0.2, 0.0], dtype=torch.float64))
-    pose = solved.cameras[1].world_from_cam.clone()
-    pose[:3, :3] = pose[:3, :3] @ off
-    bent = replace(solved, cameras={**solved.cameras, 1: solved.cameras[1].with_pose(pose)})
+    bent = replace(solved, cameras={**solved.cameras, 1: turned_by(solved.cameras[1], [0.0, 0.2, 0.0])})
     monkeypatch.setattr(sfm, "solve_cameras", lambda *_, **__: solved)
     monkeypatch.setattr(hybrid, "solve_cameras", lambda *_, **__: bent)
     assert solve(automatic.solve_cameras, scene.frames, tmp_path, noisy(scene, 1)).facts["choice"]["chosen"] == "sfm"
