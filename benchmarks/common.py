@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import importlib.metadata as metadata
 import json
@@ -15,7 +16,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,24 @@ SOURCES = {
     "duck": "50 frames of 854x480 at 24 per second: a duck as large as a house walks down a street, the camera follows",
     "redkitchen": "7-Scenes (Shotton et al. 2013), RedKitchen, first 480 frames of a sequence, every 2nd",
 }
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """End the script with what geo4d refuses, in its words."""
+    from geo4d.core.errors import Geo4DError
+
+    try:
+        yield
+    except Geo4DError as error:
+        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
+
+
+def count(text: str) -> int:
+    """A whole number of at least 1, of a command line."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
 
 
 def data_dir(name: str) -> Path | None:

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, origin, write_result
+from common import RESULTS, count, origin, plain_errors, write_result
 from torch import Tensor
 
 from geo4d.core import geometry
@@ -39,6 +39,7 @@ from geo4d.core.stream.batches import Batch, BatchOptions, make_batch
 from recon.feedforward import validation
 from recon.feedforward.geo4d_s import GEO4D_S, Geo4dS, Geo4dSOutput
 from recon.feedforward.layers import PATCH
+from recon.feedforward.networks import pick_device
 from recon.feedforward.recipe import RECIPES, Recipe, network_config
 from recon.feedforward.trained import INDEX, read_card
 from recon.feedforward.training import BEST, Training
@@ -59,7 +60,7 @@ def generator(device: str) -> dict[str, Any]:
     return {"pictures_per_s": BATCHES * options.scenes * options.views / sum(times[1:]), "hw": list(options.hw)}
 
 
-def training(device: str) -> dict[str, Any]:
+def training_speed(device: str) -> dict[str, Any]:
     network = "geo4d-xs" if device == "cpu" else "geo4d-s"
     made = Training(RECIPES[network], device=device)
     made.state.pictures = int(0.9 * made.recipe.pictures)
@@ -91,7 +92,7 @@ def inference(device: str) -> dict[str, Any]:
     return {"views": 8, "hw": [252, 252], "numbers": numbers, "seconds": sorted(times[1:])[PASSES // 2]}
 
 
-SPEEDS = {"generator": generator, "training": training, "inference": inference}
+SPEEDS = {"generator": generator, "training": training_speed, "inference": inference}
 
 
 def one_answer(others: Batch) -> Callable[[Tensor], Geo4dSOutput]:
@@ -121,7 +122,7 @@ def one_answer(others: Batch) -> Callable[[Tensor], Geo4dSOutput]:
     return run
 
 
-def scores(recipe: Recipe, trained: Geo4dS, scenes: int, device: str) -> dict[str, Any]:
+def scores_of(recipe: Recipe, trained: Geo4dS, scenes: int, device: str) -> dict[str, Any]:
     batch = validation.held_out(recipe, scenes, device=device, seed=validation.REPORTED)
     first = Training(recipe, device=device).average
     elsewhere = replace(batch, rgb=batch.rgb.roll(1, 0))
@@ -145,29 +146,34 @@ def scores_of_others(recipe: Recipe, trained: Geo4dS, scenes: int, device: str) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--training", type=Path, help="folder of a training, to be scored")
-    parser.add_argument("--scenes", type=int, default=64)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--scenes", type=count, default=64)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     args = parser.parse_args()
+    measure_all(args.training, args.scenes, pick_device(args.device))
+
+
+def measure_all(training: Path | None, scenes: int, device: str) -> None:
     path = RESULTS / "geo4d_s.json"
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     kept = {k: found.get(k, {}) for k in ("trainings", *SPEEDS)}
-    if args.training is not None:
-        best = args.training / BEST if (args.training / BEST).is_dir() else args.training
+    if training is not None:
+        best = training / BEST if (training / BEST).is_dir() else training
         recipe, card = read_card(best)
-        trained = Geo4dS(network_config(recipe)).to(args.device).eval()
+        trained = Geo4dS(network_config(recipe)).to(device).eval()
         load_weights(trained, best / INDEX)
         run: dict[str, Any] = {k: card[k] for k in ("pictures", "planned", "steps", "minutes")}
-        run |= {"scenes": args.scenes, "side_px": max(recipe.stages[-1].sides_px), "origin": origin()}
+        run |= {"scenes": scenes, "side_px": max(recipe.stages[-1].sides_px), "origin": origin()}
         kept["trainings"][recipe.network] = run
-        for measure in (scores, scores_of_others):
-            run |= measure(recipe, trained, args.scenes, args.device)
+        for score in (scores_of, scores_of_others):
+            run |= score(recipe, trained, scenes, device)
             print(json.dumps(run, indent=1), write_result("geo4d_s", kept), sep="\n", flush=True)
     else:
         for name, measure in SPEEDS.items():
-            kept[name][args.device] = measure(args.device) | {"origin": origin()}
-            print(name, json.dumps(kept[name][args.device]), flush=True)
+            kept[name][device] = measure(device) | {"origin": origin()}
+            print(name, json.dumps(kept[name][device]), flush=True)
             print(write_result("geo4d_s", kept), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    with plain_errors():
+        main()

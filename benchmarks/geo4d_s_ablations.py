@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, origin, write_result
+from common import RESULTS, count, origin, plain_errors, write_result
 
 from geo4d.core.stream.batches import Batch
 from geo4d.pipeline.training import train_recon
@@ -81,9 +81,9 @@ def score(folder: Path, batch: Batch) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", default="geo4d-xs", choices=sorted(CONFIGS))
-    parser.add_argument("--pictures", type=int, default=40_000, help="that each training sees")
-    parser.add_argument("--scenes", type=int, default=64, help="to score on")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--pictures", type=count, default=40_000, help="that each training sees")
+    parser.add_argument("--scenes", type=count, default=64, help="to score on")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--keep", type=Path, help="folder for the trainings")
     parser.add_argument("--only", nargs="+", metavar="VARIANT", help="that are trained, instead of all")
     parser.add_argument("--minutes", type=float, default=math.inf, help="after which no training goes on")
@@ -116,4 +116,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with plain_errors():
+        main()

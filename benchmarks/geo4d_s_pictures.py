@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 import sparse_sets
 import torch
+from common import count, plain_errors
 from sparse_pictures import beside, drawn, points, tile, write_rows
 from torch import Tensor, nn
 
@@ -61,9 +62,9 @@ def cameras(K: Tensor, world_from_cam: Tensor, hw: tuple[int, int]) -> list[Came
     return [Camera(k, pose, hw) for k, pose in zip(K.double(), poses, strict=True)]
 
 
-def photographed(model: nn.Module, side_px: int, name: str, count: int, index: int) -> Iterator[tuple[Views, Views]]:
+def photographed(model: nn.Module, side_px: int, name: str, size: int, index: int) -> Iterator[tuple[Views, Views]]:
     """The same of photos of a set."""
-    views = sparse_sets.load_draw(name, count, index, sparse_sets.default_cache()).views
+    views = sparse_sets.load_draw(name, size, index, sparse_sets.default_cache()).views
     network = networks.NETWORKS["geo4d-s"]
     said = networks.predict(model, network, views.frames, Priors(), long_side=side_px)
     photos = [f.read() for f in views.frames]
@@ -103,19 +104,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("weights", type=Path)
     parser.add_argument("out")
-    parser.add_argument("--scenes", type=int, default=10)
+    parser.add_argument("--scenes", type=count, default=10)
     parser.add_argument("--set", choices=sparse_sets.SETS)
-    parser.add_argument("--count", type=int, default=4)
+    parser.add_argument("--count", type=int, default=4, choices=sparse_sets.COUNTS)
     parser.add_argument("--index", type=int, default=0)
     args = parser.parse_args()
-    model = networks.load("geo4d-s", str(args.weights))
+    if args.set is not None and not sparse_sets.available(args.set):
+        parser.error(f"no photos of {args.set}: GEO4D_DATA is the folder of data sets")
+    if not 0 <= args.index < sparse_sets.DRAWS:
+        parser.error(f"no draw {args.index}: there are 0 to {sparse_sets.DRAWS - 1}")
+    best = args.weights
+    model, side_px = networks.load("geo4d-s", str(best)), networks.usual_side("geo4d-s", str(best))
     both = (
-        generated(model, args.weights, args.scenes)
+        generated(model, best, args.scenes)
         if args.set is None
-        else photographed(model, networks.usual_side("geo4d-s", str(args.weights)), args.set, args.count, args.index)
+        else photographed(model, side_px, args.set, args.count, args.index)
     )
     write_rows(args.out, [row(true, said) for true, said in both])
 
 
 if __name__ == "__main__":
-    main()
+    with plain_errors():
+        main()

@@ -669,6 +669,7 @@ def main(argv: list[str] | None = None) -> int:
         wait_calmly()
     signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
     try:
+        _check_empty(args)
         result = tyro.extras.subcommand_cli_from_dict(
             VERBS, prog="geo4d", description="Photos in; a metric, moving, renderable scene out.", args=args,
         )  # fmt: skip
@@ -685,13 +686,24 @@ def main(argv: list[str] | None = None) -> int:
     except (KeyboardInterrupt, Exception) as error:
         if not _is_interruption(error):
             raise
-        kept = _is_kept(args)
-        then = "what was finished is kept: the same command with --resume goes on" if kept else "nothing was written"
+        again = "the same command goes on" if args[:1] == ["train"] else "the same command with --resume goes on"
+        then = f"what was finished is kept: {again}" if _is_kept(args) else "nothing was written"
         sys.stderr.write(f"geo4d: interrupted; {then}\n")
         return 130
     exit_code = int(result.pop("exit_code", 0))
     _show(result, as_json=as_json)
     return exit_code
+
+
+def _check_empty(args: Sequence[str]) -> None:
+    """Refuse an empty argument, mostly of a shell's variable without a value: as a path it would be this folder."""
+    empty = next((i for i, arg in enumerate(args) if not arg or (arg.startswith("--") and arg.endswith("="))), None)
+    if empty is not None:
+        before = args[empty - 1] if empty and not args[empty] else args[empty].rstrip("=")
+        raise InputError(
+            "cannot read an empty argument", found=f"nothing after {before}" if before else "nothing",
+            accepted="a value", hint="leave out the option, or write . for this folder",
+        )  # fmt: skip
 
 
 def _is_interruption(error: BaseException | None) -> bool:
@@ -714,7 +726,10 @@ def _is_kept(args: Sequence[str]) -> bool:
         from geo4d.core.io.atomic import partial_folder
 
         return any(partial_folder(Path(value)).is_dir() for value in values)
-    return verb == ["train"]
+    if verb == ["train"]:
+        state = getattr(sys.modules.get("recon.feedforward.trained"), "STATE", None)
+        return state is not None and any(Path(value, state).is_file() for value in values)
+    return False
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from geo4d.core.progress import Progress
 from geo4d.core.types import Frames, Scale, Scene
 from recon import report
 from recon.feedforward.known import apply_known
-from recon.feedforward.networks import ANY, NETWORKS, at_hand, check_name
+from recon.feedforward.networks import ANY, NETWORKS, at_hand, check_name, instead_of
 from recon.feedforward.prediction import Predict, Prediction
 from recon.feedforward.views import pick_dtype
 from recon.options import ReconstructOptions
@@ -307,7 +307,9 @@ def scale_specs(options: ReconstructOptions) -> list[MarkerSpec | DistanceSpec]:
 
 def _backend(name: str) -> SolveCameras:
     if name not in BACKENDS:
-        raise InputError("unknown backend", found=repr(name), accepted=", ".join(BACKENDS), hint="geo4d doctor")
+        raise InputError(
+            "unknown backend", found=repr(name), accepted=", ".join(BACKENDS), hint=instead_of(name, "--backend")
+        )
     module, function = BACKENDS[name].solve.split(":")
     return getattr(importlib.import_module(module), function)
 
@@ -341,7 +343,7 @@ def _check_frames(frames: Frames, least: int) -> None:
             found=f"{len(frames)} usable",
             accepted=f"{least} or more of one place, from different spots; 20 to 60 are good",
             hint="take more photos, walking sideways round what you want"
-            + ("; of one photo a network alone tells depth: --backend da3-small" if len(frames) == 1 else ""),
+            + ("; of one photo a network alone tells depth: --backend NETWORK" if len(frames) == 1 else ""),
         )
 
 
@@ -388,7 +390,13 @@ def _with_motion(
 def _with_points(scene: Scene, progress: Progress) -> Scene:
     from recon.dense import dense_points
 
-    return replace(scene, points=dense_points(scene, progress))
+    points = dense_points(scene, progress)
+    if not len(points.p_world):
+        sparse = len(scene.observations.p_world)
+        progress.note(
+            f"the depth of no two photos agrees anywhere: points.ply holds the {sparse} points of tracks alone"
+        )
+    return replace(scene, points=points)
 
 
 def _with_scale(

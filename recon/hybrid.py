@@ -14,7 +14,7 @@ from geo4d.core.errors import InputError, ReconstructionError
 from geo4d.core.geometry import move_pose, scale_of
 from geo4d.core.progress import Progress
 from geo4d.core.types import Camera, Frames
-from recon import linking, tracks
+from recon import linking, sfm, tracks
 from recon.adjustment import adjusted, solution
 from recon.feedforward.prediction import Prediction
 from recon.feedforward.solving import as_predicted, no_network
@@ -60,6 +60,7 @@ def solve_cameras(
     own = linking.find_features(run)
     # Without the prediction: what is kept in the work folder serves structure from motion too.
     links, candidates = linking.find_links(run, own)
+    begun, prediction = _begun_by_sfm(run, prediction) if prediction.guessed else (None, prediction)
     found = with_tracks(own, prediction, frames)
     focal = _focals(run, prediction)
     run = replace(run, sensors=run.sensors.with_predicted_focals(focal, prediction.focal_relative_std))
@@ -71,8 +72,8 @@ def solve_cameras(
         "mapper": {
             "candidates": [],
             "others": [],
-            "reason": f"begun from the cameras that {prediction.facts.get('network', 'a network')} predicted; "
-            f"{len(guided)} pairs link with their guidance, {len(links)} without",
+            "reason": f"begun from the cameras {_origin(prediction)}; {len(guided)} pairs link with their guidance, "
+            f"{len(links)} without",
         },
         "network": dict(prediction.facts),
     }
@@ -87,6 +88,9 @@ def solve_cameras(
         )
     except ReconstructionError as error:
         refined, why = None, error.found or error.asked
+    if (refined is None or why) and begun is not None:
+        progress.note(f"guided matches do not hold ({why}): the cameras are those of structure from motion")
+        return begun
     if refined is None or why:
         alone = as_predicted(frames, prediction, progress)
         told = {"links": facts["links"], "predicted_only": list(frames.names), "predicted_because": why}
@@ -97,6 +101,51 @@ def solve_cameras(
     if similarity is not None:
         solved = _with_predicted(run, solved, prediction, similarity)
     return with_predicted_depth(solved, prediction, similarity)
+
+
+def _begun_by_sfm(run: Run, guessed: Prediction) -> tuple[CameraSolution | None, Prediction]:
+    """What structure from motion finds, and a prediction with its cameras in place of guessed ones and depth brought
+    onto its points; None and the guesses where it finds nothing.
+
+    A hybrid that begins from guesses may stay near them.
+    """
+    try:
+        solved = sfm.solve_cameras(
+            run.frames, priors=run.priors, options=run.options, work_dir=run.work, progress=run.progress
+        )
+    except ReconstructionError:
+        return None, guessed
+    depth = with_predicted_depth(solved, guessed, None).depth
+    moved = guessed.transformed(_beside(solved, guessed, depth))
+    return solved, replace(
+        moved,
+        camera=tuple(solved.cameras.get(i, camera) for i, camera in enumerate(moved.camera)),
+        depth=tuple(depth.get(i, d) for i, d in enumerate(moved.depth)),
+        found=frozenset(solved.cameras),
+        facts={**guessed.facts, "guessed": len(solved.cameras) < len(run.frames)},
+    )
+
+
+def _beside(solved: CameraSolution, guessed: Prediction, depth: Mapping[int, torch.Tensor]) -> torch.Tensor:
+    """Similarity (4, 4) that brings the first guessed camera that is solved to its place, and its depth to that size.
+
+    No fit to all of them: guesses need not agree with anything.
+    """
+    first = min(solved.cameras)
+    predicted, factor = guessed.depth[first], 1.0
+    if predicted is not None and first in depth:
+        factor = float((depth[first] / predicted).nanmedian())
+    size = torch.diag(torch.tensor([factor, factor, factor, 1.0], dtype=torch.float64))
+    return solved.cameras[first].world_from_cam @ size @ guessed.camera[first].cam_from_world
+
+
+def _origin(prediction: Prediction) -> str:
+    """Whose cameras a hybrid begins with."""
+    network, others = prediction.facts.get("network", "a network"), len(prediction.camera) - len(prediction.found)
+    if prediction.found:
+        beside = f", {others} of them placed beside these as {network} says" if others else ""
+        return f"of structure from motion{beside}"
+    return f"that {network} predicted"
 
 
 def _focals(run: Run, prediction: Prediction) -> list[float]:

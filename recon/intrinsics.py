@@ -179,16 +179,9 @@ class Sensors:
         return np.array([self.unit] * 4 + [1.0] * 4)
 
     def _known_lens(self, group: int) -> np.ndarray:
-        """The 8 parameters of a known camera, as OPENCV or OPENCV_FISHEYE."""
         camera = self.known[group]
         assert camera is not None
-        K = camera.K.numpy()
-        lens = np.zeros(8)
-        lens[:4] = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
-        if camera.distortion is not None:
-            extras = camera.distortion.params.numpy()
-            lens[4 : 4 + len(extras)] = extras
-        return lens
+        return lens_of(camera)
 
     def to_opencv(self, model: pycolmap.Reconstruction) -> None:
         """Widens the mapper's one radial term to COLMAP's OPENCV model, in place."""
@@ -380,3 +373,13 @@ def _epipolar_error_px(
         distance = np.abs((line * points[1]).sum(1)) / np.maximum(np.linalg.norm(line[:, :2], axis=1), 1e-12)
         errors.append(np.median(distance) * focal)
     return float(np.median(errors))
+
+
+def lens_of(camera: Camera) -> np.ndarray:
+    """The 8 parameters of a camera as the sensor sees, as OPENCV or OPENCV_FISHEYE."""
+    K, lens = camera.K.numpy(), np.zeros(8)
+    lens[:4] = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
+    if camera.distortion is not None:
+        extras = camera.distortion.params.numpy()
+        lens[4 : 4 + len(extras)] = extras
+    return lens

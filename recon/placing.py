@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from geo4d.core.geometry import rotation_angle
-from recon import bundle, guided, matches, measured, tracks
+from recon import bundle, guided, intrinsics, matches, measured, tracks
 from recon.bundle import Problem
 from recon.features import Features
 from recon.feedforward.prediction import Prediction
@@ -33,6 +33,8 @@ WIDE, NARROW = 2.5, 0.015
 """Radius of guided matches: of the prediction in its standard deviations, of the adjusted cameras in focal lengths."""
 WIDE_FEATURES = 3000
 """Keypoints of every picture that are compared within the wide radius: the largest ones survive wide baselines best."""
+FOUND_STD = 0.003
+"""Of cameras that structure from motion found: rotation in radians, place as a share of the median depth."""
 STEPS, FINE = (0.05, 0.015, 0.004), 0.001
 """Scales of the loss, one after the other, in focal lengths; observations beyond three times a scale are dropped."""
 BAND = 0.002
@@ -79,6 +81,10 @@ class _Job:
     start: np.ndarray
     """Predicted poses cam_from_world (n, 3, 4) as the sensor sees."""
 
+    def is_found(self, pair: Pair) -> bool:
+        """Whether structure from motion found both cameras of a pair."""
+        return self.prediction.found.issuperset(pair)
+
     def group(self, i: int) -> int:
         return int(self.run.sensors.of_frame[i])
 
@@ -105,7 +111,10 @@ def place(
     keypoints = [k.astype(np.float64) for k in run.sensors.keypoints(found)]
     poses = [run.sensors.sensor_pose(i, c.world_from_cam.numpy())[:3] for i, c in enumerate(prediction.camera)]
     job = _Job(run, found, keypoints, prediction, np.stack(poses))
-    placed = Placed(job.start, run.sensors.priors()[0], PosedDepth.of(prediction))
+    lens = run.sensors.priors()[0]
+    for i in sorted(prediction.found):
+        lens[job.group(i)] = intrinsics.lens_of(prediction.camera[i].turned(-int(run.sensors.turns[i])))
+    placed = Placed(job.start, lens, PosedDepth.of(prediction))
     pairs = _pairs(placed.geometry, linked)
     likely = {pair: _likely(job, placed, pair, m) for pair, m in linked.items()}
     matched = _matched(job, placed, likely, pairs, narrow=False)
@@ -135,9 +144,11 @@ def _pairs(geometry: PosedDepth, linked: Matched) -> list[Pair]:
 
 def _matched(job: _Job, placed: Placed, known: Matched, pairs: Sequence[Pair], *, narrow: bool) -> Matched:
     """Matches of all pairs: the known ones, and those guided by the cameras."""
-    spread = NARROW if narrow else _reach(job.prediction)
+    everywhere = narrow
 
     def one(pair: Pair) -> np.ndarray:
+        narrow = everywhere or job.is_found(pair)
+        spread = NARROW if narrow else _reach(job.prediction)
         if pair in known and len(known[pair]) >= ENOUGH and len(placed.geometry) > FEW_PICTURES:
             return known[pair].astype(np.int64)
         radius_px = spread * placed.geometry.camera[pair[1]].K[0, 0].item()
@@ -163,6 +174,8 @@ def _likely(job: _Job, placed: Placed, pair: Pair, linked: np.ndarray) -> np.nda
 
     Repeated patterns match consistently at the wrong place, which only the prediction knows.
     """
+    if job.is_found(pair):
+        return linked[_epipolar(job, placed, pair, linked) < 3 * FINE]
     i, j = pair
     p_world = placed.geometry.p_world(i, job.upright(i, linked[:, 0]))
     there, _ = placed.geometry.seen_in(j, p_world)
@@ -220,6 +233,7 @@ def _resected(job: _Job, placed: Placed, matched: Matched, linked: Matched) -> t
     for pair, m in matched.items():
         support[list(pair)] += len(m)
     poses, matched = placed.cam_from_world.copy(), dict(matched)
+    support[list(job.prediction.found)] = RESECTION_INLIERS
     for i in np.flatnonzero(support < RESECTION_INLIERS):
         mine = {pair: m for pair, m in linked.items() if i in pair}
         pose = _pose_from_others(job, placed, mine, int(i))
@@ -281,12 +295,14 @@ def _known(job: _Job, placed: Placed) -> bundle.Priors:
     """Predicted poses with their deviations, but of pictures that were placed anew far from there."""
     prediction, n = job.prediction, len(job.start)
     lens, std, aspect = job.run.sensors.priors()
-    reach = prediction.position_std
-    known = bundle.Priors(lens, std, aspect, job.start, np.full(n, prediction.rotation_std_rad), np.full((n, 3), reach))
+    found, median_depth = np.isin(np.arange(n), list(prediction.found)), prediction.median_depth
+    turns = np.where(found, FOUND_STD, prediction.rotation_std_rad)
+    reach = np.where(found, FOUND_STD * median_depth, prediction.position_std)
+    known = bundle.Priors(lens, std, aspect, job.start, turns, np.repeat(reach[:, None], 3, 1))
     turn = placed.cam_from_world[:, :, :3] @ job.start[:, :, :3].transpose(0, 2, 1)
     angle = rotation_angle(torch.from_numpy(turn)).numpy()
     shift = np.linalg.norm(measured.centres(placed.cam_from_world) - measured.centres(job.start), axis=1)
-    return known.without((angle > 4 * prediction.rotation_std_rad) | (shift > 4 * reach))
+    return known.without((angle > 4 * turns) | (shift > 4 * reach))
 
 
 def _tracks(job: _Job, placed: Placed, matched: Matched) -> Tracks:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from geo4d.core import geometry, pictures
-from geo4d.core.types import Camera, Frame, Frames, Observations, PointCloud, Scale, Scene
+from geo4d.core.types import NO_POINTS, Camera, Frame, Frames, Observations, Scale, Scene
 from recon.solution import CameraSolution
 
 
@@ -74,7 +74,6 @@ def sparse_scene(frames: Frames, solution: CameraSolution, long_side: int) -> Sc
         mine = frame_id == i
         uv_px[mine] = working_pixels(originals[i], working[i], seen.uv_px[mine])
     n = len(registered)
-    nothing = PointCloud(torch.zeros(0, 3, dtype=torch.float64), torch.zeros(0, 3), torch.zeros(0, 3))
     return Scene(
         frames=Frames([frame for frame, _ in made], frames.dropped),
         camera=tuple(working),
@@ -83,7 +82,7 @@ def sparse_scene(frames: Frames, solution: CameraSolution, long_side: int) -> Sc
         confidence=(None,) * n,
         dynamic=(None,) * n,
         observations=_usable(replace(seen, frame_id=frame_id, uv_px=uv_px)),
-        points=nothing,
+        points=NO_POINTS,
         covariance=solution.covariance,
         scale=Scale(),
         up_world=torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64),

@@ -410,6 +410,9 @@ class PointCloud(_Brief):
     normal_world: Float32[Tensor, "k 3"]
 
 
+NO_POINTS = PointCloud(torch.zeros(0, 3, dtype=torch.float64), torch.zeros(0, 3), torch.zeros(0, 3))
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class PointTracks(_Brief):
     """Points of surfaces that were followed through time, for long.

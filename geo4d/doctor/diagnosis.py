@@ -45,10 +45,12 @@ def look_at_input(path: Path, *, working: bool) -> tuple[dict[str, Any], list[Fi
         return {"path": str(path), "kind": "not looked at"}, [
             Finding("note", "the input was not looked at, because packages are missing", "mend them first")
         ]
-    from geo4d.doctor import moving  # needs packages that may be broken until here
+    from geo4d.doctor import moving, trainings  # need packages that may be broken until here
 
     if moving.is_moving(path):
         return moving.look_at_moving(path)
+    if trainings.is_training(path):
+        return trainings.look_at_training(path)
     if scenes.is_scene(path):
         return scenes.look_at_scene(path)
     return photos.look_at_photos(path)
@@ -117,7 +119,8 @@ def _backend_lines(diagnosis: Mapping[str, Any]) -> list[str]:
     for name, backend in diagnosis["backends"].items():
         rows[name] = backend["about"]
         if "weights" in backend:
-            here = "weights on this machine" if backend["here"] else "weights not on this machine"
+            missing = "weights await their training" if backend["bundled"] else "weights not on this machine"
+            here = "weights on this machine" if backend["here"] else missing
             size = f"{backend['parameters'] / 1e6:.0f}M parameters"
             rows[name] += f"; {backend['weights']}, {size}, {backend['weights_licence']}: {here}"
     return ["Ways to find cameras (reconstruct --backend)", *_rows(rows)] if rows else []

@@ -235,6 +235,7 @@ def look_at_backends() -> dict[str, Any]:
                 "weights_licence": network.weights_licence,
                 "parameters": network.parameters,
                 "here": network.weights_here() is not None,
+                "bundled": bool(network.bundled),
             }
     return out
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from html import escape
 from pathlib import Path
@@ -15,12 +15,13 @@ from geo4d.core.progress import Progress
 from recon.feedforward.geo4d_s import CONFIGS
 from recon.feedforward.losses import LossWeights
 from recon.feedforward.networks import pick_device
-from recon.feedforward.recipe import RECIPES, Recipe
-from recon.feedforward.training import LOG, begun_with, read_begun_from, read_log, train
+from recon.feedforward.recipe import DECAY, RECIPES, Recipe
+from recon.feedforward.training import LOG, begun_with, check_same, read_begun_from, read_log, train
 
 CURVE = "curve.svg"
 MOST_REGISTERS = 64
 """A picture of 112 px has as many patches: with more, memory ends before anything is gained."""
+MOST_SEED = 2**32 - 1
 _OPTIONAL = ("relative", "ray", "descriptor", "track")
 _WIDTH, _HEIGHT, _LEFT, _TOP = 420, 150, 52, 22
 
@@ -64,6 +65,11 @@ def train_recon(
     begun = begun_with(folder)
     usual, usual_seed = begun or _usual(begin_from)
     recipe = _recipe(usual, network, pictures, rate, batch_pixels, registers, register_only, without)
+    seed = usual_seed if seed is None else seed
+    if not 0 <= seed <= MOST_SEED:
+        raise InputError("cannot begin with this seed", found=f"--seed {seed}", accepted=f"0 to {MOST_SEED}")
+    if begun is not None:
+        check_same(folder, recipe, seed)
     if device == "auto" and where == "cpu" and recipe.network == "geo4d-s":
         bound = usual.network == "geo4d-s" and (begun is not None or begin_from is not None)
         raise InputError(
@@ -75,7 +81,7 @@ def train_recon(
     before = _changed_ns(folder / LOG)
     try:
         result = train(
-            folder, recipe, minutes=minutes, seed=usual_seed if seed is None else seed, device=where,
+            folder, recipe, minutes=minutes, seed=seed, device=where,
             whole_minutes=whole_minutes, begin_from=begin_from, progress=progress,
         )  # fmt: skip
     finally:  # also of a slice that is interrupted or fails, but not of a folder that is refused
@@ -105,8 +111,8 @@ def _recipe(
     """The usual one, or that of another network, with what is given."""
     usual = usual if network in (None, usual.network) else RECIPES[network]
     weights = usual.weights if without is None else _weights(without)
+    blocks = (usual.register_only if registers != 0 else ()) if register_only is None else _blocks(register_only)
     registers = usual.registers if registers is None else registers
-    blocks = usual.register_only if register_only is None else _blocks(register_only)
     if blocks and not registers:
         raise InputError(
             "--register-only needs register tokens", found="--registers 0", accepted="1 or more", hint="--registers 4"
@@ -131,32 +137,40 @@ def _weights(without: str) -> LossWeights:
     left_out = [name.strip() for name in without.split(",") if name.strip()]
     unknown = sorted(set(left_out) - set(_OPTIONAL))
     if unknown:
-        raise InputError("unknown loss", found=", ".join(unknown), accepted=", ".join(_OPTIONAL))
+        raise InputError(
+            "unknown loss", found=", ".join(unknown), accepted=", ".join(_OPTIONAL), hint=f"--without {_OPTIONAL[0]}"
+        )
     return replace(LossWeights(), **dict.fromkeys(left_out, 0.0))
 
 
 def _blocks(register_only: str) -> tuple[int, ...]:
     try:
-        return tuple(int(k) for k in register_only.split(",") if k.strip())
+        return tuple(sorted({int(k) for k in register_only.split(",") if k.strip()}))
     except ValueError as error:
         raise InputError(
-            "cannot read --register-only", found=repr(register_only), accepted="numbers of blocks: 5,9"
-        ) from error
+            "cannot read --register-only", found=repr(register_only), accepted="numbers of blocks",
+            hint="--register-only 5,9",
+        ) from error  # fmt: skip
 
 
 def write_curve(folder: Path) -> None:
-    """`curve.svg`: losses and validation scores over the pictures seen, of the log in the folder."""
+    """`curve.svg`: losses and validation scores over the pictures seen, of the log in the folder.
+
+    Dashed lines are where the stages of the recipe change and the rate begins to fall.
+    """
     lines = read_log(folder / LOG)
+    recipe = (begun_with(folder) or _usual(None))[0]
+    changes = [recipe.pictures * share for share in [*(s.until for s in recipe.stages[:-1]), 1 - DECAY]]
     losses = [(x["pictures"], x["losses"]) for x in lines if "losses" in x]
     scores = [(x["pictures"], x["validation"]) for x in lines if "validation" in x]
     panels = [
-        ("loss", [("total", [(n, v["total"]) for n, v in losses])]),
-        *((name, [(name, [(n, v[name]) for n, v in losses])]) for name in ("camera", "depth", "point", "descriptor")),
-        ("validation: AUC@30 and AUC@5, %", [(k, [(n, v[k]) for n, v in scores]) for k in ("auc@30", "auc@5")]),
-        ("validation: depth AbsRel", [("abs_rel", [(n, v["abs_rel"]) for n, v in scores])]),
-        ("validation: descriptors that match, %", [("matched", [(n, 100 * v["matched"]) for n, v in scores])]),
+        ("loss", _known(losses, "total")),
+        *((name, _known(losses, name)) for name in ("camera", "depth", "point", "descriptor")),
+        ("validation: AUC@30 and AUC@5, %", _known(scores, "auc@30", "auc@5")),
+        ("validation: depth AbsRel", _known(scores, "abs_rel")),
+        ("validation: share of descriptors that match", _known(scores, "matched")),
     ]
-    parts = [_panel(title, lines, k) for k, (title, lines) in enumerate(panels)]
+    parts = [_panel(title, lines, k, changes) for k, (title, lines) in enumerate(panels)]
     rows = (len(parts) + 1) // 2
     width, height = 2 * _WIDTH, rows * (_HEIGHT + 2 * _TOP)
     atomic.write_text(
@@ -167,11 +181,21 @@ def write_curve(folder: Path) -> None:
     )
 
 
-def _panel(title: str, lines: Sequence[tuple[str, Sequence[tuple[float, float]]]], k: int) -> str:
-    """One chart; values are averaged where there are more than its pixels."""
+Line = tuple[str, Sequence[tuple[float, float]]]
+"""A name and what is drawn of it over the pictures seen."""
+
+
+def _known(rows: Sequence[tuple[float, Mapping[str, float | None]]], *names: str) -> list[Line]:
+    """Values of these names over pictures, without those that are not finite; nothing of a name that has none."""
+    found = {name: [(n, x) for n, v in rows if (x := v.get(name)) is not None and math.isfinite(x)] for name in names}
+    return [(name, line) for name, line in found.items() if line]
+
+
+def _panel(title: str, lines: Sequence[Line], k: int, changes: Sequence[float]) -> str:
+    """One chart; values are averaged where there are more than its pixels. Dashed lines are at `changes`."""
     left, top = _LEFT + (k % 2) * _WIDTH, _TOP + (k // 2) * (_HEIGHT + 2 * _TOP)
     wide = _WIDTH - _LEFT - 14
-    points = [p for _, line in lines for p in line if p[1] is not None and math.isfinite(p[1])]
+    points = [p for _, line in lines for p in line]
     out = [f'<text x="{left}" y="{top - 7}" font-weight="bold">{escape(title)}</text>']
     if not points:
         return "".join([*out, f'<text x="{left}" y="{top + 20}" fill="#777">none yet</text>'])
@@ -184,11 +208,15 @@ def _panel(title: str, lines: Sequence[tuple[str, Sequence[tuple[float, float]]]
         y = top + _HEIGHT * (1 - share)
         out.append(f'<line x1="{left}" y1="{y:.1f}" x2="{left + wide}" y2="{y:.1f}" stroke="#ddd"/>')
         out.append(f'<text x="{left - 5}" y="{y + 4:.1f}" text-anchor="end">{low + share * (high - low):.3g}</text>')
+    for change in changes:
+        x = left + wide * change / most_x
+        if change < most_x:
+            place_px = f'x1="{x:.1f}" y1="{top}" x2="{x:.1f}" y2="{top + _HEIGHT}"'
+            out.append(f'<line {place_px} stroke="#999" stroke-dasharray="3 3"/>')
+    out.append(f'<text x="{left}" y="{top + _HEIGHT + 14}" text-anchor="middle">0</text>')
     out.append(f'<text x="{left + wide}" y="{top + _HEIGHT + 14}" text-anchor="end">{most_x:,.0f} pictures</text>')
     for (name, line), colour in zip(lines, ("#1f77b4", "#ff7f0e"), strict=False):
-        shown = [
-            place(x, y) for x, y in _thinned([p for p in line if p[1] is not None and math.isfinite(p[1])], wide // 2)
-        ]
+        shown = [place(x, y) for x, y in _thinned(line, wide // 2)]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in shown)
         out.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
         out.extend(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2" fill="{colour}"/>' for x, y in shown if len(shown) < 40)

@@ -34,6 +34,8 @@ TRACKED = 512
 CAMERAS_AND_DEPTH = ("cam_from_world", "K", "depth", "depth_conf")
 TAUGHT_AUC = 20.0
 """AUC@30 of a training's scenes below which its cameras are guesses."""
+SMALLEST = "geo4d/geo4d-xs"
+"""What weights of the smallest size of geo4d-s look like; they are used by the card beside them."""
 SURE = 0.5
 """Visibility and confidence of a tracked point, each, from which it counts."""
 
@@ -124,7 +126,14 @@ def at_hand(name: str, options: ReconstructOptions) -> Predict | None:
 def check_name(name: str) -> None:
     """Raise `InputError` for a network that geo4d does not have."""
     if name not in NETWORKS:
-        raise InputError("unknown network", found=repr(name), accepted=", ".join(NETWORKS), hint="geo4d doctor")
+        raise InputError(
+            "unknown network", found=repr(name), accepted=", ".join(NETWORKS), hint=instead_of(name, "--network")
+        )
+
+
+def instead_of(name: str, option: str) -> str:
+    """What to type instead of a name that no network or backend has."""
+    return f"{option} geo4d-s --weights FOLDER/best, of its training" if name == "geo4d-xs" else "geo4d doctor"
 
 
 def _recognised(weights: str) -> str:
@@ -133,7 +142,7 @@ def _recognised(weights: str) -> str:
 
     repo = looks_like(read_weights(Path(weights)))
     known = {network.repo: name for name, network in reversed(NETWORKS.items())}
-    known["geo4d/geo4d-xs"] = "geo4d-s"  # its smallest size, by the card beside the weights
+    known[SMALLEST] = "geo4d-s"
     if repo not in known:
         raise InputError(
             f"cannot tell which network {weights} belongs to", found=repo or "tensors of none that geo4d has",
@@ -173,7 +182,9 @@ def _predict(
             ) from error  # fmt: skip
 
     def told(prediction: Prediction) -> Prediction:
-        return replace(prediction, guessed=guessed, facts={**prediction.facts, **training, "backend": name})
+        return replace(
+            prediction, guessed=guessed, facts={**prediction.facts, **training, "backend": name, "guessed": guessed}
+        )
 
     training, guessed = _training_facts(weights, progress) if network.family == "geo4d" else ({}, False)
     own_size = functools.partial(run, long_side=usual)
@@ -209,12 +220,26 @@ def load(name: str, weights: str, device: str = "cpu") -> nn.Module:
 
 
 def _of_training(weights: Path) -> nn.Module:
-    """geo4d-s as the card beside its weights has it: of the size and with the registers of that training."""
+    """geo4d-s as the card beside its weights has it: of the size and with the registers of that training.
+
+    Raises:
+        InputError: weights of the smallest size without their card.
+    """
     from recon.feedforward.geo4d_s import Geo4dS
     from recon.feedforward.recipe import network_config
+    from recon.feedforward.trained import CARD
+    from recon.feedforward.weights import looks_like, read_weights
 
     card = _card(weights)
-    return build("geo4d-s") if card is None else Geo4dS(network_config(card[0]))
+    if card is not None:
+        return Geo4dS(network_config(card[0]))
+    if looks_like(read_weights(weights)) == SMALLEST:
+        raise InputError(
+            f"cannot read weights from {weights}", found=f"no {CARD} beside them",
+            accepted="the whole folder of weights that a training kept, which is FOLDER/best",
+            hint="copy it again, with its card",
+        )  # fmt: skip
+    return build("geo4d-s")
 
 
 def _card(weights: Path) -> tuple[Recipe, dict[str, Any]] | None:

@@ -42,6 +42,8 @@ class Prediction:
     depth_relative_std: float = 0.1
     guessed: bool = False
     """Whether its cameras are guesses, with no telling how far off: of a network whose training taught none."""
+    found: frozenset[int] = frozenset()
+    """Frames whose cameras are not predicted but were found by structure from motion."""
     facts: dict[str, Any] = field(default_factory=dict)
     """Of the network and its run, for the report: backend, weights, size in pixels, seconds."""
 

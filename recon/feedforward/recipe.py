@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from geo4d.core.errors import InputError
+from geo4d.core.io.plain import of_plain
 from geo4d.core.stream.batches import BatchOptions
 from recon.feedforward.geo4d_s import CONFIGS, Geo4dSConfig, registers
 from recon.feedforward.layers import PATCH
@@ -79,6 +79,7 @@ class Recipe:
                 "cannot train like this",
                 found=f"{self.pictures} pictures, {self.pixels} pixels in a step, a rate of {self.rate:g}",
                 accepted="at least one picture, at least one pixel in a step, a rate between 0 and 1",
+                hint="leave out --pictures, --batch-pixels and --rate: the recipe has its own",
             )  # fmt: skip
 
     def rate_at(self, pictures: int) -> float:
@@ -156,15 +157,18 @@ def network_config(recipe: Recipe) -> Geo4dSConfig:
     return registers(config, recipe.registers, recipe.register_only) if recipe.registers else config
 
 
-def recipe_of(values: Mapping[str, Any]) -> Recipe:
-    """The recipe that `dataclasses.asdict` made these values of, by way of JSON or not."""
+def recipe_of(values: Any) -> Recipe:
+    """The recipe that `dataclasses.asdict` made these values of, by way of JSON or not.
 
-    def tuples(value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value
-
-    own = {k: tuples(v) for k, v in values.items() if k not in ("stages", "weights")}
-    stages = tuple(Stage(**{k: tuples(v) for k, v in stage.items()}) for stage in values["stages"])
-    return Recipe(**own, stages=stages, weights=LossWeights(**values["weights"]))
+    Raises:
+        ValueError: values that make no recipe of this version; it says which.
+    """
+    recipe = of_plain(Recipe, values, "recipe")
+    if recipe.network not in CONFIGS:
+        raise ValueError(f"recipe.network is {recipe.network!r}, not {' or '.join(CONFIGS)}")
+    if not recipe.stages:
+        raise ValueError("recipe.stages has none")
+    return recipe
 
 
 def kept_of_average(recipe: Recipe, steps: int, pictures: int) -> float:

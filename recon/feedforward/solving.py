@@ -54,8 +54,8 @@ def as_predicted(frames: Frames, prediction: Prediction, progress: Progress) -> 
     return CameraSolution(
         cameras=dict(enumerate(prediction.camera)),
         observations=observations,
-        covariance=prediction.covariance().expand(len(frames), 6, 6).clone(),
-        covariance_gauge="as the network is expected to err; it says nothing of itself",
+        covariance=None if prediction.guessed else prediction.covariance().expand(len(frames), 6, 6).clone(),
+        covariance_gauge="" if prediction.guessed else "as the network is expected to err; it says nothing of itself",
         world_is_known=prediction.world_is_known,
         world_source="poses that were given" if prediction.world_is_known else "",
         depth={i: d for i, d in enumerate(prediction.depth) if d is not None},

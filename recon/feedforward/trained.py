@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 SHARD_BYTES = 15_000_000
 INDEX, CARD = "model.safetensors.index.json", "card.json"
 FORMAT = "geo4d-weights-1"
+STATE, BEST = "training.safetensors", "best"
+"""Of the folder of a training: all that it goes on with, and the weights that it kept."""
+SCORES = ("auc@30", "abs_rel", "matched")
+"""Of a validation, that weights are chosen and judged by."""
 
 
 def write_weights(
@@ -53,15 +57,27 @@ def read_card(folder: Path) -> tuple[Recipe, dict[str, Any]]:
     """The recipe of the weights in a folder, and what else their card says.
 
     Raises:
-        InputError: no card there, or a damaged one.
+        InputError: no card there, a damaged one, or one of another version.
     """
     about = atomic.read_json(folder / CARD, "the card of the weights")
     try:
-        return recipe_of(about["recipe"]), about
-    except (KeyError, TypeError) as error:
+        if about.get("format") != FORMAT:
+            raise ValueError(f"format {about.get('format')!r}, not {FORMAT!r}")
+        for name, kind in {**dict.fromkeys(("pictures", "planned", "steps"), int), "minutes": float}.items():
+            if type(about.get(name)) not in (int, kind):
+                raise ValueError(f"{name} is {about.get(name)!r}, not a number")
+        scores = about.get("validation")
+        wrong = [k for k in SCORES if not isinstance(scores, Mapping) or not isinstance(scores.get(k), int | float)]
+        if wrong:
+            raise ValueError(f"validation has no number of {', '.join(wrong)}")
+        return recipe_of(about.get("recipe")), about
+    except ValueError as error:
+        kept = folder.name == BEST and (folder.parent / STATE).is_file()
         raise InputError(
-            f"cannot read the card of the weights in {folder}", found=f"{type(error).__name__}: {error}",
-            accepted=f"a {CARD} that geo4d train wrote",
+            f"cannot read the card of the weights in {folder}", found=f"{CARD}: {error}",
+            accepted=f"a {CARD} that geo4d train of this version wrote",
+            hint=f"rm -r {folder}: the training writes it again" if kept
+            else "copy the folder again, with its card",
         ) from error  # fmt: skip
 
 

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from geo4d.core import geometry
-from geo4d.core.errors import InputError
+from geo4d.core.errors import InputError, some
 from geo4d.core.io import atomic
+from geo4d.core.io.plain import of_plain
 from geo4d.core.progress import Progress
 from geo4d.core.stream.batches import Batch, make_batch
 from recon.feedforward import trained
@@ -25,10 +26,11 @@ from recon.feedforward.geo4d_s import Geo4dS
 from recon.feedforward.layers import normalised
 from recon.feedforward.losses import Pairs, Truth, losses
 from recon.feedforward.recipe import DECAY, Recipe, kept_of_average, network_config, recipe_of
+from recon.feedforward.trained import BEST, STATE
 from recon.feedforward.validation import AT_ONCE, held_out, overall, validated
 from recon.feedforward.weights import load_weights
 
-STATE, LOG, BEST, LOCK = "training.safetensors", "log.jsonl", "best", "training.lock"
+LOG, LOCK = "log.jsonl", "training.lock"
 FORMAT = "geo4d-training-1"
 TOLD_AFTER_S = 60.0
 SAVED_EVERY_S, LOGGED_EVERY_S, VALIDATED_EVERY_S = 120.0, 5.0, 240.0
@@ -36,6 +38,10 @@ GOOD_EVERY = 100
 """Steps after which a state is remembered, to go back to once so many more were finite."""
 MOST_ROLLBACKS = 8
 UNDECAYED = ("pos_embed", "cls_token", "camera_token", "register_tokens")
+SAVED_TWICE = 2.2
+"""Room that a training needs, in states: the old one stays until the new one is whole, and best/ is a tenth of it."""
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""That AdamW keeps of every parameter, beside its count of steps."""
 MAY_CHANGE = ("pictures", "rate", "pixels")
 """Of a recipe, when a training goes on."""
 MEASURED_S, SPARE = 5.0, 0.05
@@ -198,6 +204,15 @@ class Training:
 
     # State
 
+    @property
+    def complete(self) -> bool:
+        """Whether as many pictures are seen as are planned."""
+        return self.state.pictures >= self.recipe.pictures
+
+    def bytes(self) -> int:
+        """Of the state when it is saved: weights, their mean and two moments of each."""
+        return 4 * sum(p.numel() * p.element_size() for p in self.model.parameters())
+
     def begin_from(self, folder: Path) -> None:
         """Take the weights in a folder for the first ones.
 
@@ -265,47 +280,44 @@ class Training:
         Raises:
             InputError: damaged, of another recipe or seed, or already longer than the recipe's.
         """
+        check_same(folder, self.recipe, self.seed)
         about, tensors = read_state(folder)
-        begun = about["recipe"] | {"seed": about["seed"]}
-        wanted = json.loads(json.dumps(asdict(self.recipe))) | {"seed": self.seed}
-        differ = [k for k in wanted | begun if k not in MAY_CHANGE and wanted.get(k) != begun.get(k)]
-        if differ:
-            found, asked = (
-                ", ".join(f"{k} {_short(values[k]) if k in values else 'unknown'}" for k in differ)
-                for values in (begun, wanted)
-            )
-            raise InputError(
-                f"cannot go on with the training in {folder}", found=f"it was begun with {found}",
-                accepted=f"the same; asked for were {asked}", hint="name another folder to begin anew",
-            )  # fmt: skip
-        try:
+        state = _state(folder, about)
+        with _readable(folder):
+            begun = recipe_of(about["recipe"])
+            self._check(tensors)
             self.set_tensors(tensors)
-            self.state, self.begun_from = State(**about["state"]), about.get("begun_from")
-        except (KeyError, RuntimeError, TypeError) as error:
-            raise InputError(
-                f"cannot go on with the training in {folder}", found=f"its tensors do not fit the network: {error}",
-                accepted=f"a {STATE} of the same version", hint="name another folder to begin anew",
-            ) from error  # fmt: skip
-        if self.recipe.pictures < min(self.state.pictures, begun["pictures"]):
+        self.state, self.begun_from = state, about.get("begun_from")
+        if self.recipe.pictures < min(self.state.pictures, begun.pictures):
             raise InputError(
                 "cannot end a training before it stands", found=f"{self.state.pictures} pictures are seen",
                 accepted="more than these", hint=f"--pictures {math.ceil(self.state.pictures / (1 - DECAY))}: from now "
                 "on the rate falls",
             )  # fmt: skip
-        if self.recipe.rate != begun["rate"]:
+        if self.recipe.rate != begun.rate:
             self.state.rate_factor, self.state.rollbacks = 1.0, 0
         self._good = None
+
+    def _check(self, tensors: Mapping[str, Tensor]) -> None:
+        """Raise `ValueError` for what is no state of this training."""
+        wrong = [k for k, v in tensors.items() if not v.is_floating_point() or not bool(torch.isfinite(v).all())]
+        if wrong:
+            raise ValueError(f"not finite: {some(wrong)}")
+        for group, module in (("model", self.model), ("average", self.average)):
+            shapes = {f"{group}/{k}": v.shape for k, v in module.state_dict().items()}
+            held = {k: v.shape for k, v in tensors.items() if k.startswith(f"{group}/")}
+            if wrong := [k for k in shapes | held if shapes.get(k) != held.get(k)]:
+                raise ValueError(f"missing, extra or of another shape: {some(wrong)}")
+        for name, parameter in self.model.named_parameters():  # what nothing was learnt of has no moments
+            moments = {k: tuple(tensors[f"{k}/{name}"].shape) for k in (*MOMENTS, "step") if f"{k}/{name}" in tensors}
+            if moments and moments != dict.fromkeys(MOMENTS, tuple(parameter.shape)) | {"step": ()}:
+                raise ValueError(f"moments of {name} of the shapes {moments}")
 
 
 def _network(recipe: Recipe) -> str:
     """The network that a recipe trains, in words."""
     alone = f", alone in blocks {', '.join(map(str, recipe.register_only))}" if recipe.register_only else ""
     return f"{recipe.network} with {recipe.registers} registers{alone}"
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) < 60 else f"{text[:57]}..."
 
 
 @contextlib.contextmanager
@@ -315,7 +327,9 @@ def _readable(folder: Path) -> Iterator[None]:
 
     try:
         yield
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+    except InputError:
+        raise
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise InputError(
             f"cannot go on with the training in {folder}", found=f"{STATE}: {type(error).__name__}: {error}",
             accepted="the folder of a training that this version began", hint="name another folder to begin anew",
@@ -336,6 +350,8 @@ def read_about(folder: Path) -> dict[str, Any]:
             raise ValueError(f"format {about['format']}")
         if missing := [k for k in ("recipe", "seed", "state") if k not in about]:
             raise ValueError(f"no {', '.join(missing)}")
+        if not isinstance(about["recipe"], dict) or not isinstance(about["state"], dict):
+            raise ValueError("no recipe or state in it")
         return about
 
 
@@ -348,13 +364,62 @@ def read_state(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         return about, {k: file.get_tensor(k) for k in file.keys()}
 
 
+def _state(folder: Path, about: Mapping[str, Any]) -> State:
+    """How far a training is, of what its folder says; raises as `read_about`."""
+    with _readable(folder):
+        if missing := [f"state.{k}" for k in asdict(State()) if k not in about["state"]]:
+            raise ValueError(f"{', '.join(missing)} is missing")
+        return of_plain(State, about["state"], "state")
+
+
 def begun_with(folder: Path) -> tuple[Recipe, int] | None:
     """Recipe and seed of the training in a folder, None where it holds none; raises as `read_about`."""
-    if not (folder / STATE).exists():
+    if not (folder / STATE).is_file():
         return None
     about = read_about(folder)
     with _readable(folder):
+        if type(about["seed"]) is not int:
+            raise ValueError(f"seed {about['seed']!r}")
         return recipe_of(about["recipe"]), about["seed"]
+
+
+def read_standing(folder: Path) -> tuple[Recipe, State]:
+    """Recipe of the training in a folder and how far it is; raises as `read_about`."""
+    about = read_about(folder)
+    with _readable(folder):
+        return recipe_of(about["recipe"]), _state(folder, about)
+
+
+def check_same(folder: Path, recipe: Recipe, seed: int) -> None:
+    """Refuse to go on with a training that was begun with another recipe or seed; `MAY_CHANGE` may differ.
+
+    Raises:
+        InputError: what differs; or a damaged training, as of `read_about`.
+    """
+    about = read_about(folder)
+    begun = _flat({"seed": about["seed"]} | about["recipe"])
+    wanted = _flat({"seed": seed} | json.loads(json.dumps(asdict(recipe))))
+    differ = [k for k in wanted | begun if k not in MAY_CHANGE and wanted.get(k) != begun.get(k)]
+    if differ:
+        found, asked = (
+            some([f"{k} {json.dumps(values[k]) if k in values else 'unknown'}" for k in differ])
+            for values in (begun, wanted)
+        )
+        raise InputError(
+            f"cannot go on with the training in {folder}", found=f"it was begun with {found}",
+            accepted=f"the same; asked for were {asked}", hint="name another folder to begin anew",
+        )  # fmt: skip
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    """Numbers and text within objects and lists, by their path: `stages[0].until`."""
+    if isinstance(value, Mapping):
+        parts = {f"{name}.{k}" if name else str(k): v for k, v in value.items()}
+    elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+        parts = {f"{name}[{i}]": v for i, v in enumerate(value)}
+    else:
+        return {name: value}
+    return {k: v for path, part in parts.items() for k, v in _flat(part, path).items()}
 
 
 def read_begun_from(folder: Path) -> tuple[Recipe, dict[str, Any]]:
@@ -417,14 +482,22 @@ def _enough_memory(training: Training) -> Iterator[None]:
         ) from error  # fmt: skip
 
 
-def _check_begun(folder: Path) -> None:
-    """Refuse a folder with results of a training whose state is gone: a new one would replace them."""
-    log, best = folder / LOG, folder / BEST
-    left = [path.name for path in (log, best) if path.exists() and (path != log or log.stat().st_size)]
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder in which a training neither can go on nor may begin: its files would be replaced."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(
+            f"cannot train in {folder}", found="a file", accepted="the folder of a training, or a new one",
+            hint="name another folder",
+        )  # fmt: skip
+    if (folder / STATE).is_file() or not folder.is_dir():
+        return
+    # What is hidden is of the system, or of a training that was killed before its first file was whole.
+    others = [p for p in folder.iterdir() if p.name != LOCK and not p.name.startswith(".")]
+    left = sorted(p.name for p in others if p.is_dir() or p.stat().st_size)
     if left:
         raise InputError(
-            f"cannot go on with the training in {folder}", found=f"{' and '.join(left)}, but no {STATE}",
-            accepted="the whole folder of a training, or one without any", hint="name another folder to begin anew",
+            f"cannot begin a training in {folder}", found=f"{some(left)}, but no file {STATE}",
+            accepted="the whole folder of a training, or an empty one", hint="name another folder to begin anew",
         )  # fmt: skip
 
 
@@ -465,39 +538,76 @@ def train(
             another network to begin with, memory that is used up, or a loss that does not stay finite.
     """
     progress, start = progress or Progress(), time.perf_counter()
+    _check_folder(folder)
     with atomic.held_folder(folder, LOCK):
-        training = Training(recipe, seed=seed, device=device, progress=progress)
-        if (folder / STATE).exists():
-            training.resume(folder)
-            progress.note(f"going on after {training.state.pictures} of {recipe.pictures} pictures")
-            if whole_minutes is not None or begin_from is not None:
-                progress.note(
-                    "--whole-minutes and --from are for trainings that begin; this one goes on with what it was begun "
-                    "with (--pictures changes its length)"
-                )
-        else:
-            _check_begun(folder)
-            if begin_from is not None:
-                training.begin_from(begin_from)
-            if whole_minutes is not None:
-                with progress.stage("plan"), _enough_memory(training):
-                    training.recipe = recipe = planned(recipe, whole_minutes, seed=seed, device=device)
-                progress.note(f"{recipe.pictures} pictures are planned for {whole_minutes:g} minutes of training")
-            training.save(folder)  # before anything else is there, so that what is killed from now on can go on
+        training = _begun(folder, recipe, seed, device, whole_minutes, begin_from, progress)
+        recipe, speed, kept = training.recipe, None, kept_card(folder)
         atomic.write_text(folder / "recipe.json", json.dumps(asdict(recipe), indent=2) + "\n")
-        with _enough_memory(training):
-            with progress.stage("scenes that are held out"):
-                left = minutes - (time.perf_counter() - start) / 60
-                run = _Slice(training, folder, left, validation_scenes)
-            with progress.stage("train"):
-                run.until_the_end()
-            scores = run.validate()
-        training.save(folder)
+        scores = _last_scores(folder, training.state.steps)
+        if not training.complete or kept is None or scores is None:
+            with _enough_memory(training):
+                with progress.stage("scenes that are held out"):
+                    left = minutes - (time.perf_counter() - start) / 60
+                    run = _Slice(training, folder, left, validation_scenes)
+                with progress.stage("train"):
+                    run.until_the_end()
+                speed, scores = run.speed(), run.validate()
+            training.save(folder)
+            kept = kept_card(folder)
+        if training.complete:
+            progress.note(
+                f"the training is complete: {folder / BEST} holds its weights (--pictures {2 * recipe.pictures} would "
+                "train on)"
+            )
     return {
         "folder": str(folder), "steps": training.state.steps, "pictures": training.state.pictures,
-        "share": training.state.pictures / recipe.pictures, "pictures_per_s": run.speed(),
-        "validation": scores, "kept_after": (run.kept() or {}).get("pictures"),
+        "share": min(1.0, training.state.pictures / recipe.pictures), "pictures_per_s": speed, "validation": scores,
+        "kept_after": (kept or {}).get("pictures"),
     }  # fmt: skip
+
+
+def _begun(
+    folder: Path, recipe: Recipe, seed: int, device: str, whole_minutes: float | None, begin_from: Path | None,
+    progress: Progress,
+) -> Training:  # fmt: skip
+    """The training in a folder, which it goes on in or begins in and is saved to then."""
+    training = Training(recipe, seed=seed, device=device, progress=progress)
+    if (folder / STATE).is_file():
+        training.resume(folder)
+        if not training.complete:
+            progress.note(f"going on after {training.state.pictures} of {recipe.pictures} pictures")
+        if whole_minutes is not None or begin_from is not None:
+            progress.note(
+                "--whole-minutes and --from are for trainings that begin; this one goes on with what it was begun "
+                "with (--pictures changes its length)"
+            )
+        return training
+    _check_folder(folder)  # again, now that no other slice can fill it
+    atomic.require_space("a training", folder, int(SAVED_TWICE * training.bytes()))
+    if begin_from is not None:
+        training.begin_from(begin_from)
+    if whole_minutes is not None:
+        with progress.stage("plan"), _enough_memory(training):
+            training.recipe = planned(recipe, whole_minutes, seed=seed, device=device)
+        progress.note(f"{training.recipe.pictures} pictures are planned for {whole_minutes:g} minutes of training")
+    training.save(folder)  # before anything else is there, so that what is killed from now on can go on
+    return training
+
+
+def kept_card(folder: Path) -> dict[str, Any] | None:
+    """The card of the weights that a training kept; None before the first.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    best = folder / BEST
+    return trained.read_card(best)[1] if best.exists() else None
+
+
+def _last_scores(folder: Path, steps: int) -> dict[str, Any] | None:
+    """Of the validation after so many steps; None where there is none."""
+    log = read_log(folder / LOG) if (folder / LOG).exists() else []
+    return next((x["validation"] for x in reversed(log) if "validation" in x and x["steps"] == steps), None)
 
 
 class _Slice:
@@ -512,6 +622,11 @@ class _Slice:
         self.first_step = training.state.steps
         self.batch = held_out(training.recipe, scenes, device=training.device)
         self.cost_s = self._validation_s()
+        if 1.2 * self.cost_s > 60 * minutes:
+            training.progress.note(
+                f"the validation at the end alone takes {self.cost_s:.0f} seconds: the slice is one step, and longer "
+                "than asked for (--minutes)"
+            )
         self.start = self.shown = self.saved = self.checked = time.perf_counter()
         self.seen = training.state.pictures
         self.told = False
@@ -530,7 +645,7 @@ class _Slice:
         """Of the time, less what a validation takes, or of the training; the state is saved whatever happens."""
         training, now = self.training, time.perf_counter()
         try:
-            while training.state.pictures < training.recipe.pictures:
+            while not training.complete:
                 if training.state.pictures > self.at_first and now + 1.2 * self.cost_s >= self.end:
                     break  # after one step at least
                 before = training.state.steps
@@ -562,7 +677,7 @@ class _Slice:
         start, training = time.perf_counter(), self.training
         scores = validated(training.average, self.batch, dtype=training.dtype)
         self.log.add(training.state, {"validation": scores})
-        kept = self.kept()
+        kept = kept_card(self.folder)
         if (
             kept is None
             or overall(scores) > overall(kept["validation"])
@@ -580,11 +695,6 @@ class _Slice:
         self.cost_s = self.checked - start
         self.shown += self.cost_s  # which is no time of training
         return scores
-
-    def kept(self) -> dict[str, Any] | None:
-        """The card of the weights that are kept; None before the first."""
-        best = self.folder / BEST
-        return trained.read_card(best)[1] if best.exists() else None
 
     def _add(self, parts: Mapping[str, float]) -> None:
         if all(map(math.isfinite, parts.values())):
@@ -654,14 +764,26 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     Raises:
         InputError: it is damaged.
     """
+    number = 0
     try:
-        whole = path.read_text().rpartition("\n")[0]
-        lines = [json.loads(line) for line in whole.splitlines()]
-        if not all({"steps", "pictures"} <= line.keys() for line in lines):
-            raise ValueError("lines without steps or pictures")
-    except (ValueError, AttributeError) as error:
+        lines = []
+        for number, text in enumerate(path.read_text().rpartition("\n")[0].splitlines(), 1):  # noqa: B007 (for messages)
+            lines.append(json.loads(text))
+            _check_line(lines[-1])
+    except (OSError, ValueError) as error:
+        where = f"line {number}: " if number else ""
         raise InputError(
-            f"cannot read {path}", found=f"{type(error).__name__}: {error}", accepted="the log of a training",
-            hint=f"delete it: the training goes on without what was logged; rm {path}",
+            f"cannot read {path}", found=f"{where}{error}", accepted="the log of a training",
+            hint=f"delete it: the training goes on without what was logged; rm {'-r ' if path.is_dir() else ''}{path}",
         ) from error  # fmt: skip
     return lines
+
+
+def _check_line(line: Any) -> None:
+    """Raise `ValueError` for what is no line of a log."""
+    if not isinstance(line, dict) or not all(type(line.get(k)) is int for k in ("steps", "pictures")):
+        raise ValueError("no numbers of steps and pictures")
+    for kind in ("losses", "validation"):
+        values = line.get(kind, {})
+        if not isinstance(values, dict) or any(v is not None and type(v) not in (int, float) for v in values.values()):
+            raise ValueError(f"{kind} that are no numbers")

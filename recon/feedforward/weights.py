@@ -18,6 +18,8 @@ FORMATS = ".safetensors, .safetensors.index.json, .pt, .pth, .bin, or a folder o
 PICKLED = (".pt", ".pth", ".bin")
 WRAPPERS = ("model", "state_dict", "module")
 """Entries of a checkpoint that hold the weights among other things, and prefixes of their names."""
+LISTED = 12
+"""Names of tensors that do not fit which a message lists."""
 OFFLINE = "--backend sfm works offline, without any weights"
 
 FAMILIES: dict[str, tuple[str, dict[tuple[int, ...], str]]] = {
@@ -41,7 +43,7 @@ FAMILIES: dict[str, tuple[str, dict[tuple[int, ...], str]]] = {
 def bundled_weights(folder: str) -> Path | None:
     """Weights in a folder of this package; None where this version brings none."""
     path = Path(__file__).parent / folder
-    return path if path.is_dir() else None
+    return path if any(path.glob("*.safetensors")) else None
 
 
 def find_weights(repo_id: str, given: Path | str | None = None, *, download: bool = True, bundled: str = "") -> Path:
@@ -139,12 +141,13 @@ def weight_files(path: Path) -> list[Path]:
     Raises:
         InputError: none there, or a shard of an index is missing.
     """
-    from recon.feedforward.training import BEST, STATE
+    from recon.feedforward.trained import BEST, STATE
 
-    if (path / STATE).is_file():
+    if (path / STATE).is_file() or path.name == STATE:
+        folder = path.parent if path.name == STATE else path
         raise InputError(
-            f"cannot read weights from {path}", found="the folder of a training, which holds more than weights",
-            accepted="the weights that it kept", hint=f"--weights {path / BEST}",
+            f"cannot read weights from {path}", found="a training, which holds more than weights",
+            accepted="the weights that it kept", hint=f"--weights {folder / BEST}",
         )  # fmt: skip
     if path.is_dir():
         indices = sorted(path.glob("*.safetensors.index.json")) or sorted(path.glob("*.index.json"))
@@ -340,8 +343,8 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
 
 
 def _listed(names: Sequence[str]) -> str:
-    """All names, those that differ in a number of a layer alone as one: `blocks.*.attn.qkv.bias (12)`."""
+    """Names, those that differ in a number of a layer alone as one: `blocks.*.attn.qkv.bias (12)`."""
     alike: dict[str, list[str]] = {}
     for name in names:
         alike.setdefault(re.sub(r"(?<=\.)\d+(?=\.)", "*", name), []).append(name)
-    return ", ".join(each[0] if len(each) == 1 else f"{pattern} ({len(each)})" for pattern, each in alike.items())
+    return some([each[0] if len(each) == 1 else f"{pattern} ({len(each)})" for pattern, each in alike.items()], LISTED)

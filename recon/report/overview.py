@@ -34,16 +34,20 @@ def verdict(facts: ReportFacts) -> Verdict:
     used, dropped, missing = (_count(facts, s) for s in ("used", "dropped", "unregistered"))
     tried = used + missing
     guessed = len(facts.get("predicted_only") or [])
-    alone = bool(facts.get("network")) and not facts.get("adjustment")
+    network = facts.get("network") or {}
+    alone, guesses = bool(network) and not facts.get("adjustment"), bool(network.get("guessed"))
     share = (used - guessed) / tried if tried else 1.0
     fit, fit_words = _fit(facts)
-    steady, steady_words = _steadiness(facts)
+    # Angles at which rays of cameras meet that nothing was measured of say nothing of the photos.
+    steady, steady_words = (0, "") if alone else _steadiness(facts)
     known, lens_words = _calibrated(facts)
     moves, motion_words = _motion(facts)
-    grade = max(fit, steady, known, moves, int(alone), 0 if share >= 0.9 else 1 if share >= 0.5 else 2)
+    doubt, doubt_words = _guesses(alone=alone) if guesses else (0, "")
+    grade = max(fit, steady, known, moves, doubt, int(alone), 0 if share >= 0.9 else 1 if share >= 0.5 else 2)
     headline = f"All {used} photos registered" if not missing else f"{used} of {tried} photos registered"
     if alone:
-        headline = f"{used} photo{'s' * (used > 1)} as a network predicts, nothing adjusted"
+        says = "guesses" if guesses else "predicts"
+        headline = f"{used} photo{'s' * (used > 1)} as a network {says}, nothing adjusted"
     elif guessed:
         headline += f", {guessed} of them only as a network predicts"
     if dropped:
@@ -52,12 +56,20 @@ def verdict(facts: ReportFacts) -> Verdict:
     return Verdict(
         level[grade],
         headline,
-        " ".join(filter(None, [fit_words, steady_words, lens_words, motion_words, _scale_words(facts)])),
+        " ".join(filter(None, [doubt_words, fit_words, steady_words, lens_words, motion_words, _scale_words(facts)])),
     )
 
 
 def _count(facts: ReportFacts, status: str) -> int:
     return sum(p.get("status") == status for p in facts.get("photos") or [])
+
+
+def _guesses(*, alone: bool) -> tuple[int, str]:
+    """Grade and words for cameras of weights whose training taught none."""
+    because = "The training of the network's weights taught no cameras"
+    if alone:
+        return 2, f"{because}: these are guesses."
+    return 1, f"{because}: some began from guesses, and what fits may still be wrong (compare --backend sfm)."
 
 
 def _fit(facts: ReportFacts) -> tuple[int, str]:

@@ -37,6 +37,7 @@ from geo4d.core.io.scene import (
 )
 from geo4d.core.pycolmap_import import pycolmap
 from geo4d.core.types import (
+    NO_POINTS,
     Camera,
     Distortion,
     Frame,
@@ -350,6 +351,15 @@ def test_pictures_in_their_place_are_left_alone(scene: Scene, tmp_path: Path) ->
     assert {p: p.stat().st_mtime_ns for p in before} == before
     for picture, reader in zip(load_scene(tmp_path).frames, stored, strict=True):
         np.testing.assert_array_equal(picture.read(), reader())
+
+
+def test_without_dense_points_the_file_holds_the_sparse_ones(scene: Scene, tmp_path: Path) -> None:
+    save_scene(replace(scene, points=NO_POINTS), tmp_path / "sparse")
+    assert json.loads((tmp_path / "sparse/scene.json").read_text())["points"] is None
+    assert len(load_scene(tmp_path / "sparse").points.p_world) == 0
+    held = read_points(tmp_path / "sparse/points.ply")
+    same(held.p_world.float(), scene.observations.p_world.float())
+    assert len(held.p_world) > 0
 
 
 def test_scene_without_anything_dense(scene: Scene, tmp_path: Path) -> None:

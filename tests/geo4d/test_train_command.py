@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 
+from geo4d.pipeline.training import _LEFT, _WIDTH, _recipe, write_curve
 from recon.feedforward import training
 from recon.feedforward.recipe import RECIPES, Stage
 from recon.feedforward.training import BEST, LOCK, LOG, STATE, read_state, train
@@ -32,6 +33,7 @@ SCRIPT = """
 import sys
 from dataclasses import replace
 from pathlib import Path
+from geo4d.pipeline.training import _LEFT, _WIDTH, _recipe, write_curve
 from recon.feedforward import training
 from recon.feedforward.recipe import recipe_of
 import json
@@ -69,6 +71,20 @@ def test_slices_go_on_and_draw_a_curve(geo4d: Callable[..., Any], tmp_path: Path
     assert len(list(drawn.iter("{http://www.w3.org/2000/svg}polyline"))) == len(titles) + 1
 
 
+def test_the_curve_marks_where_stages_change_and_the_rate_falls(tmp_path: Path) -> None:
+    staged = replace(TINY, pictures=100, stages=(replace(TINY.stages[0], until=0.5), TINY.stages[0]))
+    training.Training(staged).save(tmp_path)
+    lines = [{"steps": n, "pictures": n, "losses": {"total": 1.0}} for n in (1, 100)]
+    (tmp_path / LOG).write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    write_curve(tmp_path)
+    drawn = ET.fromstring((tmp_path / "curve.svg").read_text())
+    dashed = [x for x in drawn.iter("{http://www.w3.org/2000/svg}line") if x.get("stroke-dasharray")]
+    left, right = _LEFT, _WIDTH - 14
+    assert [float(x.get("x1", 0)) for x in dashed] == pytest.approx(
+        [left + share * (right - left) for share in (0.5, 0.8)], abs=0.1
+    )
+
+
 @pytest.mark.parametrize(
     ("args", "says"),
     [
@@ -86,6 +102,8 @@ def test_slices_go_on_and_draw_a_curve(geo4d: Callable[..., Any], tmp_path: Path
         (("--register-only", "1", "--registers", "4"), "odd blocks from 2 to 7"),
         (("--registers", "1000000"), "0 to 64"),
         (("--device", "cuda"), "no CUDA device"),
+        (("--seed", str(2**64)), "0 to 4294967295"),
+        (("--seed", "-1"), "--seed -1"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(
@@ -105,6 +123,54 @@ def test_a_folder_of_another_training_is_refused_and_left_alone(geo4d: Callable[
     assert run.code == 2
     assert "it was begun with seed 0" in run.stderr
     assert {p.name: p.stat().st_mtime_ns for p in folder.iterdir() if p.name != LOCK} == before
+
+
+def test_what_differs_from_the_training_in_the_folder_is_said_before_the_lack_of_a_gpu(
+    geo4d: Callable[..., Any], tmp_path: Path
+) -> None:
+    begun = replace(TINY, registers=2, register_only=(3,))
+    training.Training(begun).save(tmp_path)
+    args = ("train", "recon", "--resume", tmp_path)
+    for more, says in (
+        (("--network", "geo4d-s"), 'network "geo4d-xs"'),
+        (("--registers", "0"), "registers 2"),
+        (("--without", "ray"), "weights.ray"),
+    ):
+        run = geo4d(*args, *more)
+        assert run.code == 2
+        assert "cannot go on with the training" in run.stderr
+        assert says in run.stderr
+    same = _recipe(begun, None, None, None, None, None, " 3,3,", None)
+    assert same == begun
+    assert _recipe(begun, None, None, None, None, None, "5,3", None).register_only == (3, 5)
+
+
+@pytest.mark.parametrize("args", [("--resume", ""), ("--resume=",), ("", "--resume", "run")])
+def test_an_empty_argument_is_not_this_folder(
+    geo4d: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = geo4d("train", "recon", *args, "--network", "geo4d-xs", "--minutes", "0.01")
+    assert run.code == 2
+    assert "cannot read an empty argument" in run.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("few_scenes")
+def test_doctor_tells_how_far_a_training_is(geo4d: Callable[..., Any], tmp_path: Path) -> None:
+    train(tmp_path, replace(TINY, pictures=6), minutes=1, validation_scenes=1)
+    told = geo4d("doctor", tmp_path)
+    assert told.code == 0, told.stderr
+    assert "the training is complete" in told.stdout
+    best = json.loads(geo4d("doctor", tmp_path / BEST, "--json").stdout)["input"]
+    assert best["kind"] == "weights of a training"
+    assert best["tensors"] > 100
+    training.Training(TINY).save(tmp_path / "begun")
+    begun = geo4d("doctor", tmp_path / "begun")
+    assert "0 of 10,000 pictures" in begun.stdout
+    assert f"train recon --resume {tmp_path / 'begun'}" in begun.stdout.replace("\n", " ")
+    (tmp_path / STATE).write_bytes(b"damaged")
+    assert geo4d("doctor", tmp_path).code == 2
 
 
 @pytest.mark.usefixtures("few_scenes")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import resources
@@ -19,6 +20,7 @@ from geo4d.core.errors import InputError
 from geo4d.core.progress import Progress
 from geo4d.core.types import Camera, Frames, Scene
 from recon import BACKENDS, reconstruct
+from recon.api import check_request
 from recon.feedforward import check, networks, planning
 from recon.feedforward.networks import NETWORKS
 from recon.feedforward.prediction import Prediction
@@ -110,8 +112,23 @@ def test_weights_of_a_training_are_known_without_a_name(tmp_path: Path, monkeypa
     golden = Path(__file__).resolve().parents[1] / "golden" / "geo4d_xs"
     assert networks._recognised(str(golden)) == "geo4d-s"
     (tmp_path / "training.safetensors").write_bytes(b"")
-    with pytest.raises(InputError, match=r"the folder of a training(?s:.*)--weights .*best"):
-        networks.at_hand("any", ReconstructOptions(weights=str(tmp_path)))
+    for path in (tmp_path, tmp_path / "training.safetensors"):
+        with pytest.raises(InputError, match=r"a training, which holds more(?s:.*)--weights .*best"):
+            networks.at_hand("any", ReconstructOptions(weights=str(path)))
+    for shard in golden.glob("model*"):
+        (tmp_path / "copied").mkdir(exist_ok=True)
+        shutil.copy(shard, tmp_path / "copied")
+    with pytest.raises(InputError, match=r"no card\.json beside them"):
+        networks.load("geo4d-s", str(tmp_path / "copied"))
+
+
+def test_the_smallest_size_is_no_name_of_a_backend_or_network() -> None:
+    for hint, named in (
+        ("--backend geo4d-s --weights FOLDER/best", {"backend": "geo4d-xs"}),
+        ("--network geo4d-s --weights FOLDER/best", {"options": ReconstructOptions(network="geo4d-xs")}),
+    ):
+        with pytest.raises(InputError, match=hint):
+            check_request(**{"backend": "hybrid", "options": ReconstructOptions()} | named)
 
 
 def test_weights_in_the_package_are_found_and_not_taken_unasked(monkeypatch: pytest.MonkeyPatch) -> None:

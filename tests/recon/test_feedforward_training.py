@@ -12,6 +12,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -47,6 +48,7 @@ TINY = replace(
     RECIPES["geo4d-xs"], stages=(Stage(1.0, (42,), (2, 3), (0.4, 0.9), 0.2, 0.3),), pixels=6 * 42 * 42, pictures=10_000,
     points=32,
 )  # fmt: skip
+SCORES = {"auc@30": 1.0, "abs_rel": 0.4, "matched": 0.1}
 TINY_STAGES = replace(TINY, stages=(replace(TINY.stages[0], until=0.5), TINY.stages[0]))
 
 
@@ -463,7 +465,7 @@ def test_results_of_a_training_whose_state_is_gone_are_not_replaced(tmp_path: Pa
     train(folder, TINY, minutes=0.03, validation_scenes=2)
     (folder / STATE).unlink()
     kept = {p: p.read_bytes() for p in (folder / BEST).iterdir()}
-    with pytest.raises(InputError, match=r"log\.jsonl and best, but no training\.safetensors"):
+    with pytest.raises(InputError, match=r"best, log\.jsonl, recipe\.json, but no file training\.safetensors"):
         train(folder, TINY, minutes=0.03, validation_scenes=2)
     assert {p: p.read_bytes() for p in (folder / BEST).iterdir()} == kept
 
@@ -597,7 +599,7 @@ def test_a_training_begins_with_the_weights_of_another(tmp_path: Path) -> None:
     made = Training(replace(TINY, registers=2, register_only=(3,)), seed=4)
     made.step()
     first, folder = tmp_path / "first" / BEST, tmp_path / "run"
-    write_weights(first, made.average, made.recipe, made.state, {"auc@30": 1.0}, seed=4)
+    write_weights(first, made.average, made.recipe, made.state, SCORES, seed=4)
     learnt = {k: v.half().float() for k, v in made.average.state_dict().items()}
     begun = Training(made.recipe, seed=5)
     begun.begin_from(first)
@@ -620,7 +622,7 @@ def test_a_training_begins_with_the_weights_of_another(tmp_path: Path) -> None:
 def test_weights_that_a_training_cannot_begin_with(tmp_path: Path) -> None:
     made = Training(TINY)
     best = tmp_path / "first" / BEST
-    write_weights(best, made.average, made.recipe, made.state, {})
+    write_weights(best, made.average, made.recipe, made.state, SCORES)
     for asked, said in (
         ({"network": "geo4d-s", "device": "cpu"}, "geo4d-xs with 0 registers(?s:.*)those of geo4d-s with 0 registers"),
         ({"registers": 2}, "those of geo4d-xs with 2 registers"),
@@ -642,12 +644,10 @@ def test_a_begun_training_of_the_large_network_is_not_told_to_become_a_small_one
         train_recon(tmp_path, minutes=0.001)
     begun = (RECIPES["geo4d-s"], 0)
     monkeypatch.setattr("geo4d.pipeline.training.begun_with", lambda _: begun)
+    monkeypatch.setattr("geo4d.pipeline.training.check_same", lambda *_: None)
     for asked in (None, "geo4d-s"):
         with pytest.raises(InputError, match=r"a machine with one\n(?s:.*)copy the folder there and go on"):
             train_recon(tmp_path, minutes=0.001, network=asked)
-    begun = (RECIPES["geo4d-xs"], 0)
-    with pytest.raises(InputError, match="--network geo4d-xs"):
-        train_recon(tmp_path, minutes=0.001, network="geo4d-s")
 
 
 def test_a_rate_that_was_halved_recovers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -838,12 +838,18 @@ def test_lines_of_the_log_are_added_and_not_written_again(tmp_path: Path) -> Non
         assert training.read_log(tmp_path / LOG) == log.lines
 
 
-@pytest.mark.parametrize("damage", ['{"steps": 1, "pict\n', '{"other": 1}\n', "[1]\n"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        '{"steps": 1, "pict\n', '{"other": 1}\n', "[1]\n", '{"steps": "1", "pictures": 2}\n',
+        '{"steps": 1, "pictures": 2, "losses": {"total": "x"}}\n', '{"steps": 1, "pictures": 2, "losses": 3}\n',
+    ],
+)  # fmt: skip
 def test_a_damaged_log_is_said_with_what_to_do(tmp_path: Path, damage: str) -> None:
     train(tmp_path, replace(TINY, pictures=6), minutes=1, validation_scenes=1)
     with (tmp_path / LOG).open("a") as log:
         log.write(damage)
-    with pytest.raises(InputError, match=r"cannot read .*log\.jsonl(?s:.*)delete it"):
+    with pytest.raises(InputError, match=r"cannot read .*log\.jsonl(?s:.*)line \d+: (?s:.*)delete it"):
         train(tmp_path, TINY, minutes=0.01, validation_scenes=1)
 
 
@@ -855,12 +861,119 @@ def test_a_state_of_another_version_is_said(tmp_path: Path) -> None:
         (lambda a: a["recipe"].pop("points"), "points unknown"),
         (lambda a: a["recipe"].update(novel=1), "novel 1"),
         (lambda a: a.pop("seed"), "no seed"),
+        (lambda a: a.update(seed="abc"), 'seed "abc"'),
+        (lambda a: a["recipe"].update(stages=[]), r"stages\[0\]\.until unknown"),
+        (lambda a: a["recipe"].update(pictures="many"), "recipe.pictures is 'many', not int"),
+        (lambda a: a["recipe"].update(network="vggt"), 'network "vggt"'),
+        (lambda a: a.update(recipe="all"), "no recipe or state in it"),
+        (lambda a: a["state"].pop("pictures"), "state.pictures is missing"),
+        (lambda a: a["state"].update(steps="7"), "state.steps is '7', not int"),
     ):
         other = copy.deepcopy(about)
         change(other)
         save_file(tensors, tmp_path / STATE, {"geo4d": json.dumps(other)})
         with pytest.raises(InputError, match=said):
             Training(TINY).resume(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda t, k: t.pop(f"exp_avg/{k}"), "moments of"),
+        (lambda t, k: t.update({f"exp_avg/{k}": torch.zeros(1)}), "moments of"),
+        (lambda t, k: t.pop(f"model/{k}"), "missing, extra or of another shape: model/"),
+        (lambda t, k: t.update({"average/x": torch.zeros(1)}), "missing, extra or of another shape: average/x"),
+        (lambda t, k: t[f"model/{k}"].fill_(math.nan), "not finite: model/"),
+    ],
+)
+def test_tensors_that_are_no_state_of_the_training_are_said(tmp_path: Path, change: Any, says: str) -> None:
+    made = Training(TINY)
+    made.step()
+    made.save(tmp_path)
+    about, tensors = read_state(tmp_path)
+    change(tensors, "backbone.pretrained.patch_embed.proj.weight")
+    save_file(tensors, tmp_path / STATE, {"geo4d": json.dumps(about)})
+    with pytest.raises(InputError, match=says) as caught:
+        Training(TINY).resume(tmp_path)
+    assert len(str(caught.value)) < 1000
+
+
+def test_what_differs_is_said_within_losses_and_stages(tmp_path: Path) -> None:
+    Training(TINY).save(tmp_path)
+    without = replace(TINY, weights=replace(TINY.weights, ray=0.0), stages=(replace(TINY.stages[0], photo=0.5),))
+    with pytest.raises(InputError, match=r"stages\[0\].photo 0.2, weights.ray 1.0(?s:.*)photo 0.5, weights.ray 0.0"):
+        Training(without).resume(tmp_path)
+
+
+def test_a_training_that_is_complete_says_so_and_stays_as_it_is(tmp_path: Path) -> None:
+    short = replace(TINY, pictures=6)
+    notes = Progress()
+    first = train(tmp_path, short, minutes=1, validation_scenes=1, progress=notes)
+    assert first["share"] == 1.0
+    assert notes.notes[-1].startswith("the training is complete")
+    assert "--pictures 12" in notes.notes[-1]
+    before = (tmp_path / LOG).read_bytes(), (tmp_path / STATE).stat().st_mtime_ns
+    again = train(tmp_path, short, minutes=1, validation_scenes=1)
+    assert ((tmp_path / LOG).read_bytes(), (tmp_path / STATE).stat().st_mtime_ns) == before
+    assert again == first | {"pictures_per_s": None}
+    atomic.write_text(tmp_path / LOG, "")  # as if the slice had been killed before it was validated
+    assert train(tmp_path, short, minutes=1, validation_scenes=1)["validation"] == first["validation"]
+
+
+def test_a_damaged_card_of_what_was_kept_is_said_before_any_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(tmp_path, replace(TINY, pictures=6), minutes=1, validation_scenes=1)
+    (tmp_path / BEST / CARD).write_text("{}")
+    monkeypatch.setattr(training.Training, "step", lambda _: pytest.fail("a step was made"))
+    with pytest.raises(InputError, match=r"(?s)format None, not 'geo4d-weights-1'.*rm -r .*best"):
+        train(tmp_path, TINY, minutes=1, validation_scenes=1)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda c: c.update(format="geo4d-weights-9"), "format 'geo4d-weights-9', not 'geo4d-weights-1'"),
+        (lambda c: c["recipe"].update(network="vggt"), "recipe.network is 'vggt', not geo4d-s or geo4d-xs"),
+        (lambda c: c["recipe"].update(stages=[]), "recipe.stages has none"),
+        (lambda c: c.pop("recipe"), "recipe is None, not an object"),
+        (lambda c: c.pop("validation"), "validation has no number of auc@30, abs_rel, matched"),
+        (lambda c: c["validation"].update({"auc@30": "high"}), "validation has no number of auc@30"),
+        (lambda c: c.update(pictures="many"), "pictures is 'many', not a number"),
+    ],
+)
+def test_a_damaged_card_is_said(tmp_path: Path, change: Any, says: str) -> None:
+    train(tmp_path, replace(TINY, pictures=6), minutes=1, validation_scenes=1)
+    card = json.loads((tmp_path / BEST / CARD).read_text())
+    change(card)
+    (tmp_path / BEST / CARD).write_text(json.dumps(card))
+    with pytest.raises(InputError) as caught:
+        read_card(tmp_path / BEST)
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["recipe.json", "curve.svg", "notes.txt"])
+def test_a_folder_with_other_files_is_left_as_it_is(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(InputError, match=rf"{name}, but no file training\.safetensors"):
+        train(tmp_path, TINY, minutes=0.01, validation_scenes=1)
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_a_file_or_a_folder_where_the_training_would_be_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"cannot train in .*file(?s:.*)a file"):
+        train(tmp_path / "file", TINY, minutes=0.01)
+    (tmp_path / "run" / STATE).mkdir(parents=True)
+    with pytest.raises(InputError, match="but no file training"):
+        train(tmp_path / "run", TINY, minutes=0.01)
+
+
+def test_room_for_a_training_is_asked_for_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(atomic.shutil, "disk_usage", lambda _: type("", (), {"free": 5e6})())
+    with pytest.raises(InputError, match=r"a training: \d+\.\d MB(?s:.*)5\.0 MB free"):
+        train(tmp_path, TINY, minutes=0.01)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -933,12 +1046,12 @@ def test_two_slices_do_not_work_in_one_folder(tmp_path: Path) -> None:
 
 def test_weights_are_loaded_into_the_network_that_their_card_names(tmp_path: Path) -> None:
     made = Training(replace(TINY, registers=2, register_only=(3,)))
-    write_weights(tmp_path, made.average, made.recipe, made.state, {})
+    write_weights(tmp_path, made.average, made.recipe, made.state, SCORES)
     for path in (tmp_path, tmp_path / INDEX):
         assert networks.usual_side("geo4d-s", str(path)) == 42
         loaded = networks.load("geo4d-s", str(path))
         assert isinstance(loaded, Geo4dS)
         assert loaded.full_config == made.average.full_config
     (tmp_path / CARD).unlink()
-    with pytest.raises(InputError, match="cannot load"):
-        networks.load("geo4d-s", str(tmp_path))  # taken for one of the usual size
+    with pytest.raises(InputError, match=r"no card\.json beside them"):
+        networks.load("geo4d-s", str(tmp_path))

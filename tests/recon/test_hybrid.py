@@ -300,6 +300,36 @@ def test_auto_holds_a_hybrid_that_began_from_guesses_to_what_structure_from_moti
     assert solve(automatic.solve_cameras, scene.frames, tmp_path, known).facts["choice"]["chosen"] == "hybrid"
 
 
+def test_a_hybrid_of_guesses_begins_where_structure_from_motion_places_pictures(
+    noisy: Callable[..., Prediction], scene: Scene, solved: CameraSolution, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    wrong = noisy(scene, 1)
+    turned = tuple(turned_by(c, [0.0, 0.3 * i, 0.0]) for i, c in enumerate(wrong.camera))
+    guesses = replace(wrong, camera=turned, guessed=True, facts={"network": "N", "guessed": True})
+    monkeypatch.setattr(sfm, "solve_cameras", lambda *_, **__: solved)
+    found = solve(hybrid.solve_cameras, scene.frames, tmp_path / "all", guesses)
+    assert errors_deg(found, scene).max() < 0.5
+    assert found.facts["network"]["guessed"] is False
+    assert found.facts["mapper"]["reason"].startswith("begun from the cameras of structure from motion; ")
+    three = replace(solved, cameras={i: c for i, c in solved.cameras.items() if i < 3}, unregistered={3: ""})
+    monkeypatch.setattr(sfm, "solve_cameras", lambda *_, **__: three)
+    found = solve(hybrid.solve_cameras, scene.frames, tmp_path / "some", guesses)
+    assert errors_deg(found, scene)[:3, :3].max() < 0.5
+    assert found.facts["network"]["guessed"] is True
+    assert "1 of them placed beside these as N says" in found.facts["mapper"]["reason"]
+
+    def fails(*_: object, **__: object) -> CameraSolution:
+        raise ReconstructionError("nothing agrees", found="no tracks")
+
+    monkeypatch.setattr(hybrid, "adjusted", fails)
+    assert solve(hybrid.solve_cameras, scene.frames, tmp_path / "kept", guesses) is three
+    monkeypatch.setattr(sfm, "solve_cameras", fails)
+    alone = solve(hybrid.solve_cameras, scene.frames, tmp_path / "alone", guesses)
+    assert alone.facts["predicted_because"] == "no tracks"
+    assert alone.covariance is None
+
+
 def test_auto_keeps_structure_from_motion_where_the_hybrid_is_worse(
     noisy: Callable[..., Prediction],
     scene: Scene,

@@ -475,6 +475,14 @@ def test_the_verdict_and_the_page_tell_what_a_network_alone_said(tmp_path: Path)
     alone: Any = {"photos": [{"name": "a", "status": "used"}], "network": {"network": "N"}}
     assert verdict(alone).headline == "1 photo as a network predicts, nothing adjusted"
     assert verdict(alone).level == "fair"
+    narrow: Any = {**alone, "tracks": {"median_angle_deg": 0.5}}
+    assert verdict(narrow).level == "fair"  # of cameras that nothing was measured of, angles say nothing
+    guessed: Any = {**alone, "network": {"network": "N", "guessed": True}}
+    assert verdict(guessed).headline == "1 photo as a network guesses, nothing adjusted"
+    assert verdict(guessed).level == "poor"
+    fits: Any = {**guessed, "adjustment": {"points": 9}, "errors": {"mean_px": 0.3}}
+    assert verdict(fits).level == "fair"
+    assert verdict(fits).detail.startswith("The training of the network's weights taught no cameras")
     photos = [{"name": str(i), "status": "used"} for i in range(4)]
     some: Any = {"photos": photos, "network": {"network": "N"}, "adjustment": {"points": 9}, "predicted_only": ["3"]}
     assert verdict(some).headline == "All 4 photos registered, 1 of them only as a network predicts"

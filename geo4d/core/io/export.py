@@ -13,8 +13,8 @@ from geo4d.core.io.colmap import write_colmap
 from geo4d.core.io.gaussian_glb import write_gaussians_glb, write_points_glb
 from geo4d.core.io.gaussians import write_gaussians
 from geo4d.core.io.ply import write_points
-from geo4d.core.io.scene import package_version, picture_files, write_pictures, write_scene_transforms
-from geo4d.core.types import Gaussians, PointCloud, Scene
+from geo4d.core.io.scene import package_version, picture_files, sparse_points, write_pictures, write_scene_transforms
+from geo4d.core.types import Gaussians, Scene
 
 MARKER = "geo4d.json"
 """Shows that an exported folder is geo4d's own, so that `overwrite` never deletes another tool's data set."""
@@ -143,12 +143,6 @@ def check_file(out: Path, format: str, *, overwrite: bool, suffix: str | None = 
             f"cannot export {format!r} to {str(out)!r}", accepted=f"a file that ends in {suffix}",
             hint=f"-o {out.with_suffix(suffix)}",
         )  # fmt: skip
-
-
-def sparse_points(scene: Scene) -> PointCloud:
-    """The points of the scene's tracks, without normals."""
-    o = scene.observations
-    return PointCloud(o.p_world, o.rgb, torch.full_like(o.p_world, torch.nan, dtype=torch.float32))
 
 
 def export_times(

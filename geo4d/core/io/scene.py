@@ -22,7 +22,18 @@ from geo4d.core.io.arrays import read_arrays, write_arrays
 from geo4d.core.io.colmap import read_colmap, write_colmap
 from geo4d.core.io.nerfstudio import write_transforms
 from geo4d.core.io.ply import read_points, write_points
-from geo4d.core.types import Camera, Frame, Frames, Observations, PhotoInfo, PointTracks, Scale, Scene
+from geo4d.core.types import (
+    NO_POINTS,
+    Camera,
+    Frame,
+    Frames,
+    Observations,
+    PhotoInfo,
+    PointCloud,
+    PointTracks,
+    Scale,
+    Scene,
+)
 
 FORMAT, VERSION, MARKER = "geo4d-scene", 1, "scene.json"
 MODEL = "colmap/sparse/0"
@@ -192,7 +203,8 @@ def write_scene_files(scene: Scene, folder: Path, *, command: str | None = None,
     (folder / TRACKS).unlink(missing_ok=True)
     if scene.tracks is not None:
         write_arrays(folder / TRACKS, **{name: getattr(scene.tracks, name).numpy() for name in TRACK_ARRAYS})
-    write_points(folder / "points.ply", scene.points)
+    dense = len(scene.points.p_world) > 0
+    write_points(folder / "points.ply", scene.points if dense else sparse_points(scene))
     write_colmap(folder / MODEL, dict(zip(files, scene.camera, strict=True)), scene.observations)
     write_scene_transforms(scene, folder, files, points="points.ply")
     frames = [
@@ -208,7 +220,7 @@ def write_scene_files(scene: Scene, folder: Path, *, command: str | None = None,
         "up_world": scene.up_world,
         "transforms": "transforms.json",
         "colmap": MODEL,
-        "points": "points.ply",
+        "points": "points.ply" if dense else None,
         "covariance": None if scene.covariance is None else "covariance.npz",
         "tracks": None if scene.tracks is None else TRACKS,
         "frames": frames,
@@ -216,6 +228,12 @@ def write_scene_files(scene: Scene, folder: Path, *, command: str | None = None,
         "report": scene.report,
     }
     atomic.write_json(folder / MARKER, content)
+
+
+def sparse_points(scene: Scene) -> PointCloud:
+    """The points of the scene's tracks, without normals."""
+    o = scene.observations
+    return PointCloud(o.p_world, o.rgb, torch.full_like(o.p_world, torch.nan, dtype=torch.float32))
 
 
 def command_line(command: Sequence[str]) -> str | None:
@@ -404,7 +422,7 @@ def _scene(folder: Path, content: dict[str, Any]) -> Scene:
         confidence=tuple(m.get("confidence") for m in maps),
         dynamic=tuple(m.get("dynamic") for m in maps),
         observations=_read_observations(folder, content, len(entries)),
-        points=read_points(_inside(folder, content["points"])),
+        points=NO_POINTS if content["points"] is None else read_points(_inside(folder, content["points"])),
         covariance=covariance,
         scale=Scale(**content["scale"]),
         up_world=torch.tensor(content["up_world"], dtype=torch.float64),
