@@ -421,7 +421,7 @@ def _check_enough(source: str | Path, kept: dict[str, Header], dropped: dict[str
         accepted="2 photos of one place at least, from different positions; 3 or more recommended",
         hint=hint
         + ("; --keep-all keeps blurred and similar ones" if dropped else "")
-        + ("; of one photo a network alone tells depth: --backend da3-small" if len(kept) == 1 else ""),
+        + ("; of one photo a network alone tells depth: --backend NETWORK" if len(kept) == 1 else ""),
     )
 
 
