@@ -695,9 +695,18 @@ def main(argv: list[str] | None = None) -> int:
     return exit_code
 
 
+LISTS = (["--without"], ["--register-only"], ["--only"])
+"""Options after which an empty argument is an empty list."""
+
+
 def _check_empty(args: Sequence[str]) -> None:
     """Refuse an empty argument, mostly of a shell's variable without a value: as a path it would be this folder."""
-    empty = next((i for i, arg in enumerate(args) if not arg or (arg.startswith("--") and arg.endswith("="))), None)
+
+    def is_empty(i: int) -> bool:
+        name, given, value = args[i].partition("=")
+        return not value and bool(given if name.startswith("--") else not name and args[i - 1 : i] not in LISTS)
+
+    empty = next((i for i in range(len(args)) if is_empty(i)), None)
     if empty is not None:
         before = args[empty - 1] if empty and not args[empty] else args[empty].rstrip("=")
         raise InputError(

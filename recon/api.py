@@ -391,11 +391,9 @@ def _with_points(scene: Scene, progress: Progress) -> Scene:
     from recon.dense import dense_points
 
     points = dense_points(scene, progress)
-    if not len(points.p_world):
-        sparse = len(scene.observations.p_world)
-        progress.note(
-            f"the depth of no two photos agrees anywhere: points.ply holds the {sparse} points of tracks alone"
-        )
+    sparse = len(scene.observations.p_world)
+    if sparse and not len(points.p_world):
+        progress.note(f"the depth of the photos shares no surface: points.ply holds the {sparse} sparse points")
     return replace(scene, points=points)
 
 

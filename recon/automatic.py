@@ -30,8 +30,8 @@ NEARLY, MORE_AGREEMENT = 0.8, 0.1
 
 
 KEPT = 0.9
-"""Share of the matches that structure from motion explains, of the pairs that it places, which a hybrid that began from
-guesses must explain too.
+"""Share of the matches that structure from motion explains, of the pairs that it places, which a hybrid with a network
+whose cameras are guesses must explain too.
 """
 
 
@@ -53,10 +53,10 @@ def solve_cameras(
         ReconstructionError: neither finds a scene.
     """
 
-    def solve(backend: Callable[..., CameraSolution]) -> CameraSolution | ReconstructionError:
+    def solve(backend: Callable[..., CameraSolution], **more: Any) -> CameraSolution | ReconstructionError:
         try:
             return backend(
-                frames, priors=priors, options=options, work_dir=work_dir, progress=progress, predict=predict
+                frames, priors=priors, options=options, work_dir=work_dir, progress=progress, predict=predict, **more
             )
         except ReconstructionError as error:
             return error
@@ -70,7 +70,7 @@ def solve_cameras(
             raise _hinted(first, "with a network's weights it may work (geo4d doctor lists networks)")
         return _told(first, "sfm", f"{weak}; no network's weights are at hand that might do better")
     try:
-        second = solve(hybrid.solve_cameras)
+        second = solve(hybrid.solve_cameras, by_sfm=first)
     except InputError as error:
         if options.network is not None or options.weights is not None:
             raise
@@ -107,7 +107,7 @@ def solve_cameras(
 def _kept(sfm: CameraSolution, hybrid: CameraSolution, matched: Matched) -> float:
     """How much of what structure from motion explains, of the pairs that it places, the hybrid explains too.
 
-    A hybrid that began from guesses may stay near them: it links all pictures a little and few of them well.
+    A hybrid that guesses took part in may link all pictures a little and few of them well.
     """
     placed = {pair: found for pair, found in matched.items() if all(i in sfm.cameras for i in pair)}
     before, after = (explained_share(solved, placed) for solved in (sfm, hybrid))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +16,7 @@ from geo4d.core.errors import InputError, ReconstructionError
 from geo4d.core.geometry import move_pose, scale_of
 from geo4d.core.progress import Progress
 from geo4d.core.types import Camera, Frames
-from recon import linking, sfm, tracks
+from recon import bundle, linking, sfm, tracks
 from recon.adjustment import adjusted, solution
 from recon.feedforward.prediction import Prediction
 from recon.feedforward.solving import as_predicted, no_network
@@ -42,10 +44,12 @@ def solve_cameras(
     work_dir: Path,
     progress: Progress,
     predict: Callable[[], Prediction] | None = None,
+    by_sfm: CameraSolution | ReconstructionError | None = None,
 ) -> CameraSolution:
     """Cameras of all pictures: exact where matches reach, elsewhere as predicted.
 
-    Features and matches that `recon.sfm` left in the same `work_dir` are used again.
+    Features and matches that `recon.sfm` left in the same `work_dir` are used again. Where the network's cameras are
+    guesses, those of structure from motion are the beginning: `by_sfm` is what that said, where it was asked already.
 
     Raises:
         InputError: fewer than two frames, or no network at hand.
@@ -60,7 +64,10 @@ def solve_cameras(
     own = linking.find_features(run)
     # Without the prediction: what is kept in the work folder serves structure from motion too.
     links, candidates = linking.find_links(run, own)
-    begun, prediction = _begun_by_sfm(run, prediction) if prediction.guessed else (None, prediction)
+    if prediction.guessed:
+        by_sfm = by_sfm or _by_sfm(run)
+        if isinstance(by_sfm, CameraSolution):
+            prediction = _with_found(prediction, by_sfm, run)
     found = with_tracks(own, prediction, frames)
     focal = _focals(run, prediction)
     run = replace(run, sensors=run.sensors.with_predicted_focals(focal, prediction.focal_relative_std))
@@ -79,7 +86,7 @@ def solve_cameras(
     }
     state, frame = _seen(run, placed)
     try:
-        refined = adjusted(run, found, state, frame, facts, placed.known and placed.known.take(frame))
+        refined = adjusted(run, found, state, frame, facts, _known(placed, prediction, frame))
         aligned = float(refined.sharpened["aligned"])
         why = (
             ""
@@ -88,36 +95,56 @@ def solve_cameras(
         )
     except ReconstructionError as error:
         refined, why = None, error.found or error.asked
-    if (refined is None or why) and begun is not None:
+    if (refined is None or why) and prediction.found and isinstance(by_sfm, CameraSolution):
         progress.note(f"guided matches do not hold ({why}): the cameras are those of structure from motion")
-        return begun
+        solved = replace(by_sfm, facts={**by_sfm.facts, "network": facts["network"]})
+        return _completed(run, solved, prediction)
     if refined is None or why:
         alone = as_predicted(frames, prediction, progress)
         told = {"links": facts["links"], "predicted_only": list(frames.names), "predicted_because": why}
         return replace(alone, facts={**alone.facts, **told})
     solved = solution(run, found, guided, refined, facts)
     solved = replace(solved, facts={**solved.facts, "features": linking.feature_counts(run, own)})
+    return _completed(run, solved, prediction)
+
+
+def _completed(run: Run, solved: CameraSolution, prediction: Prediction) -> CameraSolution:
+    """The solution with what the prediction says of the other pictures, and its depth."""
     similarity = world_from_predicted(solved, prediction)
     if similarity is not None:
         solved = _with_predicted(run, solved, prediction, similarity)
     return with_predicted_depth(solved, prediction, similarity)
 
 
-def _begun_by_sfm(run: Run, guessed: Prediction) -> tuple[CameraSolution | None, Prediction]:
-    """What structure from motion finds, and a prediction with its cameras in place of guessed ones and depth brought
-    onto its points; None and the guesses where it finds nothing.
-
-    A hybrid that begins from guesses may stay near them.
+def _known(placed: Placed, prediction: Prediction, frame: np.ndarray) -> bundle.Priors | None:
+    """What is known of poses and intrinsics of the pictures `frame` beside the matches: nothing of poses that structure
+    from motion found, since these rest on the same pictures; None where that is all.
     """
+    found = np.isin(frame, list(prediction.found))
+    if placed.known is None or found.all():
+        return None
+    return placed.known.take(frame).without(found)
+
+
+def _by_sfm(run: Run) -> CameraSolution | ReconstructionError:
+    """What structure from motion finds."""
     try:
-        solved = sfm.solve_cameras(
+        return sfm.solve_cameras(
             run.frames, priors=run.priors, options=run.options, work_dir=run.work, progress=run.progress
         )
-    except ReconstructionError:
-        return None, guessed
+    except ReconstructionError as error:
+        return error
+
+
+def _with_found(guessed: Prediction, solved: CameraSolution, run: Run) -> Prediction:
+    """A prediction with the cameras of structure from motion in place of guessed ones, its depth on their points.
+
+    Guesses of the other pictures stand beside the first of these, but where poses were given they are in that world
+    already. A hybrid that begins from guesses may stay near them.
+    """
     depth = with_predicted_depth(solved, guessed, None).depth
-    moved = guessed.transformed(_beside(solved, guessed, depth))
-    return solved, replace(
+    moved = guessed if guessed.world_is_known else guessed.transformed(_beside(solved, guessed, depth))
+    return replace(
         moved,
         camera=tuple(solved.cameras.get(i, camera) for i, camera in enumerate(moved.camera)),
         depth=tuple(depth.get(i, d) for i, d in enumerate(moved.depth)),
@@ -127,14 +154,14 @@ def _begun_by_sfm(run: Run, guessed: Prediction) -> tuple[CameraSolution | None,
 
 
 def _beside(solved: CameraSolution, guessed: Prediction, depth: Mapping[int, torch.Tensor]) -> torch.Tensor:
-    """Similarity (4, 4) that brings the first guessed camera that is solved to its place, and its depth to that size.
+    """Similarity (4, 4) that brings the first guessed camera that is solved to its place, and depth to its size there.
 
     No fit to all of them: guesses need not agree with anything.
     """
     first = min(solved.cameras)
-    predicted, factor = guessed.depth[first], 1.0
-    if predicted is not None and first in depth:
-        factor = float((depth[first] / predicted).nanmedian())
+    each = [float((d / p).nanmedian()) for i, d in depth.items() if (p := guessed.depth[i]) is not None]
+    known = [ratio for ratio in each if math.isfinite(ratio) and ratio > 0]
+    factor = statistics.median(known) if known else 1.0
     size = torch.diag(torch.tensor([factor, factor, factor, 1.0], dtype=torch.float64))
     return solved.cameras[first].world_from_cam @ size @ guessed.camera[first].cam_from_world
 
@@ -148,10 +175,13 @@ def _origin(prediction: Prediction) -> str:
     return f"that {network} predicted"
 
 
-def _focals(run: Run, prediction: Prediction) -> list[float]:
-    """Predicted focal length of every sensor in pixels: the median over its pictures."""
+def _focals(run: Run, prediction: Prediction) -> list[float | None]:
+    """Predicted focal length of every sensor in pixels: the median over its pictures; None where structure from motion
+    found one of them, since that is no prediction.
+    """
     each = np.array([c.K.diagonal()[:2].mean().item() for c in prediction.camera])
-    return [float(np.median(each[run.sensors.of_frame == g])) for g in range(run.sensors.count)]
+    sensors, found = run.sensors.of_frame, {int(run.sensors.of_frame[i]) for i in prediction.found}
+    return [None if g in found else float(np.median(each[sensors == g])) for g in range(run.sensors.count)]
 
 
 def _seen(run: Run, placed: Placed) -> tuple[Tracks, np.ndarray]:
@@ -178,7 +208,8 @@ def _with_predicted(
         pose = move_pose(similarity, predicted.world_from_cam)
         cameras[i] = (predicted if lens is None or lens.hw != predicted.hw else lens).with_pose(pose)
     covariance = _covariance(solved, cameras, prediction, similarity)
-    guessed = [run.names[i] for i in missing if run.names[i] not in run.priors.world_from_cam]
+    known = {run.names[i] for i in prediction.found} | run.priors.world_from_cam.keys()
+    guessed = [run.names[i] for i in missing if run.names[i] not in known]
     facts = {**solved.facts, "predicted_only": guessed}
     return replace(solved, cameras=cameras, covariance=covariance, unregistered={}, facts=facts)
 
@@ -190,5 +221,7 @@ def _covariance(
     if solved.covariance is None:
         return None
     loose = prediction.covariance(float(scale_of(similarity)))
+    if prediction.guessed:  # with no telling how far off
+        loose = torch.full_like(loose, torch.nan)
     known = dict(zip(sorted(solved.cameras), solved.covariance, strict=True))
     return torch.stack([known.get(i, loose) for i in sorted(cameras)])

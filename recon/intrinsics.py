@@ -95,9 +95,9 @@ class Sensors:
         prior = self.focal_prior[group]
         return (prior.px if prior else None) if camera is None else float(camera.K[0, 0])
 
-    def with_predicted_focals(self, focal_px: Sequence[float], relative_std: float) -> Sensors:
-        """The groups with predicted focal lengths where neither the user nor the metadata know better."""
-        predicted = [FocalPrior(f, relative_std, "predicted") for f in focal_px]
+    def with_predicted_focals(self, focal_px: Sequence[float | None], relative_std: float) -> Sensors:
+        """The groups with predicted focal lengths where neither the user nor the metadata know better; None: none."""
+        predicted = [None if f is None else FocalPrior(f, relative_std, "predicted") for f in focal_px]
         priors = tuple(known or new for known, new in zip(self.focal_prior, predicted, strict=True))
         return replace(self, focal_prior=priors)
 

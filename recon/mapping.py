@@ -193,10 +193,14 @@ def _global(database: Path, out: Path, options: MappingOptions) -> dict[int, pyc
     from geo4d.core.pycolmap_import import pycolmap
 
     if not options.fixed_cameras:
-        pycolmap.calibrate_view_graph(database)
+        calibration = pycolmap.ViewGraphCalibrationOptions()
+        calibration.random_seed = options.seed
+        pycolmap.calibrate_view_graph(database, calibration)
     settings = pycolmap.GlobalPipelineOptions()
-    settings.num_threads = THREADS
-    settings.random_seed = options.seed
+    mapper = settings.mapper
+    settings.num_threads = mapper.num_threads = THREADS
+    for each in (settings, mapper, mapper.rotation_averaging, mapper.global_positioning, mapper.retriangulation):
+        each.random_seed = options.seed
     settings.mapper.bundle_adjustment.ceres.use_gpu = False
     settings.mapper.global_positioning.use_gpu = False
     if options.fixed_cameras:

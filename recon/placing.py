@@ -54,6 +54,9 @@ MIN_SEEN = 6
 RESECTION_INLIERS, RESECTION_SHARE = 15, 0.5
 """Matches by which a picture is placed anew, at least, also as a share of all; with as many that agree with its
 prediction it stays there."""
+TRACK_ERROR, TRACK_SHARE = 0.04, 0.25
+"""Of a network's tracks to pictures that structure from motion found: how far off they and depth may be, in focal
+lengths, and the least share that must agree on a place."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +118,8 @@ def place(
     for i in sorted(prediction.found):
         lens[job.group(i)] = intrinsics.lens_of(prediction.camera[i].turned(-int(run.sensors.turns[i])))
     placed = Placed(job.start, lens, PosedDepth.of(prediction))
+    if prediction.found:
+        placed = _beside_found(job, placed, linked)
     pairs = _pairs(placed.geometry, linked)
     likely = {pair: _likely(job, placed, pair, m) for pair, m in linked.items()}
     matched = _matched(job, placed, likely, pairs, narrow=False)
@@ -233,23 +238,51 @@ def _resected(job: _Job, placed: Placed, matched: Matched, linked: Matched) -> t
     for pair, m in matched.items():
         support[list(pair)] += len(m)
     poses, matched = placed.cam_from_world.copy(), dict(matched)
+    tolerance = job.prediction.rotation_std_rad + job.prediction.depth_relative_std
     support[list(job.prediction.found)] = RESECTION_INLIERS
     for i in np.flatnonzero(support < RESECTION_INLIERS):
         mine = {pair: m for pair, m in linked.items() if i in pair}
-        pose = _pose_from_others(job, placed, mine, int(i))
+        pose = _pose_from_others(job, placed, mine, int(i), tolerance, RESECTION_SHARE)
         if pose is not None:
             poses[i] = pose
             matched |= mine
     return replace(placed, cam_from_world=poses), matched
 
 
-def _pose_from_others(job: _Job, placed: Placed, matched: Matched, i: int) -> np.ndarray | None:
+def _beside_found(job: _Job, placed: Placed, linked: Matched) -> Placed:
+    """With the pictures that structure from motion did not find where tracks and matches to those that it found put
+    them; as they are where too few agree.
+    """
+    poses, found, cameras = placed.cam_from_world.copy(), job.prediction.found, list(placed.geometry.camera)
+    known = {i for i, name in enumerate(job.run.names) if name in job.run.priors.world_from_cam}
+    for i in sorted(set(range(len(poses))) - found - known):
+        pairs = [(min(i, j), max(i, j)) for j in sorted(found)]
+        matched = {pair: _joined(linked.get(pair), _followed(job, pair)) for pair in pairs}
+        pose = _pose_from_others(job, placed, matched, i, TRACK_ERROR, TRACK_SHARE)
+        if pose is not None:
+            poses[i] = pose
+            cameras[i] = job.run.sensors.camera(i, pose, placed.lens[job.group(i)])
+    return replace(placed, cam_from_world=poses, geometry=replace(placed.geometry, camera=tuple(cameras)))
+
+
+def _followed(job: _Job, pair: Pair) -> np.ndarray:
+    """Keypoints (m, 2) of a pair that are points of one track of the network: their descriptors are the same."""
+    a, b = (np.ascontiguousarray(job.found[i].descriptor).view(np.dtype((np.void, 128)))[:, 0] for i in pair)
+    _, i, j = np.intersect1d(a, b, return_indices=True)
+    return np.column_stack([i, j]).astype(np.int64)
+
+
+def _pose_from_others(
+    job: _Job, placed: Placed, matched: Matched, i: int, tolerance: float, least_share: float
+) -> np.ndarray | None:
+    """Pose of picture i by which most of its matches, a share of them at least, are as near as the tolerance in focal
+    lengths to where the depth of others puts them; None where too few are.
+    """
     import cv2
 
     p_world, ideal = _seen_by_others(job, placed, matched, i)
     if len(p_world) < RESECTION_INLIERS:
         return None
-    tolerance = job.prediction.rotation_std_rad + job.prediction.depth_relative_std
     try:
         _, turn, shift, inlier = cv2.solvePnPRansac(
             p_world, ideal, np.eye(3), None, iterationsCount=500, reprojectionError=tolerance,
@@ -257,7 +290,7 @@ def _pose_from_others(job: _Job, placed: Placed, matched: Matched, i: int) -> np
         )  # fmt: skip
     except cv2.error:  # no pose can be built on these
         return None
-    if inlier is None or len(inlier) < max(RESECTION_INLIERS, RESECTION_SHARE * len(p_world)):
+    if inlier is None or len(inlier) < max(RESECTION_INLIERS, least_share * len(p_world)):
         return None
     return np.column_stack([cv2.Rodrigues(turn)[0], shift.ravel()])
 

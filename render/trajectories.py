@@ -84,7 +84,7 @@ def surroundings(scene: Scene) -> Surroundings:
 
 def _points(scene: Scene) -> np.ndarray:
     """Up to 20000 points of the scene, the dense ones where there are any."""
-    cloud = scene.points.p_world if len(scene.points.p_world) else scene.observations.p_world
+    cloud = scene.cloud.p_world
     cloud = cloud[torch.isfinite(cloud).all(-1)].double().numpy()
     return cloud[:: max(1, len(cloud) // _MANY_POINTS)]
 

@@ -559,6 +559,17 @@ class Scene(_Brief):
         centre, ray = camera.rays()
         return centre + ray * depth[..., None].double()
 
+    @property
+    def sparse_points(self) -> PointCloud:
+        """The points of the tracks, without normals."""
+        seen = self.observations
+        return PointCloud(seen.p_world, seen.rgb, torch.full_like(seen.p_world, torch.nan, dtype=torch.float32))
+
+    @property
+    def cloud(self) -> PointCloud:
+        """The dense points, or the sparse ones where there are no dense ones."""
+        return self.points if len(self.points.p_world) else self.sparse_points
+
     def transformed(self, new_from_world: Float64[Tensor, "4 4"], scale: Scale | None = None) -> "Scene":
         """The scene in another frame: `new_from_world` is a similarity (scaled rotation and translation)."""
         linear = new_from_world[:3, :3]

@@ -574,7 +574,7 @@ def _summary(scene: Scene, out: Path, seconds: float) -> dict[str, Any]:
         "photos": {
             status: sum(p.get("status") == status for p in photos) for status in ("used", "dropped", "unregistered")
         },
-        "points": len(scene.points.p_world) or len(scene.observations.p_world),
+        "points": len(scene.cloud.p_world),
         "cameras by": (facts.get("choice") or {}).get("chosen"),
         "reprojection error px": errors.get("mean_px"),
         "motion": (facts.get("motion") or {}).get("words"),

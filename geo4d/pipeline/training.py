@@ -67,7 +67,9 @@ def train_recon(
     recipe = _recipe(usual, network, pictures, rate, batch_pixels, registers, register_only, without)
     seed = usual_seed if seed is None else seed
     if not 0 <= seed <= MOST_SEED:
-        raise InputError("cannot begin with this seed", found=f"--seed {seed}", accepted=f"0 to {MOST_SEED}")
+        raise InputError(
+            "cannot begin with this seed", found=f"--seed {seed}", accepted=f"0 to {MOST_SEED}", hint="--seed 0"
+        )
     if begun is not None:
         check_same(folder, recipe, seed)
     if device == "auto" and where == "cpu" and recipe.network == "geo4d-s":

@@ -260,7 +260,7 @@ def _training_facts(weights: str, progress: Progress) -> tuple[dict[str, str], b
     if guessed:
         progress.note(
             f"the training of these weights taught no cameras (AUC@30 {scores['auc@30']:.1f} of generated scenes): "
-            "--backend auto takes their matches where these help, hybrid in any case"
+            "alone they are guesses; --backend auto and hybrid place with them what structure from motion lacks"
         )
     return {
         "weights": f"{card['network']} after {card['pictures']:,} of {card['planned']:,} generated pictures (AUC@30 "

@@ -74,12 +74,15 @@ class Recipe:
     weights: LossWeights = field(default_factory=LossWeights)
 
     def __post_init__(self) -> None:
-        if min(self.pictures, self.pixels) < 1 or not 0 < self.rate < 1:
+        wrong = {
+            "pictures": self.pictures < 1, "pixels in a step": self.pixels < 1, "as the rate": not 0 < self.rate < 1,
+        }  # fmt: skip
+        if any(wrong.values()):
+            values = dict(zip(wrong, (self.pictures, self.pixels, self.rate), strict=True))
             raise InputError(
-                "cannot train like this",
-                found=f"{self.pictures} pictures, {self.pixels} pixels in a step, a rate of {self.rate:g}",
+                "cannot train like this", found=", ".join(f"{values[k]:g} {k}" for k, bad in wrong.items() if bad),
                 accepted="at least one picture, at least one pixel in a step, a rate between 0 and 1",
-                hint="leave out --pictures, --batch-pixels and --rate: the recipe has its own",
+                hint="leave it out: the recipe has its own (--pictures, --batch-pixels, --rate)",
             )  # fmt: skip
 
     def rate_at(self, pictures: int) -> float:

@@ -72,12 +72,9 @@ def read_card(folder: Path) -> tuple[Recipe, dict[str, Any]]:
             raise ValueError(f"validation has no number of {', '.join(wrong)}")
         return recipe_of(about.get("recipe")), about
     except ValueError as error:
-        kept = folder.name == BEST and (folder.parent / STATE).is_file()
         raise InputError(
             f"cannot read the card of the weights in {folder}", found=f"{CARD}: {error}",
-            accepted=f"a {CARD} that geo4d train of this version wrote",
-            hint=f"rm -r {folder}: the training writes it again" if kept
-            else "copy the folder again, with its card",
+            accepted=f"a {CARD} that geo4d train of this version wrote", hint="copy the folder again, with its card",
         ) from error  # fmt: skip
 
 

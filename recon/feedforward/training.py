@@ -6,6 +6,7 @@ import contextlib
 import copy
 import json
 import math
+import shlex
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -28,7 +29,7 @@ from recon.feedforward.losses import Pairs, Truth, losses
 from recon.feedforward.recipe import DECAY, Recipe, kept_of_average, network_config, recipe_of
 from recon.feedforward.trained import BEST, STATE
 from recon.feedforward.validation import AT_ONCE, held_out, overall, validated
-from recon.feedforward.weights import load_weights
+from recon.feedforward.weights import load_weights, read_weights
 
 LOG, LOCK = "log.jsonl", "training.lock"
 FORMAT = "geo4d-training-1"
@@ -332,7 +333,9 @@ def _readable(folder: Path) -> Iterator[None]:
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise InputError(
             f"cannot go on with the training in {folder}", found=f"{STATE}: {type(error).__name__}: {error}",
-            accepted="the folder of a training that this version began", hint="name another folder to begin anew",
+            accepted="the folder of a training that this version began",
+            hint=f"--resume ANOTHER, and --from {folder / BEST} begins with the weights that it kept"
+            if (folder / BEST / trained.CARD).is_file() else "name another folder to begin anew",
         ) from error  # fmt: skip
 
 
@@ -401,13 +404,16 @@ def check_same(folder: Path, recipe: Recipe, seed: int) -> None:
     wanted = _flat({"seed": seed} | json.loads(json.dumps(asdict(recipe))))
     differ = [k for k in wanted | begun if k not in MAY_CHANGE and wanted.get(k) != begun.get(k)]
     if differ:
+        if "network" in differ:  # all else follows from it
+            differ = ["network"]
         found, asked = (
             some([f"{k} {json.dumps(values[k]) if k in values else 'unknown'}" for k in differ])
             for values in (begun, wanted)
         )
         raise InputError(
             f"cannot go on with the training in {folder}", found=f"it was begun with {found}",
-            accepted=f"the same; asked for were {asked}", hint="name another folder to begin anew",
+            accepted=f"the same; asked for were {asked}",
+            hint="leave out what was not said when it was begun, or name another folder to begin anew",
         )  # fmt: skip
 
 
@@ -598,10 +604,19 @@ def kept_card(folder: Path) -> dict[str, Any] | None:
     """The card of the weights that a training kept; None before the first.
 
     Raises:
-        InputError: it is damaged.
+        InputError: card or weights are damaged.
     """
     best = folder / BEST
-    return trained.read_card(best)[1] if best.exists() else None
+    if not best.exists():
+        return None
+    try:
+        read_weights(best)
+        return trained.read_card(best)[1]
+    except InputError as error:
+        raise InputError(
+            f"cannot read what the training kept in {best}", found=error.found, accepted="weights with their card",
+            hint=f"rm -r {shlex.quote(str(best))}: the training writes it again",
+        ) from error  # fmt: skip
 
 
 def _last_scores(folder: Path, steps: int) -> dict[str, Any] | None:

@@ -441,6 +441,8 @@ def _middle(points: np.ndarray, iterations: int = 30) -> np.ndarray:
     middle = points.mean(0)
     for _ in range(iterations):
         distance = np.linalg.norm(points - middle, axis=1, keepdims=True)
+        if not distance.any():
+            break
         weight = 1 / np.maximum(distance, 1e-9 * max(float(distance.max()), 1e-300))
         middle = (weight * points).sum(0) / weight.sum()
     return middle

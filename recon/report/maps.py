@@ -53,7 +53,7 @@ def _view(facts: ReportFacts, scene: Scene, title: str, plane: np.ndarray) -> st
 
 def _points(scene: Scene, at_most: int = 150_000) -> tuple[np.ndarray, np.ndarray]:
     """Dense points where there are some, else the sparse ones; evenly thinned; colours as uint8."""
-    cloud = scene.points if len(scene.points.p_world) else scene.observations
+    cloud = scene.cloud
     every = max(1, math.ceil(len(cloud.p_world) / at_most))
     rgb = (cloud.rgb[::every].numpy() * 255).clip(0, 255).round().astype(np.uint8)
     p_world = cloud.p_world[::every].numpy()

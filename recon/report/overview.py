@@ -35,7 +35,7 @@ def verdict(facts: ReportFacts) -> Verdict:
     tried = used + missing
     guessed = len(facts.get("predicted_only") or [])
     network = facts.get("network") or {}
-    alone, guesses = bool(network) and not facts.get("adjustment"), bool(network.get("guessed"))
+    alone, guesses = bool(network) and not facts.get("adjustment"), bool(network.get("guessed")) and used > 1
     share = (used - guessed) / tried if tried else 1.0
     fit, fit_words = _fit(facts)
     # Angles at which rays of cameras meet that nothing was measured of say nothing of the photos.

@@ -140,7 +140,7 @@ def pack_motion(motion: BasesMotion) -> Packed:
 
 def points(scene: Scene, most: int) -> Packed | None:
     """At most so many of the scene's points (the sparse ones where it has no dense ones); None where it has none."""
-    cloud = scene.points if len(scene.points.p_world) else scene.observations
+    cloud = scene.cloud
     p_world, rgb = cloud.p_world.numpy(), cloud.rgb.numpy()
     kept = np.flatnonzero(_inner(p_world))
     if len(kept) == 0 or most < 1:
@@ -209,7 +209,7 @@ def _focus(scene: Scene, index: int) -> float:
     depth = scene.depth[index]
     if depth is not None and bool(torch.isfinite(depth).any()):
         return float(depth[torch.isfinite(depth)].median())
-    cloud = scene.points.p_world if len(scene.points.p_world) else scene.observations.p_world
+    cloud = scene.cloud.p_world
     if len(cloud) == 0:
         return 1.0
     uv_px, z = scene.camera[index].project(cloud[:: max(1, len(cloud) // 20_000)])
@@ -244,9 +244,8 @@ def sample_of_positions(scene: Scene | None, gaussians: Gaussians | None, surfac
     """Some thousand finite positions `(n, 3)` of what is shown, without Gaussians that can hardly be seen; of those
     that move half-way through their time.
     """
-    if scene is not None and (len(scene.points.p_world) or len(scene.observations.p_world)):
-        cloud = scene.points if len(scene.points.p_world) else scene.observations
-        p_world = cloud.p_world.numpy()
+    if scene is not None and len(scene.cloud.p_world):
+        p_world = scene.cloud.p_world.numpy()
     elif gaussians is not None:
         solid = (gaussians.opacity > 0.1).nonzero()[:, 0]
         few = (solid if len(solid) else torch.arange(len(gaussians)))[:: max(1, len(solid) // 20_000)]

@@ -66,7 +66,7 @@ def test_weights_of_a_training_alone(run: Callable[..., Any], tmp_path: Path) ->
     scene = load_scene(tmp_path / "out")
     assert len(scene.frames) == 6
     assert scene.report["network"]["weights"].startswith("geo4d-xs after 150,")
-    assert "AUC@30 1.2 of generated scenes): --backend auto takes their matches" in done.stderr
+    assert "AUC@30 1.2 of generated scenes): alone they are guesses" in done.stderr
     assert len(scene.observations.p_world) > 50  # of descriptors that match
 
 

@@ -89,7 +89,7 @@ def test_the_curve_marks_where_stages_change_and_the_rate_falls(tmp_path: Path) 
     ("args", "says"),
     [
         (("--minutes", "0"), "--minutes 0"),
-        (("--rate", "3"), "a rate between 0 and 1"),
+        (("--rate", "3"), "found: 3 as the rate"),
         (("--pictures", "-5"), "at least one picture"),
         (("--batch-pixels", "0"), "at least one pixel in a step"),
         (("--whole-minutes", "0"), "--whole-minutes 0"),
@@ -164,7 +164,10 @@ def test_doctor_tells_how_far_a_training_is(geo4d: Callable[..., Any], tmp_path:
     assert "the training is complete" in told.stdout
     best = json.loads(geo4d("doctor", tmp_path / BEST, "--json").stdout)["input"]
     assert best["kind"] == "weights of a training"
-    assert best["tensors"] > 100
+    assert best["matches"].endswith("%")
+    assert "cameras of these weights are guesses" in told.stdout
+    (tmp_path / LOG).write_text("damaged\n")
+    assert geo4d("doctor", tmp_path).code == 2
     training.Training(TINY).save(tmp_path / "begun")
     begun = geo4d("doctor", tmp_path / "begun")
     assert "0 of 10,000 pictures" in begun.stdout

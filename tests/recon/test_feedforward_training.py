@@ -8,6 +8,7 @@ import functools
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -920,14 +921,26 @@ def test_a_training_that_is_complete_says_so_and_stays_as_it_is(tmp_path: Path) 
     assert train(tmp_path, short, minutes=1, validation_scenes=1)["validation"] == first["validation"]
 
 
-def test_a_damaged_card_of_what_was_kept_is_said_before_any_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("damage", ["empty", "cut", "deleted", "weights", "folder"])
+def test_damage_of_what_was_kept_is_said_before_any_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
     train(tmp_path, replace(TINY, pictures=6), minutes=1, validation_scenes=1)
-    (tmp_path / BEST / CARD).write_text("{}")
+    best = tmp_path / BEST
+    if damage == "folder":
+        shutil.rmtree(best)
+        best.mkdir()
+    elif damage == "weights":
+        (shard,) = best.glob("*.safetensors")
+        shard.write_bytes(shard.read_bytes()[:1000])
+    elif damage == "deleted":
+        (best / CARD).unlink()
+    else:
+        (best / CARD).write_text({"empty": "{}", "cut": (best / CARD).read_text()[:100]}[damage])
     monkeypatch.setattr(training.Training, "step", lambda _: pytest.fail("a step was made"))
-    with pytest.raises(InputError, match=r"(?s)format None, not 'geo4d-weights-1'.*rm -r .*best"):
-        train(tmp_path, TINY, minutes=1, validation_scenes=1)
+    for recipe in (TINY, replace(TINY, pictures=6)):
+        with pytest.raises(InputError, match=r"(?s)cannot read what the training kept.*rm -r .*best: the training"):
+            train(tmp_path, recipe, minutes=1, validation_scenes=1)
 
 
 @pytest.mark.parametrize(

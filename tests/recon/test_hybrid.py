@@ -16,7 +16,7 @@ from geo4d.core import geometry, metrics
 from geo4d.core.errors import InputError, ReconstructionError
 from geo4d.core.progress import Progress
 from geo4d.core.types import Camera, Distortion, Frame, Frames, Scene
-from recon import api, automatic, evidence, features, guided, hybrid, placing, sfm, tracked
+from recon import api, automatic, evidence, features, guided, hybrid, linking, placing, sfm, tracked
 from recon import reconstruct as reconstruct_scene
 from recon.feedforward import solving
 from recon.feedforward.prediction import Prediction
@@ -300,6 +300,13 @@ def test_auto_holds_a_hybrid_that_began_from_guesses_to_what_structure_from_moti
     assert solve(automatic.solve_cameras, scene.frames, tmp_path, known).facts["choice"]["chosen"] == "hybrid"
 
 
+def without_the_last(solved: CameraSolution) -> CameraSolution:
+    """Of four pictures."""
+    covariance = None if solved.covariance is None else solved.covariance[:3]
+    cameras = {i: c for i, c in solved.cameras.items() if i < 3}
+    return replace(solved, cameras=cameras, unregistered={3: ""}, covariance=covariance)
+
+
 def test_a_hybrid_of_guesses_begins_where_structure_from_motion_places_pictures(
     noisy: Callable[..., Prediction], scene: Scene, solved: CameraSolution, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -312,10 +319,10 @@ def test_a_hybrid_of_guesses_begins_where_structure_from_motion_places_pictures(
     assert errors_deg(found, scene).max() < 0.5
     assert found.facts["network"]["guessed"] is False
     assert found.facts["mapper"]["reason"].startswith("begun from the cameras of structure from motion; ")
-    three = replace(solved, cameras={i: c for i, c in solved.cameras.items() if i < 3}, unregistered={3: ""})
+    three = without_the_last(solved)
     monkeypatch.setattr(sfm, "solve_cameras", lambda *_, **__: three)
     found = solve(hybrid.solve_cameras, scene.frames, tmp_path / "some", guesses)
-    assert errors_deg(found, scene)[:3, :3].max() < 0.5
+    assert errors_deg(found, scene).max() < 0.5
     assert found.facts["network"]["guessed"] is True
     assert "1 of them placed beside these as N says" in found.facts["mapper"]["reason"]
 
@@ -323,11 +330,54 @@ def test_a_hybrid_of_guesses_begins_where_structure_from_motion_places_pictures(
         raise ReconstructionError("nothing agrees", found="no tracks")
 
     monkeypatch.setattr(hybrid, "adjusted", fails)
-    assert solve(hybrid.solve_cameras, scene.frames, tmp_path / "kept", guesses) is three
+    kept = solve(hybrid.solve_cameras, scene.frames, tmp_path / "kept", guesses)
+    assert all(torch.equal(kept.cameras[i].world_from_cam, c.world_from_cam) for i, c in three.cameras.items())
+    assert kept.facts["predicted_only"] == [scene.frames.names[3]]
+    assert kept.covariance is not None
+    assert bool(kept.covariance[:3].isfinite().all())
+    assert bool(kept.covariance[3].isnan().all())
+    assert set(kept.depth) == {0, 1, 2, 3}
     monkeypatch.setattr(sfm, "solve_cameras", fails)
     alone = solve(hybrid.solve_cameras, scene.frames, tmp_path / "alone", guesses)
     assert alone.facts["predicted_because"] == "no tracks"
     assert alone.covariance is None
+
+
+def test_guesses_stand_beside_what_structure_from_motion_found_and_given_poses_stay(
+    noisy: Callable[..., Prediction], scene: Scene, solved: CameraSolution, tmp_path: Path
+) -> None:
+    run = linking.begin(
+        scene.frames, priors=Priors(), options=ReconstructOptions(), work_dir=tmp_path, progress=Progress()
+    )
+    three = without_the_last(solved)
+    guesses = replace(noisy(scene, 1), guessed=True)
+    begun = hybrid._with_found(guesses, three, run)
+    assert begun.found == {0, 1, 2}
+    for i in range(3):
+        torch.testing.assert_close(begun.camera[i].world_from_cam, solved.cameras[i].world_from_cam)
+    step, said = (p.camera[0].cam_from_world @ p.camera[3].world_from_cam for p in (begun, guesses))
+    torch.testing.assert_close(step[:3, :3], said[:3, :3])
+    depths = [float((begun.depth[i] / guesses.depth[i]).nanmedian()) for i in range(3)]  # pyright: ignore
+    torch.testing.assert_close(step[:3, 3], sorted(depths)[1] * said[:3, 3])
+    known = hybrid._with_found(replace(guesses, world_is_known=True), three, run)
+    torch.testing.assert_close(known.camera[3].world_from_cam, guesses.camera[3].world_from_cam)
+    # Structure from motion's own focal length is no prediction of the network.
+    assert hybrid._focals(run, begun) == [None]
+    assert hybrid._focals(run, guesses)[0] == pytest.approx(float(guesses.camera[0].K[0, 0]), rel=0.05)
+
+
+def test_auto_asks_structure_from_motion_once(
+    noisy: Callable[..., Prediction], scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual, asked = sfm.solve_cameras, []
+
+    def counted(*args: Any, **more: Any) -> CameraSolution:
+        asked.append(1)
+        return usual(*args, **more)
+
+    monkeypatch.setattr(sfm, "solve_cameras", counted)
+    solve(automatic.solve_cameras, scene.frames, tmp_path, replace(noisy(scene, 1), guessed=True))
+    assert len(asked) == 1
 
 
 def test_auto_keeps_structure_from_motion_where_the_hybrid_is_worse(

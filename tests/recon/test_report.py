@@ -477,8 +477,10 @@ def test_the_verdict_and_the_page_tell_what_a_network_alone_said(tmp_path: Path)
     assert verdict(alone).level == "fair"
     narrow: Any = {**alone, "tracks": {"median_angle_deg": 0.5}}
     assert verdict(narrow).level == "fair"  # of cameras that nothing was measured of, angles say nothing
-    guessed: Any = {**alone, "network": {"network": "N", "guessed": True}}
-    assert verdict(guessed).headline == "1 photo as a network guesses, nothing adjusted"
+    one: Any = {**alone, "network": {"network": "N", "guessed": True}}
+    assert verdict(one).level == "fair"  # its camera is where the world begins
+    guessed: Any = {**one, "photos": [{"name": n, "status": "used"} for n in "ab"]}
+    assert verdict(guessed).headline == "2 photos as a network guesses, nothing adjusted"
     assert verdict(guessed).level == "poor"
     fits: Any = {**guessed, "adjustment": {"points": 9}, "errors": {"mean_px": 0.3}}
     assert verdict(fits).level == "fair"

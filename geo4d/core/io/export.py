@@ -13,7 +13,7 @@ from geo4d.core.io.colmap import write_colmap
 from geo4d.core.io.gaussian_glb import write_gaussians_glb, write_points_glb
 from geo4d.core.io.gaussians import write_gaussians
 from geo4d.core.io.ply import write_points
-from geo4d.core.io.scene import package_version, picture_files, sparse_points, write_pictures, write_scene_transforms
+from geo4d.core.io.scene import package_version, picture_files, write_pictures, write_scene_transforms
 from geo4d.core.types import Gaussians, Scene
 
 MARKER = "geo4d.json"
@@ -30,7 +30,7 @@ def export_nerfstudio(scene: Scene, out: Path, *, overwrite: bool = False) -> No
     files = picture_files(scene.frames.names)
     with atomic.whole_folder(out, overwrite=overwrite, marker=MARKER) as partial:
         write_pictures(scene, partial, files)
-        write_points(partial / "sparse_pc.ply", sparse_points(scene))
+        write_points(partial / "sparse_pc.ply", scene.sparse_points)
         write_scene_transforms(scene, partial, files, points="sparse_pc.ply")
         write_marker(partial, "nerfstudio")
 
@@ -55,7 +55,7 @@ def export_points(scene: Scene, format: str, out: Path, *, overwrite: bool = Fal
         InputError: the file exists, its name ends otherwise, or the disk refuses.
     """
     check_file(out, format, overwrite=overwrite)
-    points = scene.points if len(scene.points.p_world) else sparse_points(scene)
+    points = scene.cloud
     if format == "glb":
         write_points_glb(out, points, up_world=scene.up_world)
     else:

@@ -41,7 +41,7 @@ def write_rerun(path: Path, scene: Scene, gaussians: Gaussians | None = None) ->
     stream = recording.binary_stream()
     log = partial(recording.log, strict=True)  # an error, not a warning and a gap
     log("world", _up(rr, scene.up_world), static=True)
-    log("world/points", _points(rr, scene.points), static=True)
+    log("world/points", _points(rr, scene.cloud), static=True)
     drawn = 0
     if gaussians is not None and len(gaussians):
         drawn = min(len(gaussians), _most_gaussians(rr))
@@ -59,7 +59,7 @@ def write_rerun(path: Path, scene: Scene, gaussians: Gaussians | None = None) ->
             log(before, rr.Clear(recursive=True))
         _log_frame(rr, log, scene, i, shown)
     atomic.write_bytes(path, stream.read(flush=True) or b"")
-    return {"points": min(len(scene.points.p_world), MAX_POINTS), "gaussians": drawn}
+    return {"points": min(len(scene.cloud.p_world), MAX_POINTS), "gaussians": drawn}
 
 
 def _rerun() -> Any:

@@ -29,7 +29,6 @@ from geo4d.core.types import (
     Frames,
     Observations,
     PhotoInfo,
-    PointCloud,
     PointTracks,
     Scale,
     Scene,
@@ -203,8 +202,7 @@ def write_scene_files(scene: Scene, folder: Path, *, command: str | None = None,
     (folder / TRACKS).unlink(missing_ok=True)
     if scene.tracks is not None:
         write_arrays(folder / TRACKS, **{name: getattr(scene.tracks, name).numpy() for name in TRACK_ARRAYS})
-    dense = len(scene.points.p_world) > 0
-    write_points(folder / "points.ply", scene.points if dense else sparse_points(scene))
+    write_points(folder / "points.ply", scene.cloud)
     write_colmap(folder / MODEL, dict(zip(files, scene.camera, strict=True)), scene.observations)
     write_scene_transforms(scene, folder, files, points="points.ply")
     frames = [
@@ -220,7 +218,8 @@ def write_scene_files(scene: Scene, folder: Path, *, command: str | None = None,
         "up_world": scene.up_world,
         "transforms": "transforms.json",
         "colmap": MODEL,
-        "points": "points.ply" if dense else None,
+        "points": "points.ply",
+        "points_kind": "dense" if len(scene.points.p_world) else "sparse",
         "covariance": None if scene.covariance is None else "covariance.npz",
         "tracks": None if scene.tracks is None else TRACKS,
         "frames": frames,
@@ -228,12 +227,6 @@ def write_scene_files(scene: Scene, folder: Path, *, command: str | None = None,
         "report": scene.report,
     }
     atomic.write_json(folder / MARKER, content)
-
-
-def sparse_points(scene: Scene) -> PointCloud:
-    """The points of the scene's tracks, without normals."""
-    o = scene.observations
-    return PointCloud(o.p_world, o.rgb, torch.full_like(o.p_world, torch.nan, dtype=torch.float32))
 
 
 def command_line(command: Sequence[str]) -> str | None:
@@ -411,6 +404,7 @@ def _scene(folder: Path, content: dict[str, Any]) -> Scene:
     maps = [_read_maps(folder, entry["depth"]) for entry in entries]
     for entry in entries:
         _check_numbers(folder, entry)
+    points = read_points(_inside(folder, content["points"]))
     covariance = None
     if content["covariance"] is not None:
         covariance = torch.from_numpy(read_arrays(_inside(folder, content["covariance"]), DAMAGED)["covariance"])
@@ -422,7 +416,8 @@ def _scene(folder: Path, content: dict[str, Any]) -> Scene:
         confidence=tuple(m.get("confidence") for m in maps),
         dynamic=tuple(m.get("dynamic") for m in maps),
         observations=_read_observations(folder, content, len(entries)),
-        points=NO_POINTS if content["points"] is None else read_points(_inside(folder, content["points"])),
+        # Of scenes that are older than the key an empty file says the same.
+        points=NO_POINTS if content.get("points_kind") == "sparse" else points,
         covariance=covariance,
         scale=Scale(**content["scale"]),
         up_world=torch.tensor(content["up_world"], dtype=torch.float64),
