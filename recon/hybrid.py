@@ -139,17 +139,19 @@ def _by_sfm(run: Run) -> CameraSolution | ReconstructionError:
 def _with_found(guessed: Prediction, solved: CameraSolution, run: Run) -> Prediction:
     """A prediction with the cameras of structure from motion in place of guessed ones, its depth on their points.
 
-    Guesses of the other pictures stand beside the first of these, but where poses were given they are in that world
-    already. A hybrid that begins from guesses may stay near them.
+    Other pictures stand where they were given, or else as guessed beside the first of these. A hybrid that begins from
+    guesses may stay near them.
     """
     depth = with_predicted_depth(solved, guessed, None).depth
-    moved = guessed if guessed.world_is_known else guessed.transformed(_beside(solved, guessed, depth))
+    moved = guessed.transformed(_beside(solved, guessed, depth))
+    given = run.priors.world_from_cam.keys() if solved.world_is_known and not run.priors.pose_offset else set()
+    cameras = {i: guessed.camera[i] for i, name in enumerate(run.names) if name in given} | dict(solved.cameras)
     return replace(
         moved,
-        camera=tuple(solved.cameras.get(i, camera) for i, camera in enumerate(moved.camera)),
+        camera=tuple(cameras.get(i, camera) for i, camera in enumerate(moved.camera)),
         depth=tuple(depth.get(i, d) for i, d in enumerate(moved.depth)),
         found=frozenset(solved.cameras),
-        facts={**guessed.facts, "guessed": len(solved.cameras) < len(run.frames)},
+        facts={**guessed.facts, "guessed": len(cameras) < len(run.frames)},
     )
 
 

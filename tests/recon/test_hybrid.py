@@ -359,7 +359,8 @@ def test_guesses_stand_beside_what_structure_from_motion_found_and_given_poses_s
     torch.testing.assert_close(step[:3, :3], said[:3, :3])
     depths = [float((begun.depth[i] / guesses.depth[i]).nanmedian()) for i in range(3)]  # pyright: ignore
     torch.testing.assert_close(step[:3, 3], sorted(depths)[1] * said[:3, 3])
-    known = hybrid._with_found(replace(guesses, world_is_known=True), three, run)
+    given = Priors(world_from_cam={f.name: c.world_from_cam for f, c in zip(scene.frames, scene.camera, strict=True)})
+    known = hybrid._with_found(guesses, replace(three, world_is_known=True), replace(run, priors=given))
     torch.testing.assert_close(known.camera[3].world_from_cam, guesses.camera[3].world_from_cam)
     # Structure from motion's own focal length is no prediction of the network.
     assert hybrid._focals(run, begun) == [None]
