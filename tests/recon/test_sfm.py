@@ -414,3 +414,18 @@ def test_of_a_film_that_hardly_turns_all_pictures_are_placed(shared_data: Path) 
     assert len(scene.frames) == 20
     focal_px = [float(c.K[0, 0]) * 854 / c.hw[1] for c in scene.camera]
     assert np.median(focal_px) == pytest.approx(990, rel=0.1)
+
+
+def test_all_random_numbers_of_the_global_mapper_follow_from_the_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from geo4d.core.pycolmap_import import pycolmap
+
+    said = []
+    monkeypatch.setattr(pycolmap, "calibrate_view_graph", lambda _, options: said.append(options.summary()))
+    monkeypatch.setattr(pycolmap, "global_mapping", lambda *args: said.append(args[-1].summary()) or {})
+    mapping._global(tmp_path / "db", tmp_path, mapping.MappingOptions(seed=7))
+    assert len(said) == 2
+    for text in said:
+        assert "random_seed = 7" in text
+        assert "random_seed = -1" not in text
