@@ -728,16 +728,15 @@ def _is_kept(args: Sequence[str]) -> bool:
     A package may be half imported here: what is not there has done nothing.
     """
     verb, values = args[:1], [value for arg in args[1:] for value in (arg, arg.partition("=")[2]) if value]
-    if verb == ["fit"]:
-        name = getattr(sys.modules.get("geo4d.pipeline.fitting"), "CHECKPOINT", None)
+    files = {"fit": ("geo4d.pipeline.fitting", "CHECKPOINT"), "train": ("recon.feedforward.trained", "STATE")}
+    if verb and verb[0] in files:
+        module, constant = files[verb[0]]
+        name = getattr(sys.modules.get(module), constant, None)
         return name is not None and any(Path(value, name).is_file() for value in values)
     if verb == ["reconstruct"]:
         from geo4d.core.io.atomic import partial_folder
 
         return any(partial_folder(Path(value)).is_dir() for value in values)
-    if verb == ["train"]:
-        state = getattr(sys.modules.get("recon.feedforward.trained"), "STATE", None)
-        return state is not None and any(Path(value, state).is_file() for value in values)
     return False
 
 

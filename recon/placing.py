@@ -149,19 +149,18 @@ def _pairs(geometry: PosedDepth, linked: Matched) -> list[Pair]:
 
 def _matched(job: _Job, placed: Placed, known: Matched, pairs: Sequence[Pair], *, narrow: bool) -> Matched:
     """Matches of all pairs: the known ones, and those guided by the cameras."""
-    everywhere = narrow
 
     def one(pair: Pair) -> np.ndarray:
-        narrow = everywhere or job.is_found(pair)
-        spread = NARROW if narrow else _reach(job.prediction)
+        right = narrow or job.is_found(pair)
+        spread = NARROW if right else _reach(job.prediction)
         if pair in known and len(known[pair]) >= ENOUGH and len(placed.geometry) > FEW_PICTURES:
             return known[pair].astype(np.int64)
         radius_px = spread * placed.geometry.camera[pair[1]].K[0, 0].item()
-        ratios, most = (RATIOS_NARROW, None) if narrow else (RATIOS_WIDE, WIDE_FEATURES)
+        ratios, most = (RATIOS_NARROW, None) if right else (RATIOS_WIDE, WIDE_FEATURES)
         for ratio in ratios:
             near = guided.match(placed.geometry, job.found, pair, radius_px, max_ratio=ratio, most=most)
-            agreeing = _agreeing(job, placed, pair, near, narrow=narrow)
-            if not narrow or _right_share(len(near), len(agreeing)) >= PURE:
+            agreeing = _agreeing(job, placed, pair, near, narrow=right)
+            if not right or _right_share(len(near), len(agreeing)) >= PURE:
                 return _joined(known.get(pair), agreeing)
         return _joined(known.get(pair), near[:0])
 

@@ -161,8 +161,9 @@ def write_curve(folder: Path) -> None:
     Dashed lines are where the stages of the recipe change and the rate begins to fall.
     """
     lines = read_log(folder / LOG)
-    recipe = (begun_with(folder) or _usual(None))[0]
-    changes = [recipe.pictures * share for share in [*(s.until for s in recipe.stages[:-1]), 1 - DECAY]]
+    begun = begun_with(folder)
+    shares = [] if begun is None else [*(s.until for s in begun[0].stages[:-1]), 1 - DECAY]
+    changes = [] if begun is None else [begun[0].pictures * share for share in shares]
     losses = [(x["pictures"], x["losses"]) for x in lines if "losses" in x]
     scores = [(x["pictures"], x["validation"]) for x in lines if "validation" in x]
     panels = [

@@ -92,14 +92,15 @@ def split_data(folder: Path, split: str = "train", *, eval_interval: int = 8, no
     every_s = [f.time_s for f in scene.frames if f.time_s is not None] or [0.0]
     span_s = min(every_s), max(every_s)
     times = [share_of(t, span_s) for i in chosen if (t := scene.frames[i].time_s) is not None]
-    points = geometry.transform_points(transform, scene.cloud.p_world) * scale
+    cloud = scene.cloud
+    points = geometry.transform_points(transform, cloud.p_world) * scale
     files = [_file(scene, i) for i in chosen]
     masked = any(frame.read_mask is not None for frame in scene.frames)
     return SplitData(
         files, [folder / "masks" / f"{file.stem}.png" for file in files] if masked else None, poses[:, :3].float(),
         K[:, 0, 0], K[:, 1, 1], K[:, 0, 2], K[:, 1, 2], hw[:, 1], hw[:, 0],
         torch.tensor(times) if len(times) == len(chosen) else None, span_s,
-        points.float(), (scene.cloud.rgb * 255).round().to(torch.uint8),
+        points.float(), (cloud.rgb * 255).round().to(torch.uint8),
         transform[:3].float(), scale, folder / GAUSSIANS,
     )  # fmt: skip
 
